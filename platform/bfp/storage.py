@@ -1,0 +1,368 @@
+"""Storage: every folder and file that bfp touches, by URI, on disk or in an object store.
+
+A `Place` is to URIs what `pathlib.Path` is to files: a value that can be compared, pickled and joined with `/`. Local
+places use the operating system; `s3://` uses s3fs for listings and conditional puts, and pyarrow for reading, which
+is several times as fast; other schemes go through fsspec. Importing this module imports none of them.
+
+Promises that everything above builds on:
+
+- `write` replaces a file whole: a reader sees the old bytes or the new ones, never a mixture;
+- `create` writes a file only if there is none, and says whether it did (POSIX link, S3 `If-None-Match: *`);
+- whatever goes wrong is a `StorageError` that names the place and the remedy. Nothing is retried in silence beyond
+  what the storage client does itself.
+
+Credentials come from where the client library looks for them (environment, profile); none is ever read here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from bfp.errors import InputError, StorageError
+
+S3_CONNECT_TIMEOUT_S = 10
+S3_REQUEST_TIMEOUT_S = 60  # pyarrow's own limits are 1 s and 3 s: too short for a busy store
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a listing: its place, size in bytes, and a mark that changes whenever its content does."""
+
+    place: Place
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A folder or file, by absolute local path or URI. Use `place()` to make one from what a user wrote."""
+
+    uri: str
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(f"{self.uri.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.uri).name
+
+    @property
+    def parent(self) -> Place:
+        return Place(self.uri.rstrip("/").rpartition("/")[0] or "/")
+
+    @property
+    def scheme(self) -> str:
+        return self.uri.partition("://")[0] if "://" in self.uri else "file"
+
+    @property
+    def is_local(self) -> bool:
+        return self.scheme == "file"
+
+    @property
+    def path(self) -> Path:
+        """The path of a local place."""
+        assert self.is_local, self.uri
+        return Path(self.uri)
+
+    # reading ---------------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether a file stands here (a folder of an object store is no file)."""
+        if self.is_local:
+            return self.path.exists()
+        with _plainly(self, "look for"):
+            return bool(_fsspec(self.scheme).isfile(self.uri))
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        with _plainly(self, "read"):
+            return self.path.stat().st_size if self.is_local else int(_fsspec(self.scheme).size(self.uri))
+
+    def entry(self) -> Entry | None:
+        """The file as a listing would show it (a dangling link has size -1), or None where there is none."""
+        if not self.is_local:
+            with _plainly(self, "look for"):
+                try:
+                    info = _fsspec(self.scheme).info(self.uri, refresh=True)
+                except FileNotFoundError:
+                    return None
+            return _remote_entry(self.uri, info) if info.get("type", "file") == "file" else None
+        with _plainly(self, "look for"):
+            if not os.path.lexists(self.uri):
+                return None
+            return None if self.path.is_dir() else _local_entry(self)
+
+    def read(self) -> bytes:
+        """The whole file."""
+        with _plainly(self, "read"):
+            if self.is_local:
+                return self.path.read_bytes()
+            if self.scheme == "s3":
+                with self._arrow().open_input_stream(self._key()) as stream:
+                    return bytes(stream.readall())
+            return bytes(_fsspec(self.scheme).cat_file(self.uri))
+
+    def open_parquet(self, *, pre_buffer: bool = False) -> Any:
+        """A pyarrow.parquet.ParquetFile; close it, or use it in `with`.
+
+        pre_buffer joins the reads of neighbouring columns and does them side by side: right for many small ones.
+        """
+        import pyarrow.parquet
+
+        with _plainly(self, "read"):
+            if self.is_local or self.scheme == "s3":
+                return pyarrow.parquet.ParquetFile(self._key(), filesystem=self._arrow(), pre_buffer=pre_buffer)
+            return pyarrow.parquet.ParquetFile(_fsspec(self.scheme).open(self.uri, "rb"), pre_buffer=pre_buffer)
+
+    def files(self) -> Iterator[Entry]:
+        """Every file below this folder, in order of URI, from one flat listing.
+
+        A dangling link is listed with size -1, so that whoever reads it can say so. Raises StorageError where the
+        folder does not exist or cannot be listed.
+        """
+        if self.is_local:
+            yield from self._local_files()
+            return
+        with _plainly(self, "list"):
+            found = _fsspec(self.scheme).find(self.uri, detail=True)
+        for key in sorted(found):
+            info = found[key]
+            if info.get("type", "file") == "file":
+                yield _remote_entry(f"{self.scheme}://{key.removeprefix(self.scheme + '://')}", info)
+
+    def _local_files(self) -> Iterator[Entry]:
+        with _plainly(self, "list"):
+            entries = sorted(os.scandir(self.path), key=lambda entry: entry.name + "/" * entry.is_dir())
+        for entry in entries:
+            here = Place(os.path.join(self.uri, entry.name))
+            if entry.is_dir():
+                yield from here._local_files()
+            else:
+                yield _local_entry(here)
+
+    def names(self) -> list[str]:
+        """The names of the files directly in this folder, sorted; none where the folder does not exist."""
+        with _plainly(self, "list"):
+            if self.is_local:
+                if not self.path.is_dir():
+                    return []
+                return sorted(entry.name for entry in os.scandir(self.path) if entry.is_file())
+            filesystem = _fsspec(self.scheme)
+            try:
+                found = filesystem.ls(self.uri, detail=True)
+            except FileNotFoundError:
+                return []
+            return sorted(info["name"].rpartition("/")[2] for info in found if info["type"] == "file")
+
+    # writing ---------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Replace the file, whole."""
+        with _plainly(self, "write"):
+            if not self.is_local:
+                _fsspec(self.scheme).pipe_file(self.uri, data)
+                return
+            aside = self._write_aside(data)
+            os.replace(aside, self.path)
+
+    def create(self, data: bytes) -> bool:
+        """Write the file if there is none; False, and nothing changed, if there is one."""
+        with _plainly(self, "write"):
+            if self.is_local:
+                return self._create_local(data)
+            filesystem = _fsspec(self.scheme)
+            try:
+                filesystem.pipe_file(self.uri, data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError:
+                # A lost race reaches us as a bare OSError(22): what stands there now decides.
+                if not filesystem.exists(self.uri):
+                    raise
+                return bool(filesystem.cat_file(self.uri) == data)
+            return True
+
+    def _create_local(self, data: bytes) -> bool:
+        """A file without a name until it is whole: a process that is killed leaves nothing behind (Linux).
+
+        Elsewhere, and on file systems that have no such files, a named one stands aside until it is linked.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+        except (AttributeError, OSError):
+            aside = self._write_aside(data)
+            try:
+                return _link(str(aside), self.path)
+            finally:
+                aside.unlink()
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            _flush(file)
+            # With a directory's handle, os.link follows the link that /proc shows; without one it does not.
+            return _link(f"/proc/self/fd/{handle}", self.path, src_dir_fd=handle)
+
+    def upload(self, file: Path) -> None:
+        """Replace the file by a local one, without holding it in memory."""
+        with _plainly(self, "write"):
+            if not self.is_local:
+                _fsspec(self.scheme).put_file(str(file), self.uri)
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            aside = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
+            with open(file, "rb") as source, open(aside, "wb") as target:
+                while block := source.read(1 << 22):
+                    target.write(block)
+                _flush(target)
+            os.replace(aside, self.path)
+
+    def delete(self) -> None:
+        """Remove the file; nothing happens where there is none."""
+        with _plainly(self, "delete"):
+            if self.is_local:
+                self.path.unlink(missing_ok=True)
+            elif _fsspec(self.scheme).exists(self.uri):
+                _fsspec(self.scheme).rm_file(self.uri)
+
+    def check_writable(self) -> None:
+        """Raise StorageError, having left nothing behind, where this folder could not be written to."""
+        if not self.is_local:
+            probe = self / f".bfp-{secrets.token_hex(6)}"
+            probe.write(b"")
+            probe.delete()
+            return
+        folder = self.path
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise StorageError(f"{self.uri}: {folder} is a file; give a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise StorageError(f"{self.uri}: no permission to write in {folder}; choose another place")
+
+    def _write_aside(self, data: bytes) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
+        with open(aside, "wb") as file:
+            file.write(data)
+            _flush(file)
+        return aside
+
+    def _arrow(self) -> Any:
+        return _arrow_filesystem(self.scheme)
+
+    def _key(self) -> str:
+        return self.uri if self.is_local else self.uri.partition("://")[2]
+
+
+def place(text: str, *, base: Path | None = None) -> Place:
+    """The place that a user named: a URI as it is, a path made absolute from `base` (else the working directory)."""
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        if scheme == "file":
+            return Place(os.path.abspath(rest))
+        if not rest.strip("/"):
+            raise InputError(f"{text}: names no bucket; expected {scheme}://bucket/key")
+        return Place(text.rstrip("/"))
+    return Place(os.path.abspath(os.path.join(base or Path.cwd(), os.path.expanduser(text))))
+
+
+def _local_entry(here: Place) -> Entry:
+    try:
+        stat = here.path.stat()
+    except OSError:
+        return Entry(here, -1, "")
+    return Entry(here, stat.st_size, str(stat.st_mtime_ns))
+
+
+def _remote_entry(uri: str, info: dict[str, Any]) -> Entry:
+    etag = str(info.get("ETag") or info.get("etag") or info.get("mtime") or "").strip('"')
+    return Entry(Place(uri), int(info["size"]), etag)
+
+
+def _link(source: str, target: Path, *, src_dir_fd: int | None = None) -> bool:
+    """Give a file its name; False where the name is taken."""
+    try:
+        os.link(source, target, src_dir_fd=src_dir_fd, follow_symlinks=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@cache
+def _fsspec(scheme: str) -> Any:
+    import fsspec
+
+    try:
+        if scheme == "s3":
+            _set_s3_environment()
+            return fsspec.filesystem(
+                "s3",
+                use_listings_cache=False,
+                config_kwargs={"connect_timeout": S3_CONNECT_TIMEOUT_S, "read_timeout": S3_REQUEST_TIMEOUT_S},
+            )
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        raise InputError(f"{scheme}:// needs a package that is not installed: pip install 'bfp[{scheme}]'") from error
+    except ValueError as error:
+        raise InputError(
+            f"{scheme}:// is no scheme that fsspec knows; use a path, s3:// or another of its schemes"
+        ) from error
+
+
+@cache
+def _arrow_filesystem(scheme: str) -> Any:
+    from pyarrow import fs
+
+    if scheme == "file":
+        return fs.LocalFileSystem(use_mmap=True)
+    _set_s3_environment()
+    return fs.S3FileSystem(
+        # s3fs finds the endpoint in the environment by itself, pyarrow does not
+        endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        connect_timeout=S3_CONNECT_TIMEOUT_S,
+        request_timeout=S3_REQUEST_TIMEOUT_S,
+    )
+
+
+def _set_s3_environment() -> None:
+    # Ceph and other gateways answer 411 to the checksums that newer clients send by default, and without
+    # credentials the client hangs on the cloud's metadata address.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@contextmanager
+def _plainly(here: Place, verb: str) -> Iterator[None]:
+    """Turn what the storage clients raise into a StorageError in plain words."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{here}: cannot {verb} it: nothing is there") from error
+    except PermissionError as error:
+        raise StorageError(f"{here}: cannot {verb} it: no permission; check the owner or the credentials") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageError(f"{here}: cannot {verb} it: no space left") from error
+        raise StorageError(f"{here}: cannot {verb} it: {error}") from error
+    except Exception as error:
+        # botocore's errors share no base with the rest and cannot be imported without the extra.
+        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+            raise
+        raise StorageError(f"{here}: cannot {verb} it: {error}") from error

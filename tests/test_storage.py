@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from bfp.errors import InputError, StorageError
+from bfp.storage import Place, place
+
+
+def test_a_path_is_made_absolute_and_a_uri_is_left_alone(tmp_path: Path) -> None:
+    assert place("a/b", base=tmp_path).uri == str(tmp_path / "a/b")
+    assert place("s3://bucket/key/").uri == "s3://bucket/key"
+    assert (place("s3://bucket") / "a.json").parent.uri == "s3://bucket"
+    assert pickle.loads(pickle.dumps(place("s3://bucket/key"))) == Place("s3://bucket/key")
+
+
+def test_a_uri_without_a_bucket_is_refused() -> None:
+    with pytest.raises(InputError, match="names no bucket"):
+        place("s3://")
+
+
+def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    file = place("x/file.json", base=tmp_path)
+    file.write(b"old")
+    file.write(b"new")
+    assert file.read() == b"new"
+    assert os.listdir(tmp_path / "x") == ["file.json"]
+
+
+def test_only_the_first_creation_of_a_file_counts(tmp_path: Path) -> None:
+    file = place("commit.json", base=tmp_path)
+    assert file.create(b"first")
+    assert not file.create(b"second")
+    assert file.read() == b"first"
+    assert os.listdir(tmp_path) == ["commit.json"]
+
+
+def _race(uri: str, number: int, rounds: int, results: multiprocessing.Queue) -> None:
+    results.put([Place(f"{uri}/{turn}").create(str(number).encode()) for turn in range(rounds)])
+
+
+def test_of_many_processes_that_create_a_file_one_wins_each_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue = context.Queue()
+    racers = [context.Process(target=_race, args=(str(tmp_path), number, 50, results)) for number in range(4)]
+    for racer in racers:
+        racer.start()
+    wins = [results.get(timeout=30) for _ in racers]
+    for racer in racers:
+        racer.join()
+    assert [sum(turn) for turn in zip(*wins, strict=True)] == [1] * 50
+
+
+def test_a_listing_is_flat_sorted_and_tells_a_dangling_link(tmp_path: Path) -> None:
+    for name in ("b/two", "a/one", "a-3"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"12")
+    (tmp_path / "b/gone").symlink_to(tmp_path / "nowhere")
+    entries = list(Place(str(tmp_path)).files())
+    assert [entry.place.uri.removeprefix(f"{tmp_path}/") for entry in entries] == ["a-3", "a/one", "b/gone", "b/two"]
+    assert [entry.size for entry in entries] == [2, 2, -1, 2]
+
+
+def test_a_file_s_mark_changes_with_its_content(tmp_path: Path) -> None:
+    file = Place(str(tmp_path / "scan"))
+    file.write(b"aa")
+    (before,) = Place(str(tmp_path)).files()
+    file.write(b"bb")
+    (after,) = Place(str(tmp_path)).files()
+    assert before.etag != after.etag
+
+
+def test_a_missing_folder_is_said_in_words(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no-such: cannot list it: nothing is there"):
+        list(Place(str(tmp_path / "no-such")).files())
+
+
+def test_a_file_where_a_folder_should_be_is_not_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="is a file; give a folder"):
+        Place(str(tmp_path / "file/below")).check_writable()
+
+
+def test_an_unknown_scheme_is_said_in_words() -> None:
+    with pytest.raises(InputError, match="no scheme that fsspec knows"):
+        Place("gopher://host/x").exists()
+
+
+def test_an_object_store_keeps_the_same_promises(s3_bucket: str, tmp_path: Path) -> None:
+    folder = Place(s3_bucket) / "storage"
+    file = folder / "commit.json"
+    assert not file.exists()
+    assert file.create(b"first")
+    assert not file.create(b"second")
+    assert file.read() == b"first"
+    assert file.size() == 5
+    file.write(b"third")
+    assert file.read() == b"third"
+    (tmp_path / "big").write_bytes(bytes(1_000_000))
+    (folder / "deep/big").upload(tmp_path / "big")
+    assert [(entry.place.name, entry.size) for entry in folder.files()] == [("commit.json", 5), ("big", 1_000_000)]
+    assert folder.names() == ["commit.json"]
+    folder.check_writable()
+    file.delete()
+    file.delete()
+    assert not file.exists()
+    with pytest.raises(StorageError, match="nothing is there"):
+        file.read()
+
+
+def test_a_bucket_that_is_not_there_is_said_in_words(s3_bucket: str) -> None:
+    with pytest.raises(StorageError, match="s3://no-such-bucket-bfp"):
+        Place("s3://no-such-bucket-bfp/x").check_writable()
