@@ -1,0 +1,115 @@
+"""Cohorts: where scans come from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from bfp.specs.fields import Clash, Misfit, Modality, Name, Shipped, Strict, Uri
+
+
+class Segmentation(Strict):
+    """Label maps that ride along from a cohort's scans to the stacks."""
+
+    name: Name = Field(description="What this segmentation is called in the store.", examples=["tumour"])
+    suffix: str | None = Field(
+        None, description="BIDS cohorts: how the file name ends before its extension (`label-lesion_mask`, `dseg`)."
+    )
+    column: str | None = Field(None, description="Table cohorts: the column with the label map's URI.")
+    drawn_on: Modality = Field(description="The modality on whose grid the labels were drawn.", examples=["T1w"])
+    classes: dict[Name, list[Annotated[int, Field(ge=1, le=65535)]]] = Field(
+        description="Each class and the label values that make it; every other value is background.",
+        min_length=1,
+        examples=[{"lesion": [1]}],
+    )
+
+
+class Cohort(Strict):
+    """A set of scans from one source: exactly one of `bids`, `table` and `glob`."""
+
+    name: Name = Field(description="The cohort's name; it stands in every row of the store.", examples=["my-cohort"])
+    bids: Uri | None = Field(None, description="A BIDS dataset's root.", examples=["data/bids", "s3://brains/ds-a"])
+    table: Shipped | None = Field(
+        None,
+        description="A CSV or TSV file with columns subject, modality, uri and, if any, session; "
+        "relative URIs are relative to the table; every other column is carried along.",
+        examples=["scans.csv"],
+    )
+    glob: Uri | None = Field(
+        None, description="A path or URI with `*`, `?` and `**`.", examples=["s3://brains/ds-c/**/*_T1w.nii.gz"]
+    )
+    pattern: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
+        None,
+        description="With `glob`: a regular expression, searched in each URI, with the named groups `subject` and "
+        "`modality`, and `session` if any.",
+        examples=["sub-(?P<subject>[^/_]+).*_(?P<modality>[^_.]+)[.]nii"],
+    )
+    modalities: dict[str, Modality] = Field(
+        default_factory=dict,
+        description="The cohort's own names of modalities and the BIDS suffixes they stand for.",
+        examples=[{"T1": "T1w", "FL": "FLAIR"}],
+    )
+    segmentations: list[Segmentation] = Field(
+        default_factory=list,
+        description="Label maps that ride along.",
+        examples=[[{"name": "tumour", "suffix": "label-lesion_mask", "drawn_on": "T1w", "classes": {"lesion": [1]}}]],
+    )
+    labels: Shipped | None = Field(
+        None,
+        description="A CSV or TSV of labels and covariates by subject (and session), carried into the store. "
+        "null: participants.tsv of a BIDS dataset, the further columns of a table.",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _names_subject_and_modality(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        missing = [name for name in ("subject", "modality") if name not in groups]
+        if missing:
+            raise ValueError(
+                f"lacks the named group{'s' * (len(missing) > 1)} {' and '.join(missing)}; write (?P<{missing[0]}>…)"
+            )
+        return pattern
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Cohort:
+        given = [source for source in ("bids", "table", "glob") if getattr(self, source) is not None]
+        clashes = []
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            clashes.append(
+                Clash("", f"give exactly one of bids, table and glob; found {found}", ("bids", "table", "glob"))
+            )
+        if given == ["glob"] and self.pattern is None:
+            expected = "needs a `pattern`, which tells subject and modality from each name"
+            clashes.append(Clash("glob", expected, ("pattern",)))
+        if self.glob is None and self.pattern is not None:
+            clashes.append(Clash("pattern", "goes with `glob` only", ("glob",)))
+        if given == ["glob"] and self.segmentations:
+            expected = "a glob cohort carries no segmentations; list its files in a table instead"
+            clashes.append(Clash("segmentations", expected, ("glob",)))
+        for number, segmentation in enumerate(self.segmentations):
+            key = {"bids": "suffix", "table": "column"}.get("".join(given))
+            if key is not None and getattr(segmentation, key) is None:
+                expected = f"the segmentation of a {given[0]} cohort needs its `{key}`"
+                clashes.append(Clash(f"segmentations[{number}]", expected, tuple(given)))
+        if clashes:
+            raise Misfit(*clashes)
+        return self
+
+
+def same_names(cohorts: list[Cohort]) -> list[Clash]:
+    """The cohorts that are called like an earlier one."""
+    names = [cohort.name for cohort in cohorts]
+    return [
+        Clash(f"cohorts[{number}].name", "another cohort has this name; give each its own")
+        for number, name in enumerate(names)
+        if name in names[:number]
+    ]

@@ -1,0 +1,128 @@
+"""kind: finetune — encoder + labels -> model, with its cross-validated figures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bfp.specs.encoders import Encoder, EncoderShape, shape_clashes
+from bfp.specs.fields import Job, Misfit, Modality, Name, Positive, Shipped, Strict, Uri, Where
+
+Column = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Classification(Strict):
+    """Which of several classes a session belongs to."""
+
+    type: Literal["classification"]
+    target: Column = Field(description="The column of the labels that holds the class.", examples=["diagnosis"])
+    classes: list[str] = Field(
+        min_length=2,
+        description="The classes, as the column spells them; sessions of other classes are left out.",
+        examples=[["control", "patient"]],
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: list[str]) -> list[str]:
+        if twice := [name for number, name in enumerate(classes) if name in classes[:number]]:
+            raise ValueError(f"the class {twice[0]} is named twice")
+        return classes
+
+
+class Regression(Strict):
+    """A number for each session, such as age."""
+
+    type: Literal["regression"]
+    target: Column = Field(description="The column of the labels that holds the number.", examples=["age"])
+
+
+class Survival(Strict):
+    """The time to an event."""
+
+    type: Literal["survival"]
+    time: Column = Field(description="The column with the time to the event or to the last visit.", examples=["months"])
+    event: Column = Field(description="The column that is 1 where the event happened, else 0.", examples=["converted"])
+
+
+class SegmentationTask(Strict):
+    """A label for each voxel."""
+
+    type: Literal["segmentation"]
+    target: Name = Field(description="The store's segmentation that is learned.", examples=["tumour"])
+
+
+Task = Annotated[Classification | Regression | Survival | SegmentationTask, Field(discriminator="type")]
+
+
+class Baselines(Strict):
+    """What the fine-tuned model is compared with, on the same folds."""
+
+    untrained: bool = Field(True, description="The same encoder with random weights.")
+    histograms: bool = Field(True, description="Grey-value histograms of the slices, without any encoder.")
+    covariates: list[Column] = Field(default_factory=list, description="These columns of the labels alone.")
+    oracle: Column | None = Field(None, description="A column that is known to hold the truth (made cohorts only).")
+
+
+class FinetuneCompute(Strict):
+    """How the work is spread out. Changes nothing in what comes out."""
+
+    workers: int | None = Field(None, ge=1, description="Folds at once, one CPU each. null: every CPU of the target.")
+    gpus: float | None = Field(
+        None, ge=0, le=8, description="GPUs for computing features. null: one if the target has any, else none."
+    )
+    batch_size: int = Field(64, ge=1, description="Stacks in one forward pass.")
+
+
+class Finetune(Job):
+    """A head on an encoder, judged by subject-grouped, stratified cross-validation."""
+
+    kind: Literal["finetune"]
+    store: Uri = Field(description="The slice store.", examples=["stores/my-store"])
+    where: Where = Field(default_factory=Where, description="Which part of the store is used.")
+    encoder: Encoder = Field(
+        description="random:<timm name>, timm:<name>[@file], meta:<file>, a run, or a model folder.",
+        examples=["runs/my-encoder", "timm:vit_large_patch14_dinov2"],
+    )
+    encoder_shape: EncoderShape | None = Field(
+        None,
+        description="With random:, a smaller ViT than the named one. null: as named.",
+        examples=[{"width": 192, "depth": 12, "heads": 3}],
+    )
+    labels: Shipped | None = Field(
+        None,
+        description="A CSV or TSV with the column subject (and session) and the labels. "
+        "null: what the cohorts carried along.",
+    )
+    task: Task = Field(
+        description="What is learned: a classification, regression, survival or segmentation.",
+        examples=[
+            {"type": "classification", "target": "diagnosis", "classes": ["control", "patient"]},
+            {"type": "regression", "target": "age"},
+        ],
+    )
+    modalities: list[Modality] | None = Field(
+        None, min_length=1, description="Only these modalities are shown to the encoder. null: all of the store."
+    )
+    tune: Literal["frozen", "lora", "full"] = Field("frozen", description="What is trained beside the head.")
+    pooling: Literal["position", "mean"] = Field(
+        "position",
+        description="From the stacks of a session to one vector: mean of the slices in each of several bands of "
+        "height, or one mean of all.",
+    )
+    regularisation: list[Positive] = Field(
+        default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0],
+        min_length=1,
+        description="Inverse strengths C of the logistic regression; one is chosen inside each fold's training "
+        "subjects.",
+    )
+    folds: int = Field(5, ge=2, le=50, description="Folds of the cross-validation, grouped by subject.")
+    baselines: Baselines = Field(default_factory=Baselines, description="What the model is compared with.")
+    compute: FinetuneCompute = Field(default_factory=FinetuneCompute, description="How the work is spread out.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Finetune:
+        if clashes := shape_clashes(self.encoder, self.encoder_shape):
+            raise Misfit(*clashes)
+        return self

@@ -1,0 +1,49 @@
+"""kind: infer — model + new cohort -> predictions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bfp.specs.cohorts import Cohort, same_names
+from bfp.specs.fields import Job, Misfit, Positive, Share, Strict, Uri
+
+
+class InferCompute(Strict):
+    """How an inference is spread out. Changes nothing in what comes out."""
+
+    workers: int | None = Field(
+        None, ge=1, description="Sessions prepared at once, one CPU each. null: every CPU of the target."
+    )
+    models: int = Field(1, ge=1, description="Copies of the model that predict side by side.")
+    gpus_per_model: float | None = Field(
+        None, ge=0, le=8, description="GPUs for each copy. null: one if the target has any, else none."
+    )
+    batch_size: int = Field(64, ge=1, description="Stacks in one forward pass.")
+    scan_timeout_s: Positive = Field(
+        300.0, description="A session that takes longer than this many seconds a scan is rejected."
+    )
+    retries: int = Field(2, ge=0, le=10, description="How often sessions whose worker died are tried again.")
+
+
+class Infer(Job):
+    """Raw scans of new cohorts become one row of predictions a session."""
+
+    kind: Literal["infer"]
+    model: Uri = Field(description="A finetune run, or a model folder.", examples=["runs/my-classifier"])
+    cohorts: list[Cohort] = Field(
+        min_length=1, description="Where the scans come from.", examples=[[{"name": "my-cohort", "bids": "data/bids"}]]
+    )
+    embedding: bool = Field(True, description="Write each session's embedding beside its probabilities.")
+    max_rejected: Share | None = Field(
+        None, description="Fail when more than this share of the scans is rejected. null: never."
+    )
+    pictures: bool = Field(True, description="Show slices of the scans in the report.")
+    compute: InferCompute = Field(default_factory=InferCompute, description="How the work is spread out.")
+
+    @model_validator(mode="after")
+    def _cohorts_differ(self) -> Infer:
+        if clashes := same_names(self.cohorts):
+            raise Misfit(*clashes)
+        return self

@@ -1,0 +1,44 @@
+"""kind: ingest — cohorts -> slice store."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bfp.specs.cohorts import Cohort, same_names
+from bfp.specs.fields import Clash, CpuCompute, Job, Misfit, Share, Uri
+from bfp.specs.preprocessing import Preprocessing
+
+
+class Ingest(Job):
+    """Scans of one or more cohorts become stacks in a slice store."""
+
+    kind: Literal["ingest"]
+    store: Uri = Field(
+        description="The slice store: made, or added to when its preprocessing is the same.",
+        examples=["stores/my-store", "s3://brains/stores/v1"],
+    )
+    cohorts: list[Cohort] = Field(
+        min_length=1, description="Where the scans come from.", examples=[[{"name": "my-cohort", "bids": "data/bids"}]]
+    )
+    preprocessing: Preprocessing = Field(default_factory=Preprocessing, description="What is done to every scan.")
+    sessions_per_shard: int = Field(
+        8, ge=1, le=1000, description="Sessions in a shard, on average: the unit of commit, retry and resume."
+    )
+    max_rejected: Share | None = Field(
+        None, description="Fail when more than this share of the scans is rejected. null: never."
+    )
+    pictures: bool = Field(True, description="Show slices of the scans in the report.")
+    compute: CpuCompute = Field(default_factory=CpuCompute, description="How the work is spread out.")
+
+    @model_validator(mode="after")
+    def _cohorts_fit(self) -> Ingest:
+        clashes = same_names(self.cohorts)
+        for number, cohort in enumerate(self.cohorts):
+            if self.preprocessing.brain == "given" and "brain" not in [mask.name for mask in cohort.segmentations]:
+                expected = "preprocessing.brain: given needs a segmentation named `brain` in every cohort"
+                clashes.append(Clash(f"cohorts[{number}]", expected, ("preprocessing.brain",)))
+        if clashes:
+            raise Misfit(*clashes)
+        return self

@@ -1,0 +1,78 @@
+"""The numbers of each SSL preset, from their sources.
+
+dinov2-fast   the released code's default configuration (ViT-L, ImageNet-22k, 100 epochs)
+dinov2-long   the released training configuration of ViT-L/14 (LVD-142M recipe, 500 epochs of 1,250 steps)
+brain         ours, for cohorts of 1,000 to 100,000 scans on one GPU or a few; it departs from dinov2-fast so:
+              prototypes 4,096 with Sinkhorn-Knopp, since slices of brains are far less diverse than photographs
+              and rarely-used prototypes stand still; a momentum that the shorter runs can follow; layer decay 1,
+              since nothing was pretrained below; a teacher temperature without warm-up, since Sinkhorn keeps
+              the targets balanced from the first step.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+_DINOV2_FAST: dict[str, Any] = {
+    "prototypes": 65536,
+    "ibot_prototypes": 65536,
+    "bottleneck": 256,
+    "ibot_bottleneck": 256,
+    "hidden": 2048,
+    "shared_head": True,
+    "batch_norm_head": False,
+    "centring": "softmax",
+    "scope": "local",
+    "student_temperature": 0.1,
+    "teacher_temperature": (0.04, 0.07),
+    "teacher_temperature_warmup_epochs": 30.0,
+    "momentum": (0.992, 1.0),
+    "learning_rate": 4e-3,
+    "min_learning_rate": 1e-6,
+    "warmup_epochs": 10.0,
+    "weight_decay": (0.04, 0.4),
+    "layer_decay": 0.9,
+    "patch_embed_rate": 0.2,
+    "clip_norm": 3.0,
+    "freeze_last_layer_epochs": 1.0,
+    "drop_path": 0.3,
+    "dino_weight": 1.0,
+    "ibot_weight": 1.0,
+    "koleo_weight": 0.1,
+    "mask_ratio": (0.1, 0.5),
+    "mask_probability": 0.5,
+}
+
+_DINOV2_LONG: dict[str, Any] = {
+    **_DINOV2_FAST,
+    "prototypes": 131072,
+    "ibot_prototypes": 131072,
+    "bottleneck": 384,
+    "shared_head": False,
+    "centring": "sinkhorn",
+    "momentum": (0.994, 1.0),
+    "learning_rate": 2e-4,
+    "warmup_epochs": 80.0,
+    "weight_decay": (0.04, 0.2),
+    "layer_decay": 1.0,
+    "drop_path": 0.4,
+}
+
+_BRAIN: dict[str, Any] = {
+    **_DINOV2_FAST,
+    "prototypes": 4096,
+    "ibot_prototypes": 4096,
+    "shared_head": False,
+    "centring": "sinkhorn",
+    "scope": "global",
+    "teacher_temperature": (0.05, 0.05),
+    "teacher_temperature_warmup_epochs": 0.0,
+    "momentum": (0.994, 1.0),
+    "learning_rate": 2e-3,
+    "weight_decay": (0.04, 0.2),
+    "layer_decay": 1.0,
+    "drop_path": 0.1,
+}
+
+SSL_PRESETS = MappingProxyType({"dinov2-fast": _DINOV2_FAST, "dinov2-long": _DINOV2_LONG, "brain": _BRAIN})

@@ -1,0 +1,200 @@
+"""kind: pretrain — slice store -> encoder, by DINOv2 self-supervision (Oquab et al. 2023, arXiv 2304.07193)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from bfp.specs.backbones import backbones
+from bfp.specs.encoders import Encoder, EncoderShape, parse_encoder, shape_clashes
+from bfp.specs.fields import Clash, Job, Misfit, Name, Positive, Precision, Share, Strict, Uri, Where
+from bfp.specs.presets import SSL_PRESETS
+
+NonNegative = Annotated[float, Field(ge=0)]
+Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
+DecayPair = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
+SharePair = Annotated[tuple[Share, Share], Field(strict=False)]
+
+
+def _rising(shares: tuple[float, float]) -> tuple[float, float]:
+    if shares[0] > shares[1]:
+        raise ValueError("the smaller share comes first")
+    return shares
+
+
+RisingShares = Annotated[SharePair, AfterValidator(_rising)]
+
+
+def _optional_by_preset(schema: dict[str, Any]) -> None:
+    """In the JSON Schema every number may be left out: the preset gives it."""
+    schema.pop("required", None)
+
+
+class Ssl(Strict):
+    """The method's numbers. `preset` sets all of them; a number beside it overrides the preset's."""
+
+    model_config = ConfigDict(json_schema_extra=_optional_by_preset)
+
+    preset: Literal["dinov2-fast", "dinov2-long", "brain"] = Field(
+        "brain", description="Where the numbers come from: DINOv2's two recipes, or ours for brain MRI."
+    )
+    prototypes: int = Field(ge=2, description="Outputs K of the DINO head.")
+    ibot_prototypes: int = Field(ge=2, description="Outputs of the iBOT head, when it is a head of its own.")
+    bottleneck: int = Field(ge=2, description="Width of the DINO head's bottleneck.")
+    ibot_bottleneck: int = Field(ge=2, description="Width of the iBOT head's bottleneck.")
+    hidden: int = Field(ge=2, description="Width of the heads' hidden layers.")
+    shared_head: bool = Field(description="One head for class and patch tokens, or one each.")
+    batch_norm_head: bool = Field(description="Batch normalisation in the heads' hidden layers.")
+    centring: Literal["softmax", "sinkhorn"] = Field(description="How the teacher's outputs are kept from collapse.")
+    scope: Literal["global", "local"] = Field(
+        description="Centres, Sinkhorn and KoLeo over the global batch, or by each worker as published."
+    )
+    student_temperature: Positive = Field(description="Softmax temperature of the student.")
+    teacher_temperature: Pair = Field(
+        description="Softmax temperature of the teacher: at the start, after its warm-up."
+    )
+    teacher_temperature_warmup_epochs: float = Field(
+        ge=0, description="Epochs from the first temperature to the second."
+    )
+    momentum: SharePair = Field(
+        description="Momentum of the teacher's moving average: at the start, at the end (cosine)."
+    )
+    learning_rate: Positive = Field(description="Peak rate for a batch of 1,024; scaled by sqrt(batch_size / 1024).")
+    min_learning_rate: float = Field(ge=0, description="Rate at the end of the cosine.")
+    warmup_epochs: float = Field(ge=0, description="Epochs of linear warm-up from 0.")
+    weight_decay: DecayPair = Field(description="Weight decay: at the start, at the end (cosine).")
+    layer_decay: float = Field(gt=0, le=1, description="Factor of the rate from one block to the one below.")
+    patch_embed_rate: float = Field(gt=0, le=1, description="Further factor of the patch embedding's rate.")
+    clip_norm: Positive = Field(description="Gradient norm at which backbone and each head are clipped.")
+    freeze_last_layer_epochs: float = Field(ge=0, description="Epochs in which the heads' last layer rests.")
+    drop_path: float = Field(ge=0, lt=1, description="Stochastic depth of the student.")
+    dino_weight: float = Field(ge=0, description="Weight of the DINO loss.")
+    ibot_weight: float = Field(ge=0, description="Weight of the iBOT loss.")
+    koleo_weight: float = Field(ge=0, description="Weight of the KoLeo regulariser.")
+    mask_ratio: RisingShares = Field(
+        description="Smallest and largest share of a masked crop's patches that is masked."
+    )
+    mask_probability: Share = Field(description="Share of the global crops that are masked.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**SSL_PRESETS.get(given.get("preset", "brain"), SSL_PRESETS["brain"]), "preset": "brain", **given}
+
+
+class Crops(Strict):
+    """Multi-crop of stacks on the training device; every operation is safe for MRI.
+
+    No hue, saturation, greyscale or solarise: they mix contrasts or slices.
+    """
+
+    global_size_px: int | None = Field(None, ge=14, description="Size of the two global crops. null: the store's size.")
+    local_size_px: int = Field(98, ge=14, description="Size of the local crops.")
+    local_count: int = Field(8, ge=0, le=32, description="Local crops of each stack.")
+    global_scale: RisingShares = Field((0.32, 1.0), description="Share of a stack's area that a global crop covers.")
+    local_scale: RisingShares = Field((0.05, 0.32), description="Share of a stack's area that a local crop covers.")
+    modality_views: Share = Field(
+        0.5, description="Probability that a crop shows a random part of the stack's modalities only."
+    )
+    flip: Share = Field(0.0, description="Probability of a left-right flip.")
+    brightness: float = Field(0.2, ge=0, le=1, description="Largest shift of intensity, as a share of the range.")
+    contrast: float = Field(0.3, ge=0, lt=1, description="Largest relative change of contrast.")
+    gamma: float = Field(0.3, ge=0, lt=1, description="Largest change of log gamma.")
+    bias_field: float = Field(0.3, ge=0, lt=1, description="Largest relative change by a smooth field.")
+    noise: float = Field(0.05, ge=0, le=1, description="Largest standard deviation of noise, as a share of the range.")
+    blur: Share = Field(0.3, description="Probability of a Gaussian blur.")
+
+
+class Train(Strict):
+    """How long, in what batches, and how often it is saved."""
+
+    epochs: float = Field(100, gt=0, description="Length of the run.")
+    steps_per_epoch: int | None = Field(None, ge=1, description="Steps in an epoch. null: one pass over the stacks.")
+    batch_size: int = Field(64, ge=2, description="Stacks in a step, over all workers.")
+    checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
+    log_every: int = Field(10, ge=1, description="Steps between logged figures.")
+
+
+class PretrainCompute(Strict):
+    """How the training is spread out."""
+
+    workers: int = Field(1, ge=1, description="Training workers; the batch is split among them.")
+    cpus_per_worker: int = Field(
+        1, ge=1, description="CPUs that each worker claims (and threads it computes with on a CPU)."
+    )
+    gpus_per_worker: int | None = Field(
+        None, ge=0, le=1, description="GPUs of each worker. null: one if the target has any, else none."
+    )
+    precision: Precision = Field("fp32", description="bf16: compute in bfloat16, weights kept in float32.")
+    retries: int = Field(
+        2, ge=0, le=100, description="How often training starts again from its checkpoint after a worker died."
+    )
+
+
+class Probe(Strict):
+    """What tells whether the features have learned anatomy: residual tissue R² of patch tokens."""
+
+    segmentation: Name = Field(
+        description="The store's segmentation whose class shares in a patch are predicted.", examples=["tissue"]
+    )
+    held_out: float = Field(
+        0.25, gt=0, lt=1, description="Share of the subjects that pretraining never sees and the probe is judged on."
+    )
+
+
+class Pretrain(Job):
+    """DINOv2 pretraining on the stacks of one or more stores."""
+
+    kind: Literal["pretrain"]
+    store: Uri | list[Uri] = Field(
+        description="The slice store, or a list of them.", examples=["stores/my-store", "s3://brains/stores/v1"]
+    )
+    where: Where = Field(default_factory=Where, description="Which part of the stores is used.")
+    encoder: Encoder = Field(
+        "random:vit_small_patch14_dinov2",
+        description="Where it starts: random:<timm name>, timm:<name>[@file], meta:<file>, or a run.",
+        examples=["timm:vit_large_patch14_dinov2", "runs/my-run"],
+    )
+    encoder_shape: EncoderShape | None = Field(
+        None,
+        description="With random:, a smaller ViT than the named one. null: as named.",
+        examples=[{"width": 192, "depth": 12, "heads": 3}],
+    )
+    ssl: Ssl = Field(default_factory=lambda: Ssl.model_validate({}), description="The method's numbers.")
+    crops: Crops = Field(default_factory=Crops, description="Multi-crop augmentation.")
+    train: Train = Field(default_factory=Train, description="Length, batches, checkpoints.")
+    probe: Probe | None = Field(
+        None,
+        description="A check of what was learned. null: none is made.",
+        examples=[{"segmentation": "tissue", "held_out": 0.25}],
+    )
+    compute: PretrainCompute = Field(default_factory=PretrainCompute, description="How the work is spread out.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Pretrain:
+        clashes = [*shape_clashes(self.encoder, self.encoder_shape), *self._crops_off_the_patch_grid()]
+        if self.train.batch_size % self.compute.workers:
+            expected = f"does not split among compute.workers ({self.compute.workers})"
+            clashes.append(Clash("train.batch_size", expected, ("compute.workers",)))
+        if clashes:
+            raise Misfit(*clashes)
+        return self
+
+    def _crops_off_the_patch_grid(self) -> list[Clash]:
+        name = (parse_encoder(self.encoder).name or "").split(".")[0]
+        if not name:
+            return []
+        patch = backbones()[name].patch_px
+        clashes = []
+        for field in ("global_size_px", "local_size_px"):
+            size = getattr(self.crops, field)
+            if size is not None and size % patch:
+                below = size // patch * patch
+                nearest = f"the nearest are {below} and {below + patch}" if below else f"the nearest is {patch}"
+                expected = f"not a multiple of {patch}, the patch size of {name}; {nearest}"
+                clashes.append(Clash(f"crops.{field}", expected, ("encoder",)))
+        return clashes
