@@ -1,0 +1,17 @@
+"""One volume, from the bytes of a NIfTI file to stacks of slices, and from maps on slices back to the volume.
+
+    nifti (inflate)   bytes -> Volume: voxels as stored, and their Grid
+    grid              where voxels lie in the scanner's space
+    foreground        what of a volume is head; from it the window, the crop and the choice of slices
+    register          how far the headers of two scans are off, and the rigid motion that mends it
+    resample          voxels from one grid onto another, once
+    window            grey values to bytes
+    stacks            the recipe, the working grid of a session, and how pixels lie in a stack
+    session           all scans of a session -> stacks, label slices, facts
+    native            maps on stacks -> a volume on a scan's own grid
+
+Pure functions on arrays: no storage, no Ray, no torch, no specs. The same bytes give the same pixels in any process.
+"""
+
+# Part of the name of every shard: raise it whenever the pixels that come out change.
+IMAGING_VERSION = 1

@@ -1,0 +1,249 @@
+"""NIfTI files to volumes and back: what the bytes say, refused where they cannot be believed.
+
+Single files of NIfTI-1 and NIfTI-2, plain or gzip (told by their first bytes, never by their name), both byte orders,
+every real data type. The header is judged before a voxel is inflated. The orientation follows the standard
+(https://nifti.nimh.nih.gov/nifti-1): the sform where its code is positive, else the qform, else voxel sizes alone, and
+what is doubtful about it becomes a warning. Units other than millimetres are converted.
+
+Arrays are (i, j, k) in Fortran order, as the file stores them: i is fastest. Identifying header fields (descrip,
+aux_file, db_name, intent_name, extensions) are never looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import deflate
+import numpy as np
+from nibabel.nifti1 import header_dtype as nifti1_dtype
+from nibabel.nifti2 import header_dtype as nifti2_dtype
+from nibabel.quaternions import quat2mat
+
+from bfp.errors import Reason, Unusable
+from bfp.imaging.grid import Grid
+from bfp.imaging.inflate import content_of, first_bytes
+
+# 512³: half-millimetre voxels over a whole head; 0.5 GiB as float32.
+MAX_VOXELS = 1 << 27
+
+_HEADER_DTYPES = {348: nifti1_dtype, 540: nifti2_dtype}
+_REAL_TYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8",
+    256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+}  # fmt: skip
+_OTHER_TYPES = {
+    1: "single bits", 32: "complex64", 128: "RGB", 1536: "float128", 1792: "complex128", 2048: "complex256",
+    2304: "RGBA",
+}  # fmt: skip
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
+_SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 0.001, 100.0
+_LONGEST_EXTENSIONS = 1 << 24  # bytes between the header and the voxels
+_LARGEST_VALUE = 1e30  # beyond it, arithmetic in float32 overflows: as good as not finite
+_QFORM_SFORM_TOLERANCE_MM = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """One decoded scan.
+
+    stored: (i, j, k), read-only: the file's integers, or float32, already scaled and made finite (NaN and Inf are 0).
+    slope, intercept: a stored number s stands for slope · s + intercept, in scanner units.
+    header: the raw bytes of the header, 348 or 540 of them.
+    form_distance_mm: how far apart qform and sform put the corners at most; None unless the file has both.
+    warnings: what is doubtful, as sentences for a person.
+    """
+
+    stored: np.ndarray
+    slope: float
+    intercept: float
+    grid: Grid
+    header: bytes
+    form_distance_mm: float | None
+    warnings: tuple[str, ...]
+
+    def scaled(self, stored: np.ndarray) -> np.ndarray:
+        """Stored numbers of this volume, or averages of them, in scanner units: float32 of the same shape."""
+        values = np.asarray(stored, dtype=np.float32)
+        if (self.slope, self.intercept) != (1.0, 0.0):
+            values = values * np.float32(self.slope) + np.float32(self.intercept)
+        return values
+
+    def unscaled(self, value: float) -> float:
+        """The stored number that stands for a value in scanner units."""
+        return (value - self.intercept) / self.slope
+
+
+def decode(data: bytes | memoryview, *, may_be_blank: bool = False, max_voxels: int = MAX_VOXELS) -> Volume:
+    """One volume from the bytes of a file, at most `max_voxels` large.
+
+    may_be_blank: for masks, where nothing but zeros is an answer.
+    Raises Unusable: NOT_NIFTI, TRUNCATED, CORRUPT, TOO_LARGE, NOT_3D, DATATYPE, GEOMETRY, EMPTY.
+    """
+    header, raw = _header(data)
+    shape = _shape(header, max_voxels=max_voxels)
+    dtype = _dtype(header)
+    slope, intercept = _scaling(header)
+    grid, form_distance_mm, warnings = _geometry(header, shape)
+
+    offset = _voxel_offset(header, len(raw))
+    size = int(np.prod(shape)) * dtype.itemsize
+    content = content_of(data, offset + size)
+    stored = np.frombuffer(content, dtype, count=size // dtype.itemsize, offset=offset).reshape(shape, order="F")
+    stored = stored.astype(dtype.newbyteorder("="), order="K", copy=False)
+
+    volume = Volume(stored, slope, intercept, grid, raw, form_distance_mm, warnings)
+    if dtype.kind == "f":
+        volume = replace(volume, stored=_finite(volume), slope=1.0, intercept=0.0)
+    volume.stored.setflags(write=False)
+    if not may_be_blank and not np.any(volume.stored != volume.unscaled(0.0)):
+        raise Unusable(Reason.EMPTY, f"all {volume.stored.size:,} voxels are zero or not finite")
+    return volume
+
+
+def encode(voxels: np.ndarray, *, grid: Grid, compress: bool = True) -> bytes:
+    """A NIfTI-1 file of voxels (i, j, k), of any real dtype, on their grid: sform only, millimetres, gzip or plain."""
+    dtype = voxels.dtype.newbyteorder("<")
+    header = np.zeros((), nifti1_dtype.newbyteorder("<"))
+    header["sizeof_hdr"] = 348
+    header["magic"] = b"n+1"
+    header["dim"] = [3, *voxels.shape, 1, 1, 1, 1]
+    header["datatype"] = next(code for code, name in _REAL_TYPES.items() if np.dtype(name) == voxels.dtype)
+    header["bitpix"] = dtype.itemsize * 8
+    header["pixdim"] = [1, *grid.spacing_mm, 0, 0, 0, 0]
+    header["vox_offset"] = 352
+    header["scl_slope"] = 1
+    header["xyzt_units"] = 2
+    header["sform_code"] = 1
+    for row, name in enumerate(("srow_x", "srow_y", "srow_z")):
+        header[name] = grid.ras_from_voxel[row]
+    content = header.tobytes() + bytes(4) + voxels.astype(dtype).tobytes(order="F")
+    return bytes(deflate.gzip_compress(content, 6)) if compress else content
+
+
+def _header(data: bytes | memoryview) -> tuple[np.void, bytes]:
+    """The header as a record in its own byte order, and its raw bytes."""
+    start = first_bytes(data, 540)
+    order: Literal["<", ">"]
+    for order in ("<", ">"):
+        length = int(np.frombuffer(start[:4], f"{order}i4", count=1)[0]) if len(start) >= 4 else 0
+        if length in _HEADER_DTYPES:
+            break
+    else:
+        raise Unusable(Reason.NOT_NIFTI, f"begins with {start[:4].hex(' ') or 'nothing'}, which is no NIfTI header")
+    if len(start) < length:
+        raise Unusable(Reason.TRUNCATED, f"{len(start)} bytes of a header of {length}")
+    header = np.frombuffer(start, _HEADER_DTYPES[length].newbyteorder(order), count=1)[0]
+    magic = bytes(header["magic"])
+    if magic[:3] in (b"ni1", b"ni2"):
+        raise Unusable(Reason.NOT_NIFTI, "the header of a pair (.hdr and .img); a single .nii file is expected")
+    if magic[:3] not in (b"n+1", b"n+2"):
+        raise Unusable(Reason.NOT_NIFTI, f"magic {magic!r}, expected n+1 or n+2 (ANALYZE files are not read)")
+    return header, start[:length]
+
+
+def _shape(header: np.void, *, max_voxels: int) -> tuple[int, int, int]:
+    rank = int(header["dim"][0])
+    extents = [int(extent) for extent in header["dim"][1 : rank + 1]]
+    if not 1 <= rank <= 7 or min(extents) < 1:
+        raise Unusable(Reason.GEOMETRY, f"dim is {header['dim'].tolist()}")
+    while len(extents) > 3 and extents[-1] == 1:
+        extents.pop()
+    if len(extents) != 3 or min(extents) == 1:
+        raise Unusable(Reason.NOT_3D, f"shape {tuple(extents)}")
+    i, j, k = extents
+    if i * j * k > max_voxels:
+        raise Unusable(Reason.TOO_LARGE, f"{i} × {j} × {k} = {i * j * k:,} voxels; the limit is {max_voxels:,}")
+    return i, j, k
+
+
+def _dtype(header: np.void) -> np.dtype:
+    code = int(header["datatype"])
+    if code not in _REAL_TYPES:
+        name = _OTHER_TYPES.get(code, "unknown")
+        raise Unusable(Reason.DATATYPE, f"datatype {code} ({name}); expected integers or floats of up to 64 bits")
+    order = header.dtype["datatype"].byteorder
+    return np.dtype(_REAL_TYPES[code]).newbyteorder(order)
+
+
+def _scaling(header: np.void) -> tuple[float, float]:
+    """Slope and intercept; a slope of zero means none (the standard), and one that is not finite never meant any."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite(slope):
+        return 1.0, 0.0
+    if not np.isfinite(intercept) or max(abs(slope), abs(intercept)) > 1e12 or abs(slope) < 1e-12:
+        raise Unusable(Reason.DATATYPE, f"scl_slope {slope:g} and scl_inter {intercept:g} give no usable numbers")
+    return slope, intercept
+
+
+def _voxel_offset(header: np.void, header_length: int) -> int:
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _LONGEST_EXTENSIONS:  # also false for NaN
+        raise Unusable(Reason.NOT_NIFTI, f"vox_offset {offset:g}: no place where voxels could begin")
+    return max(int(offset), header_length + 4)  # 0 is common; four bytes say whether extensions follow
+
+
+def _geometry(header: np.void, shape: tuple[int, int, int]) -> tuple[Grid, float | None, tuple[str, ...]]:
+    """The grid by the standard's rules, the distance of qform and sform where both stand, and warnings."""
+    sform = _sform(header) if header["sform_code"] > 0 else None
+    qform = _qform(header) if header["qform_code"] > 0 else None
+    warnings: list[str] = []
+    form_distance_mm = None
+    if sform is not None:
+        affine = sform
+        if qform is not None and _is_usable(qform) and _is_usable(sform):
+            form_distance_mm = Grid(shape, sform).distance_mm(Grid(shape, qform))
+            if form_distance_mm > _QFORM_SFORM_TOLERANCE_MM:
+                warnings.append(f"qform and sform lie {form_distance_mm:.1f} mm apart; the sform was taken")
+    elif qform is not None:
+        affine = qform
+    else:
+        affine = np.diag([*np.abs(header["pixdim"][1:4]).astype(np.float64), 1.0])
+        warnings.append("the header says nothing of orientation (qform_code and sform_code are 0); RAS was assumed")
+    unit = int(header["xyzt_units"]) & 7
+    affine = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0]) @ affine
+    if not _is_usable(affine):
+        raise Unusable(Reason.GEOMETRY, f"voxel-to-millimetre matrix {np.round(affine[:3], 4).tolist()}")
+    return Grid(shape, affine), form_distance_mm, tuple(warnings)
+
+
+def _sform(header: np.void) -> np.ndarray:
+    rows = [header["srow_x"], header["srow_y"], header["srow_z"], [0, 0, 0, 1]]
+    return np.array(rows, dtype=np.float64)
+
+
+def _qform(header: np.void) -> np.ndarray:
+    """The qform (standard, method 2): rotation from a quaternion, spacing from pixdim, the third axis turned by qfac.
+
+    Not a number where the quaternion is none or a spacing is not positive.
+    """
+    spacing_mm = header["pixdim"][1:4].astype(np.float64)
+    vector = np.array([header["quatern_b"], header["quatern_c"], header["quatern_d"]], dtype=np.float64)
+    affine = np.full((4, 4), np.nan)
+    if np.all(spacing_mm > 0) and np.all(np.abs(vector) < 2):
+        scalar_squared = 1 - float(vector @ vector)
+        if scalar_squared > -1e-5:  # stored as float32, a turn by 180° may come out that much too long
+            rotation = quat2mat([np.sqrt(max(scalar_squared, 0.0)), *vector])
+            handedness = -1.0 if header["pixdim"][0] < 0 else 1.0
+            affine = np.eye(4)
+            affine[:3, :3] = rotation @ np.diag(spacing_mm * [1.0, 1.0, handedness])
+            affine[:3, 3] = [header["qoffset_x"], header["qoffset_y"], header["qoffset_z"]]
+    return affine
+
+
+def _is_usable(affine: np.ndarray) -> bool:
+    """Finite, with spacings that a head can have and axes that span the space."""
+    if not np.all(np.isfinite(affine)) or np.abs(affine).max() > 1e6:
+        return False
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing_mm.min() < _SMALLEST_SPACING_MM or spacing_mm.max() > _LARGEST_SPACING_MM:
+        return False
+    # The volume spanned by the unit axes: 1 when orthogonal. Below 0.2 two of them almost coincide.
+    return abs(np.linalg.det(affine[:3, :3] / spacing_mm)) > 0.2
+
+
+def _finite(volume: Volume) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = volume.scaled(volume.stored)
+        usable = np.abs(values) < _LARGEST_VALUE
+    return values if usable.all() else np.where(usable, values, np.float32(0))

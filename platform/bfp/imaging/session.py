@@ -1,0 +1,333 @@
+"""All scans of a session to stacks, label slices and facts.
+
+Form `modalities`: one set of stacks, on the grid of the reference (the first listed modality that can be used); the
+other scans are resampled onto it once, with the registration composed in; a modality that is not there is zeros and
+said to be absent. Form `neighbours`: one set of stacks for each scan, on its own grid.
+
+A scan that cannot be used costs the session only that scan, and is returned with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bfp.errors import Reason, Unusable
+from bfp.imaging.foreground import Foreground, find_foreground, masked_foreground
+from bfp.imaging.grid import Grid
+from bfp.imaging.nifti import Volume
+from bfp.imaging.register import SUSPICIOUS_SHIFT_MM, Alignment, Overview, align, overview
+from bfp.imaging.resample import resample
+from bfp.imaging.stacks import CHANNELS, Frame, Recipe, Registration, frame_stacks, to_pixels
+from bfp.imaging.window import Window, intensity_window, to_uint8
+
+# A scan that need not be resampled (`register: none`) lies on its reference's grid up to so much.
+_SAME_GRID_MM = 1e-3
+
+
+class Segmentation(NamedTuple):
+    """Whole-number labels (0: none of them) and the modality of the scan on which they were drawn."""
+
+    volume: Volume
+    drawn_on: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScanFacts:
+    """What was found in a scan and done to it; with it, `native` takes maps on the stacks back to the scan.
+
+    form_distance_mm: between qform and sform, None unless the file has both. foreground_share: of the volume.
+    reference_ras_from_scan_ras: the motion that was applied; the identity for the reference and unless registered.
+    shift_mm: how far rigid registration moves the head, applied or not; None for the reference or if not estimated.
+    similarity_before, similarity_after: normalised mutual information with the reference, None if not estimated.
+    warnings: sentences for a person.
+    """
+
+    modality: str
+    native: Grid
+    working: Grid
+    form_distance_mm: float | None
+    window: Window
+    foreground_share: float
+    register: Registration
+    reference_ras_from_scan_ras: np.ndarray
+    shift_mm: float | None
+    similarity_before: float | None
+    similarity_after: float | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """The stacks of one working grid.
+
+    pixels: uint8 (n, 3, size, size), see `stacks` for what lies where. slices: int32 (n,), z indices of `working`.
+    position_mm: float32 (n,), RAS z of the slices' centres. height: float32 (n,), 0 at the lowest slice, 1 at the
+    highest. foreground: float32 (n,), the share of each slice that is head. modalities, present: of the channels.
+    labels: uint16 (n, size, size) of the centre slice by the segmentation's name.
+    """
+
+    pixels: np.ndarray
+    slices: np.ndarray
+    position_mm: np.ndarray
+    height: np.ndarray
+    foreground: np.ndarray
+    modalities: tuple[str, str, str]
+    present: tuple[bool, bool, bool]
+    labels: dict[str, np.ndarray]
+    working: Grid
+    facts: list[ScanFacts]
+
+
+class PreparedSession(NamedTuple):
+    """prepared: at most one with form modalities, one for each scan with form neighbours.
+
+    rejected: what could not be used, scans by modality and segmentations by name.
+    """
+
+    prepared: list[Prepared]
+    rejected: dict[str, Unusable]
+
+
+def prepare_session(
+    volumes: Mapping[str, Volume],
+    *,
+    recipe: Recipe,
+    segmentations: Mapping[str, Segmentation] | None = None,
+    brain_mask: Volume | None = None,
+) -> PreparedSession:
+    """The stacks of a session from its decoded scans, by modality.
+
+    brain_mask: non-zero in the brain; the headers place it on the reference (form neighbours: on each scan). With
+    recipe.brain "given" it decides what is foreground, and what is outside becomes black; else it is not looked at.
+    """
+    wanted: tuple[str, ...] = recipe.channels if recipe.form == "modalities" else recipe.modalities
+    segmentations = segmentations or {}
+    scans: list[_Scan] = []
+    rejected: dict[str, Unusable] = {}
+    for modality in sorted(volumes, key=lambda name: wanted.index(name) if name in wanted else len(wanted)):
+        try:
+            if modality not in wanted:
+                raise Unusable(Reason.UNWANTED, f"{modality}; the stacks are made of {', '.join(wanted)}")
+            if recipe.brain == "given" and brain_mask is None:
+                raise Unusable(Reason.NO_BRAIN_MASK, "`brain: given` needs a mask for each session")
+            scans.append(_Scan(modality, volumes[modality], find_foreground(volumes[modality])))
+        except Unusable as unusable:
+            rejected[modality] = unusable
+
+    mask = brain_mask if recipe.brain == "given" else None
+    groups = [scans] if recipe.form == "modalities" else [[scan] for scan in scans]
+    prepared: list[Prepared] = []
+    for group in groups:
+        of_group = _prepare_group(group, recipe=recipe, segmentations=segmentations, mask=mask)
+        prepared += of_group.prepared
+        rejected |= of_group.rejected
+    used = {facts.modality for stacks in prepared for facts in stacks.facts}
+    for name, segmentation in segmentations.items():
+        if segmentation.drawn_on not in used:
+            rejected[name] = Unusable(Reason.MISSING, f"drawn on {segmentation.drawn_on}, which gave no stacks")
+    return PreparedSession(prepared, rejected)
+
+
+class _Scan(NamedTuple):
+    modality: str
+    volume: Volume
+    head: Foreground
+
+
+class _Motion(NamedTuple):
+    """Where a scan goes in its reference's space. alignment: None where none was estimated."""
+
+    reference_ras_from_scan_ras: np.ndarray
+    alignment: Alignment | None
+    warnings: tuple[str, ...]
+
+
+class _Placed(NamedTuple):
+    """A scan in its reference's space, with its grey values. tissue: the head, or what of it the brain mask leaves."""
+
+    scan: _Scan
+    motion: _Motion
+    tissue: Foreground
+    window: Window
+
+
+_BY_HEADER = _Motion(np.eye(4), None, ())
+
+
+def _prepare_group(
+    scans: list[_Scan], *, recipe: Recipe, segmentations: Mapping[str, Segmentation], mask: Volume | None
+) -> PreparedSession:
+    """The stacks of scans that share a working grid, in order of rank: the first that can be the reference is."""
+    rejected: dict[str, Unusable] = {}
+    placed: dict[str, _Placed] = {}
+    followers = list(scans)
+    frame = None
+    while followers and frame is None:
+        reference = followers.pop(0)
+        try:
+            leader = _place(reference, _BY_HEADER, recipe=recipe, mask=mask)
+            frame = frame_stacks(reference.volume.grid, leader.tissue, recipe=recipe)
+            placed[reference.modality] = leader
+        except Unusable as unusable:
+            rejected[reference.modality] = unusable
+    if frame is None:
+        return PreparedSession([], rejected)
+
+    view = overview(reference.volume, reference.head) if followers and recipe.register != "none" else None
+    for scan in followers:
+        try:
+            motion = _follow(scan, reference, view, register=recipe.register)
+            placed[scan.modality] = _place(scan, motion, recipe=recipe, mask=mask)
+        except Unusable as unusable:
+            rejected[scan.modality] = unusable
+
+    labels: dict[str, np.ndarray] = {}
+    for name, segmentation in segmentations.items():
+        try:
+            if segmentation.drawn_on in placed:
+                drawn_on = placed[segmentation.drawn_on]
+                labels[name] = _label_planes(segmentation.volume, frame=frame, motion=drawn_on.motion)
+        except Unusable as unusable:
+            rejected[name] = unusable
+    return PreparedSession([_stacked(placed, frame, labels, recipe=recipe, mask=mask)], rejected)
+
+
+def _follow(scan: _Scan, reference: _Scan, view: Overview | None, *, register: Registration) -> _Motion:
+    """How a scan follows its reference; view is the reference's, None when nothing is to be resampled.
+
+    Raises Unusable: OFF_GRID, REGISTRATION.
+    """
+    if view is None:
+        if not scan.volume.grid.matches(reference.volume.grid, tolerance_mm=_SAME_GRID_MM):
+            raise Unusable(Reason.OFF_GRID, _grid_difference(scan, reference))
+        return _BY_HEADER
+    try:
+        alignment = align(view, overview(scan.volume, scan.head))
+    except Unusable as unusable:
+        if register == "rigid":
+            raise
+        return _BY_HEADER._replace(warnings=(f"no estimate of how far the header is off: {unusable.detail}",))
+    warnings: tuple[str, ...] = ()
+    if alignment.shift_mm > SUSPICIOUS_SHIFT_MM:
+        fate = "moved it" if register == "rigid" else "would move it"
+        offset = f"{alignment.shift_mm:.1f} mm from the {reference.modality}"
+        warnings = (f"the header places the {scan.modality} {offset}; `register: rigid` {fate}",)
+    motion = alignment.reference_ras_from_scan_ras if register == "rigid" else np.eye(4)
+    return _Motion(motion, alignment, warnings)
+
+
+def _grid_difference(scan: _Scan, reference: _Scan) -> str:
+    ours, theirs = scan.volume.grid, reference.volume.grid
+    if ours.shape != theirs.shape:
+        found = f"shape {ours.shape}, the {reference.modality}'s is {theirs.shape}"
+    else:
+        found = f"corners lie up to {ours.distance_mm(theirs):.2f} mm from those of the {reference.modality}"
+    return f"{found}; `register: header` or `rigid` resamples it"
+
+
+def _place(scan: _Scan, motion: _Motion, *, recipe: Recipe, mask: Volume | None) -> _Placed:
+    tissue = scan.head
+    if mask is not None:
+        tissue = masked_foreground(scan.volume, mask=mask, mask_ras_from_volume_ras=motion.reference_ras_from_scan_ras)
+    lower, upper = recipe.window_percentiles
+    window = intensity_window(tissue.values, lower_percentile=lower, upper_percentile=upper)
+    return _Placed(scan, motion, tissue, window)
+
+
+def _stacked(
+    placed: dict[str, _Placed],
+    frame: Frame,
+    labels: dict[str, np.ndarray],
+    *,
+    recipe: Recipe,
+    mask: Volume | None,
+) -> Prepared:
+    if recipe.form == "modalities":
+        modalities, heights_mm = recipe.channels, (0.0, 0.0, 0.0)
+    else:
+        (modality,) = placed
+        modalities, heights_mm = (modality, modality, modality), (-recipe.gap_mm, 0.0, recipe.gap_mm)
+    pixels = np.zeros((frame.slices.size, CHANNELS, recipe.size_px, recipe.size_px), dtype=np.uint8)
+    for channel, (modality, height_mm) in enumerate(zip(modalities, heights_mm, strict=True)):
+        if modality in placed:
+            pixels[:, channel] = _grey_planes(placed[modality], frame=frame, height_mm=height_mm, mask=mask)
+    first, second, third = (modality in placed for modality in modalities)
+    return Prepared(
+        pixels=pixels,
+        slices=frame.slices,
+        position_mm=frame.position_mm,
+        height=frame.height,
+        foreground=frame.foreground,
+        modalities=modalities,
+        present=(first, second, third),
+        labels=labels,
+        working=frame.working,
+        facts=[_facts(scan, frame, recipe.register) for scan in placed.values()],
+    )
+
+
+def _grey_planes(placed: _Placed, *, frame: Frame, height_mm: float, mask: Volume | None) -> np.ndarray:
+    """uint8 (n, size, size): a scan's planes so far above the kept slices, black outside the scan and the mask."""
+    volume = placed.scan.volume
+    target = frame.span_at(height_mm)
+    stored = resample(
+        volume.stored,
+        source=volume.grid,
+        target=target,
+        source_ras_from_target_ras=np.linalg.inv(placed.motion.reference_ras_from_scan_ras),
+        interpolation="linear",
+        outside=volume.unscaled(placed.window.low),
+    )
+    grey = to_uint8(volume.scaled(stored), placed.window)
+    if mask is not None:
+        brain = resample(
+            mask.stored,
+            source=mask.grid,
+            target=target,
+            source_ras_from_target_ras=np.eye(4),
+            interpolation="nearest",
+            outside=0,
+        )
+        grey[brain == 0] = 0
+    return to_pixels(grey)[frame.slices - frame.slices[0]]
+
+
+def _label_planes(segmentation: Volume, *, frame: Frame, motion: _Motion) -> np.ndarray:
+    """uint16 (n, size, size): the labels on the kept slices, 0 outside the segmentation.
+
+    Raises Unusable (DATATYPE) unless the voxels are whole numbers from 0 to 65535.
+    """
+    values = segmentation.scaled(segmentation.stored)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max or np.any(values != np.rint(values)):
+        raise Unusable(Reason.DATATYPE, f"labels from {values.min():g} to {values.max():g}; whole numbers are expected")
+    labels = resample(
+        values.astype(np.uint16, order="K"),
+        source=segmentation.grid,
+        target=frame.span_at(0.0),
+        source_ras_from_target_ras=np.linalg.inv(motion.reference_ras_from_scan_ras),
+        interpolation="nearest",
+        outside=0,
+    )
+    return to_pixels(labels)[frame.slices - frame.slices[0]]
+
+
+def _facts(placed: _Placed, frame: Frame, register: Registration) -> ScanFacts:
+    volume, motion, alignment = placed.scan.volume, placed.motion, placed.motion.alignment
+    return ScanFacts(
+        modality=placed.scan.modality,
+        native=volume.grid,
+        working=frame.working,
+        form_distance_mm=volume.form_distance_mm,
+        window=placed.window,
+        foreground_share=placed.tissue.share,
+        register=register,
+        reference_ras_from_scan_ras=motion.reference_ras_from_scan_ras,
+        shift_mm=alignment.shift_mm if alignment else None,
+        similarity_before=alignment.similarity_before if alignment else None,
+        similarity_after=alignment.similarity_after if alignment else None,
+        warnings=volume.warnings + motion.warnings,
+    )

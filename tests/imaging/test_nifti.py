@@ -1,0 +1,257 @@
+"""NIfTI: what nibabel reads, read alike; what nobody should believe, refused with its reason."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from io import BytesIO
+
+import nibabel
+import numpy as np
+import pytest
+
+from bfp.errors import Reason, Unusable
+from bfp.imaging.nifti import decode, encode
+from tests.imaging.makers import grid
+
+SHAPE = (7, 5, 6)
+VOXELS = np.random.default_rng(0).integers(0, 100, SHAPE)
+AFFINE = grid(axes="PSR", shape=SHAPE, tilt_deg=(8, -5, 13)).ras_from_voxel
+
+
+def file_of(image: nibabel.spatialimages.SpatialImage, *, zipped: bool = False) -> bytes:
+    data = image.to_bytes()
+    return gzip.compress(data) if zipped else data
+
+
+def image_of(dtype: str, *, kind: type = nibabel.Nifti1Image) -> nibabel.spatialimages.SpatialImage:
+    return kind(VOXELS.astype(dtype), AFFINE, dtype=np.dtype(dtype))
+
+
+REAL_TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
+
+
+@pytest.mark.parametrize("dtype", REAL_TYPES)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_every_real_type_reads_as_nibabel_reads_it(dtype: str, order: str, kind: type, zipped: bool) -> None:
+    header = (nibabel.Nifti1Header if kind is nibabel.Nifti1Image else nibabel.Nifti2Header)(endianness=order)
+    header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+    image = kind(VOXELS.astype(dtype), AFFINE, header)
+    image.header.set_slope_inter(1, 0)
+    volume = decode(file_of(image, zipped=zipped))
+    np.testing.assert_array_equal(volume.scaled(volume.stored), np.asarray(image.dataobj, dtype=np.float32))
+    np.testing.assert_allclose(volume.grid.ras_from_voxel, image.affine, atol=1e-5)
+    assert volume.stored.dtype.isnative
+
+
+@pytest.mark.parametrize("dtype", ["i2", "u1", "f4"])
+def test_slope_and_intercept_give_scanner_units(dtype: str) -> None:
+    image = image_of(dtype)
+    data = bytearray(file_of(image))
+    struct.pack_into("<ff", data, 112, 0.37, -12.5)
+    volume = decode(bytes(data))
+    np.testing.assert_allclose(volume.scaled(volume.stored), VOXELS * 0.37 - 12.5, rtol=1e-5, atol=1e-4)
+    assert volume.scaled(np.float32(volume.unscaled(7.25))) == pytest.approx(7.25)
+
+
+@pytest.mark.parametrize("slope", [0.0, np.nan, np.inf])
+def test_a_slope_that_is_none_scales_nothing(slope: float) -> None:
+    data = bytearray(file_of(image_of("i2")))
+    struct.pack_into("<ff", data, 112, slope, 99.0)
+    volume = decode(bytes(data))
+    np.testing.assert_array_equal(volume.scaled(volume.stored), VOXELS)
+
+
+def test_a_written_volume_comes_back_with_voxels_and_grid() -> None:
+    native = grid(axes="AIL", shape=SHAPE, tilt_deg=(3, 20, -9))
+    for dtype in REAL_TYPES:
+        for compress in (False, True):
+            data = encode(VOXELS.astype(dtype), grid=native, compress=compress)
+            volume = decode(data)
+            assert volume.stored.dtype == (dtype if dtype[0] != "f" else np.float32)
+            np.testing.assert_array_equal(volume.stored, VOXELS)
+            assert volume.grid.matches(native, tolerance_mm=1e-4)
+    seen_by_nibabel = nibabel.Nifti1Image.from_bytes(encode(VOXELS.astype("i2"), grid=native, compress=False))
+    np.testing.assert_allclose(seen_by_nibabel.affine, native.ras_from_voxel, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(seen_by_nibabel.dataobj), VOXELS)
+
+
+def test_the_sform_goes_first_and_its_distance_from_the_qform_is_told() -> None:
+    image = image_of("i2")
+    moved = AFFINE.copy()
+    moved[:3, 3] += [3.0, 0.0, 4.0]
+    image.set_qform(moved, code=1)
+    image.set_sform(AFFINE, code=1)
+    volume = decode(file_of(image))
+    np.testing.assert_allclose(volume.grid.ras_from_voxel, AFFINE, atol=1e-5)
+    assert volume.form_distance_mm == pytest.approx(5.0, abs=1e-3)
+    assert volume.warnings == ("qform and sform lie 5.0 mm apart; the sform was taken",)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LAS", "PIR", "SLA"])
+def test_the_qform_is_taken_where_there_is_no_sform(axes: str) -> None:
+    affine = grid(axes=axes, shape=SHAPE, spacing_mm=(0.9, 1.1, 3.0), tilt_deg=(14, 3, -21)).ras_from_voxel
+    image = image_of("i2")
+    image.set_qform(affine, code=1)
+    image.set_sform(None, code=0)
+    volume = decode(file_of(image))
+    np.testing.assert_allclose(volume.grid.ras_from_voxel, affine, atol=1e-3)
+    assert volume.form_distance_mm is None
+    assert volume.warnings == ()
+
+
+def test_a_header_without_orientation_is_read_with_a_warning() -> None:
+    data = bytearray(file_of(image_of("i2")))
+    struct.pack_into("<hh", data, 252, 0, 0)
+    struct.pack_into("<3f", data, 80, 1.0, 2.0, 3.0)
+    volume = decode(bytes(data))
+    np.testing.assert_array_equal(volume.grid.ras_from_voxel, np.diag([1.0, 2.0, 3.0, 1.0]))
+    assert "says nothing of orientation" in volume.warnings[0]
+
+
+def test_units_other_than_millimetres_are_converted() -> None:
+    image = image_of("i2")
+    image.header.set_xyzt_units("micron")
+    image.set_sform(np.diag([900.0, 800.0, 700.0, 1.0]), code=1)
+    volume = decode(file_of(image))
+    np.testing.assert_allclose(volume.grid.spacing_mm, (0.9, 0.8, 0.7))
+
+
+def test_what_is_not_finite_becomes_zero() -> None:
+    values = VOXELS.astype("f4")
+    values[1, 2, 3], values[0, 0, 0], values[4, 4, 4], values[2, 2, 2] = np.nan, np.inf, -np.inf, 3e38
+    volume = decode(file_of(nibabel.Nifti1Image(values, AFFINE)))
+    assert np.isfinite(volume.stored).all()
+    assert volume.stored[1, 2, 3] == volume.stored[0, 0, 0] == volume.stored[2, 2, 2] == 0
+    np.testing.assert_array_equal(volume.stored[5:], VOXELS[5:])
+
+
+def test_trailing_singleton_axes_are_dropped() -> None:
+    image = nibabel.Nifti1Image(VOXELS.astype("i2")[..., None, None], AFFINE)
+    assert decode(file_of(image)).stored.shape == SHAPE
+
+
+def test_extensions_are_stepped_over() -> None:
+    image = image_of("i2")
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"DOE^JANE" * 40))
+    volume = decode(file_of(image))
+    np.testing.assert_array_equal(volume.stored, VOXELS)
+    assert b"DOE" not in volume.header
+
+
+def test_gzip_is_told_by_its_bytes_and_may_come_in_members_with_garbage_behind() -> None:
+    data = file_of(image_of("i2"))
+    members = gzip.compress(data[:100]) + gzip.compress(data[100:500]) + gzip.compress(data[500:]) + b"\0garbage"
+    np.testing.assert_array_equal(decode(members).stored, VOXELS)
+    np.testing.assert_array_equal(decode(memoryview(data + b"garbage")).stored, VOXELS)
+
+
+def test_a_blank_mask_is_an_answer_and_a_blank_scan_is_none() -> None:
+    blank = encode(np.zeros(SHAPE, np.uint8), grid=grid(shape=SHAPE))
+    assert not decode(blank, may_be_blank=True).stored.any()
+    with pytest.raises(Unusable) as caught:
+        decode(blank)
+    assert caught.value.reason is Reason.EMPTY
+
+
+def patched(offset: int, pattern: str, *values: float) -> Callable[[], bytes]:
+    def make() -> bytes:
+        data = bytearray(file_of(image_of("i2")))
+        struct.pack_into(pattern, data, offset, *values)
+        return bytes(data)
+
+    return make
+
+
+def imaged(values: np.ndarray) -> Callable[[], bytes]:
+    return lambda: file_of(nibabel.Nifti1Image(values, AFFINE))
+
+
+def qform_only(offset: int, pattern: str, *values: float) -> Callable[[], bytes]:
+    def make() -> bytes:
+        data = bytearray(patched(252, "<hh", 1, 0)())
+        struct.pack_into(pattern, data, offset, *values)
+        return bytes(data)
+
+    return make
+
+
+def rgb() -> bytes:
+    colours = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    return file_of(nibabel.Nifti1Image(colours, AFFINE))
+
+
+def pair() -> bytes:
+    image = nibabel.Nifti1Pair(VOXELS.astype("i2"), AFFINE)
+    files = {"header": nibabel.FileHolder(fileobj=BytesIO()), "image": nibabel.FileHolder(fileobj=BytesIO())}
+    image.to_file_map(files)
+    return files["header"].fileobj.getvalue()
+
+
+REFUSED = {
+    "nothing": (lambda: b"", Reason.NOT_NIFTI, "nothing"),
+    "a text": (lambda: b"subject,session\n" * 99, Reason.NOT_NIFTI, "73 75 62 6a"),
+    "half a header": (lambda: file_of(image_of("i2"))[:200], Reason.TRUNCATED, "200 bytes of a header of 348"),
+    "half the voxels": (lambda: file_of(image_of("i2"))[:-100], Reason.TRUNCATED, "promises 772"),
+    "half a gzip": (lambda: file_of(image_of("i2"), zipped=True)[:-90], Reason.TRUNCATED, ""),
+    "a pair's header": (pair, Reason.NOT_NIFTI, "pair"),
+    "ANALYZE": (patched(344, "4s", b"\0\0\0\0"), Reason.NOT_NIFTI, "ANALYZE"),
+    "rank 0": (patched(40, "<h", 0), Reason.GEOMETRY, "dim is"),
+    "rank 300": (patched(40, "<h", 300), Reason.GEOMETRY, "dim is"),
+    "a negative extent": (patched(44, "<h", -5), Reason.GEOMETRY, "dim is"),
+    "a huge extent": (patched(42, "<hhh", 32000, 32000, 32000), Reason.TOO_LARGE, "the limit is"),
+    "4-D": (imaged(np.ones((4, 5, 6, 2), "i2")), Reason.NOT_3D, "(4, 5, 6, 2)"),
+    "5-D": (imaged(np.ones((4, 5, 6, 1, 3), "i2")), Reason.NOT_3D, "(4, 5, 6, 1, 3)"),
+    "a plane": (imaged(np.ones((4, 5), "i2")), Reason.NOT_3D, "(4, 5)"),
+    "one slice": (imaged(np.ones((4, 5, 1), "i2")), Reason.NOT_3D, "(4, 5, 1)"),
+    "RGB": (rgb, Reason.DATATYPE, "RGB"),
+    "complex": (imaged(np.ones(SHAPE, "c8")), Reason.DATATYPE, "complex64"),
+    "unknown datatype": (patched(70, "<h", 999), Reason.DATATYPE, "999"),
+    "intercept NaN": (patched(112, "<ff", 2.0, np.nan), Reason.DATATYPE, "scl_inter nan"),
+    "a huge slope": (patched(112, "<ff", 1e30, 0.0), Reason.DATATYPE, "scl_slope 1e+30"),
+    "vox_offset NaN": (patched(108, "<f", np.nan), Reason.NOT_NIFTI, "vox_offset nan"),
+    "vox_offset inf": (patched(108, "<f", np.inf), Reason.NOT_NIFTI, "vox_offset inf"),
+    "vox_offset huge": (patched(108, "<f", 1e12), Reason.NOT_NIFTI, "vox_offset 1e+12"),
+    "vox_offset behind the end": (patched(108, "<f", 1e6), Reason.TRUNCATED, "promises"),
+    "sform zero": (patched(280, "<12f", *[0.0] * 12), Reason.GEOMETRY, "matrix"),
+    "sform NaN": (patched(284, "<f", np.nan), Reason.GEOMETRY, "nan"),
+    "sform flat": (patched(280, "<12f", 1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0), Reason.GEOMETRY, "matrix"),
+    "quaternion too long": (qform_only(256, "<3f", 0.9, 0.9, 0.1), Reason.GEOMETRY, "nan"),
+    "pixdim negative": (qform_only(80, "<f", -1.0), Reason.GEOMETRY, "nan"),
+    "all NaN": (imaged(np.full(SHAPE, np.nan, "f4")), Reason.EMPTY, "210 voxels"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_believed_is_refused_with_its_reason(name: str) -> None:
+    make, reason, said = REFUSED[name]
+    with pytest.raises(Unusable) as caught:
+        decode(make())
+    assert caught.value.reason is reason
+    assert said in caught.value.detail
+
+
+def test_a_volume_over_the_limit_is_refused_before_it_is_inflated() -> None:
+    data = gzip.compress(file_of(image_of("i2"))[:352])  # no voxel follows
+    with pytest.raises(Unusable) as caught:
+        decode(data, max_voxels=209)
+    assert caught.value.reason is Reason.TOO_LARGE
+    assert "7 × 5 × 6 = 210 voxels; the limit is 209" in caught.value.detail
+
+
+def test_seeded_damage_ends_in_a_volume_or_a_reason() -> None:
+    """A slice of issue 4's mutants: bit flips and cuts of a plain and a zipped file."""
+    random = np.random.default_rng(7)
+    for seed in (file_of(image_of("i2")), file_of(image_of("f4", kind=nibabel.Nifti2Image), zipped=True)):
+        for _ in range(400):
+            data = bytearray(seed)
+            for position in random.integers(0, min(len(data), 400), random.integers(1, 4)):
+                data[position] ^= 1 << int(random.integers(8))
+            try:
+                volume = decode(bytes(data[: random.integers(1, len(data))] if random.random() < 0.2 else data))
+            except Unusable:
+                continue
+            assert np.isfinite(volume.scaled(volume.stored)).all()

@@ -1,0 +1,103 @@
+"""Resampling: the same numbers as scipy's general affine, by the quick way and by the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bfp.imaging.grid import Grid
+from bfp.imaging.resample import resample
+from tests.imaging.makers import grid, motion
+
+SOURCE = grid(axes="PSR", shape=(17, 13, 11), spacing_mm=(2.0, 2.5, 3.0), centre_ras=(3, -2, 1))
+ARRAY = np.asfortranarray(np.random.default_rng(0).normal(100, 30, SOURCE.shape).astype(np.float32))
+
+TARGETS = {
+    "finer, other axes": grid(axes="LPS", shape=(31, 37, 29), spacing_mm=(1.1, 0.9, 1.3)),
+    "coarser": grid(axes="RAS", shape=(9, 8, 7), spacing_mm=(3.3, 4.0, 5.0)),
+    "its own, turned": SOURCE.closest_ras(),
+    "a piece of its own": SOURCE.window((3, 2, 4), (20, 5, 3)),
+    "every second": SOURCE.every((2, 2, 2)),
+    "elsewhere": grid(axes="RAS", shape=(5, 6, 7), centre_ras=(300, 0, 0)),
+    "tilted": grid(axes="LAS", shape=(25, 27, 23), spacing_mm=(1.5, 1.4, 1.6), tilt_deg=(9, -14, 21)),
+}
+
+
+def by_scipy(array: np.ndarray, target: Grid, source_ras_from_target_ras: np.ndarray, order: int) -> np.ndarray:
+    points = target.ras(np.moveaxis(np.indices(target.shape), 0, -1))
+    moved = points @ source_ras_from_target_ras[:3, :3].T + source_ras_from_target_ras[:3, 3]
+    voxels = np.moveaxis(SOURCE.voxels(moved), -1, 0).round(7)
+    return ndimage.map_coordinates(array, voxels, order=order, mode="constant", cval=-7, output=np.float64)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("moved", [False, True], ids=["by header", "registered"])
+def test_linear_values_are_those_of_scipy(name: str, moved: bool) -> None:
+    between = motion(turn_deg=(4, -6, 3), shift_mm=(1.5, -2, 0.5)) if moved else np.eye(4)
+    found = resample(
+        ARRAY,
+        source=SOURCE,
+        target=TARGETS[name],
+        source_ras_from_target_ras=between,
+        interpolation="linear",
+        outside=-7,
+    )
+    assert found.dtype == np.float32
+    assert found.flags.f_contiguous
+    np.testing.assert_allclose(found, by_scipy(ARRAY, TARGETS[name], between, order=1), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_labels_keep_their_type_and_invent_no_label(name: str) -> None:
+    labels = np.asfortranarray((ARRAY > 100).astype(np.uint16) * 700 + 11)
+    found = resample(
+        labels,
+        source=SOURCE,
+        target=TARGETS[name],
+        source_ras_from_target_ras=np.eye(4),
+        interpolation="nearest",
+        outside=0,
+    )
+    assert found.dtype == np.uint16
+    assert set(np.unique(found)) <= {0, 11, 711}
+    expected = by_scipy(labels, TARGETS[name], np.eye(4), order=0)
+    assert np.mean(found != np.where(expected == -7, 0, expected)) < 0.02  # half-way points round either way
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "i8", "f4"])
+def test_integers_are_mixed_without_wrapping(dtype: str) -> None:
+    ramp = np.zeros((4, 3, 3), dtype, order="F")
+    ramp[::2] = 100
+    source = grid(axes="RAS", shape=(4, 3, 3), spacing_mm=(1, 1, 1))
+    target = source.window((0.25, 0, 0), (3, 3, 3))
+    found = resample(
+        ramp,
+        source=source,
+        target=target,
+        source_ras_from_target_ras=np.eye(4),
+        interpolation="linear",
+        outside=0,
+    )
+    np.testing.assert_allclose(found[:, 1, 1], [75, 25, 75])
+
+
+def test_there_and_back_on_its_own_grid_is_the_identity() -> None:
+    turned = SOURCE.closest_ras()
+    there = resample(
+        ARRAY,
+        source=SOURCE,
+        target=turned,
+        source_ras_from_target_ras=np.eye(4),
+        interpolation="linear",
+        outside=0,
+    )
+    back = resample(
+        there,
+        source=turned,
+        target=SOURCE,
+        source_ras_from_target_ras=np.eye(4),
+        interpolation="linear",
+        outside=0,
+    )
+    np.testing.assert_array_equal(back, ARRAY)
