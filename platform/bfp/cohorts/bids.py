@@ -1,0 +1,160 @@
+"""BIDS datasets: scans by the names that the standard gives them (https://bids-specification.readthedocs.io).
+
+    sub-01/[ses-a/]anat/sub-01[_ses-a][_acq-…][_run-…]_T1w.nii.gz       a scan
+    participants.tsv   sub-01/sub-01_sessions.tsv                       labels of subjects and of their sessions
+    derivatives/…/sub-01[_ses-a][_…]_label-lesion_mask.nii.gz           a label map, where the spec names its suffix
+
+Scans are the files of `anat`; other data types (func, dwi, fmap, …), `sourcedata`, `code` and hidden folders are not
+looked at. Of several scans of one modality the plainest is taken: the fewest entities, then the lowest run, then by
+name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bfp.cohorts.labels import Labels, read_labels
+from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
+from bfp.errors import InputError, Reason
+from bfp.storage import Entry, Place
+
+RULE = "the fewest entities in its name, then the lowest run, then by name"
+_IMAGE = re.compile(r"(?P<stem>.+)\.nii(\.gz)?")
+_ELSEWHERE = ("sourcedata", "code", "stimuli")  # folders of the standard that hold no scans of the dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A BIDS file name: its entities in order ({"sub": "01", "run": "2"}) and its suffix ("T1w")."""
+
+    entities: Mapping[str, str]
+    suffix: str
+
+    @property
+    def rank(self) -> tuple[int, int, str]:
+        """Orders the scans of one modality, see RULE."""
+        run = self.entities.get("run", "0")
+        return len(self.entities), int(run) if run.isdigit() else 0, run
+
+
+def parse_name(stem: str) -> Name | None:
+    """The entities and suffix of a file name without its extension; None where it is no BIDS name."""
+    *pairs, suffix = stem.split("_")
+    entities: dict[str, str] = {}
+    for pair in pairs:
+        name, dash, value = pair.partition("-")
+        if not (name and dash and value) or name in entities:
+            return None
+        entities[name] = value
+    if not entities.get("sub") or not suffix or "-" in suffix:
+        return None
+    return Name(entities, suffix)
+
+
+def sessions(
+    root: Place,
+    *,
+    cohort: str,
+    wanted: Collection[str],
+    modalities: Mapping[str, str],
+    segmentations: Sequence[SegmentationSource],
+    with_labels: bool,
+) -> list[Session]:
+    """The sessions of a dataset; `with_labels` carries participants.tsv and sessions.tsv along.
+
+    Raises InputError where there is no subject's folder.
+    """
+    scans: dict[Key, list[Candidate]] = defaultdict(list)
+    left_out: dict[Key, list[LeftOut]] = defaultdict(list)
+    maps: dict[tuple[Key, str], list[tuple[Name, Entry]]] = defaultdict(list)
+    tables: list[tuple[str, Entry]] = []
+    first_names: list[str] = []
+
+    for path, file in _files(root):
+        if len(first_names) < 3:
+            first_names.append("/".join(path))
+        folder, is_image = path[:-1], _IMAGE.fullmatch(path[-1])
+        if is_image is None:
+            if path == ["participants.tsv"] or re.fullmatch(r"sub-[^_]+_sessions\.tsv", path[-1]):
+                tables.append((path[-1], file))
+            continue
+        stem = is_image["stem"]
+        name = parse_name(stem)
+        if name is not None:
+            key = Key(cohort, name.entities["sub"], name.entities.get("ses", ""))
+            for segmentation in segmentations:
+                if stem.endswith(f"_{segmentation.suffix}"):
+                    maps[key, segmentation.name].append((name, file))
+        if not _is_anatomy(folder):
+            continue
+        here = Key(cohort, folder[0].removeprefix("sub-"), folder[1].removeprefix("ses-") if len(folder) == 3 else "")
+        if name is None or key != here:
+            detail = f"expected {_expected(here)}_<suffix>.nii.gz"
+            left_out[here].append(LeftOut(here, "", file.place.uri, Reason.NAME, detail))
+        elif not any(stem.endswith(f"_{segmentation.suffix}") for segmentation in segmentations):
+            modality = modalities.get(name.suffix, name.suffix)
+            scans[key].append(Candidate(modality, file, (*name.rank, stem)))
+
+    if not scans and not left_out:
+        found = f"found {', '.join(first_names)}, …" if first_names else "the folder is empty"
+        raise InputError(
+            f"cohort {cohort}: no BIDS dataset at {root}: looked for sub-*/[ses-*/]anat/*.nii[.gz]; {found}"
+        )
+    labels = _labels(tables) if with_labels else Labels()
+    return [
+        session_of(
+            key,
+            scans.get(key, ()),
+            wanted=wanted,
+            rule=RULE,
+            label_maps=_label_maps(key, maps, segmentations),
+            labels=labels.of(key.subject, key.session),
+            left_out=left_out.get(key, ()),
+        )
+        for key in sorted({**scans, **left_out})
+    ]
+
+
+def _files(root: Place) -> Iterator[tuple[list[str], Entry]]:
+    """The files of a dataset with the parts of their path below its root."""
+    start = len(root.uri.rstrip("/")) + 1
+    for file in root.files():
+        path = file.place.uri[start:].split("/")
+        if path[0] not in _ELSEWHERE and not any(part.startswith(".") for part in path):
+            yield path, file
+
+
+def _is_anatomy(folder: list[str]) -> bool:
+    """Whether this is sub-*/anat or sub-*/ses-*/anat."""
+    if len(folder) not in (2, 3) or folder[-1] != "anat" or not folder[0].startswith("sub-"):
+        return False
+    return len(folder) == 2 or folder[1].startswith("ses-")
+
+
+def _expected(key: Key) -> str:
+    return f"sub-{key.subject}" + (f"_ses-{key.session}" if key.session else "")
+
+
+def _label_maps(
+    key: Key, maps: Mapping[tuple[Key, str], list[tuple[Name, Entry]]], segmentations: Sequence[SegmentationSource]
+) -> Iterator[LabelMap]:
+    """The label map of each segmentation: of several the plainest, as with scans."""
+    for segmentation in segmentations:
+        found = [(name, file) for name, file in maps.get((key, segmentation.name), ()) if file.size >= 0]
+        if found:
+            _, file = min(found, key=lambda each: (each[0].rank, each[1].place.uri))
+            yield LabelMap(segmentation.name, segmentation.drawn_on, file)
+
+
+def _labels(tables: list[tuple[str, Entry]]) -> Labels:
+    participants, visits = Labels(), Labels()
+    for name, file in tables:
+        if name == "participants.tsv":
+            participants = read_labels(file.place)
+        else:
+            subject = name.removesuffix("_sessions.tsv").removeprefix("sub-")
+            visits = Labels({**visits.rows, **read_labels(file.place, subject=subject).rows})
+    return participants.joined(visits)

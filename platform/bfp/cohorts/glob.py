@@ -1,0 +1,63 @@
+"""Globs: files whose names tell subject, modality and, if any, session by a regular expression.
+
+`*` and `?` stay within one folder, `**` spans any number of them (https://docs.python.org/3/library/glob.html). The
+pattern is searched in the whole URI. A file that the glob finds and the pattern does not understand is left out. Of
+several scans of one modality in a session the first by name is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+
+from bfp.cohorts.sessions import Candidate, Key, LeftOut, Session, session_of
+from bfp.errors import InputError, Reason
+from bfp.storage import Place
+
+RULE = "the first by name"
+
+
+def sessions(
+    glob: Place, *, pattern: str, cohort: str, wanted: Collection[str], modalities: Mapping[str, str]
+) -> list[Session]:
+    """The sessions of the files that the glob finds.
+
+    Raises InputError where it finds none.
+    """
+    root, matches = listing_root(glob), glob_expression(glob.uri)
+    expression = re.compile(pattern)
+    scans: dict[Key, list[Candidate]] = defaultdict(list)
+    left_out: dict[Key, list[LeftOut]] = defaultdict(list)
+    listed = 0
+    for file in root.files():
+        listed += 1
+        if not matches.fullmatch(file.place.uri):
+            continue
+        found = expression.search(file.place.uri)
+        if found is None or not found["subject"] or not found["modality"]:
+            nobody = Key(cohort, "", "")
+            left_out[nobody].append(LeftOut(nobody, "", file.place.uri, Reason.NAME, f"the pattern is {pattern}"))
+            continue
+        key = Key(cohort, found["subject"], found.groupdict().get("session") or "")
+        scans[key].append(Candidate(modalities.get(found["modality"], found["modality"]), file))
+    if not scans and not left_out:
+        raise InputError(f"cohort {cohort}: {glob} finds none of the {listed} files below {root}")
+    return [
+        session_of(key, scans.get(key, ()), wanted=wanted, rule=RULE, left_out=left_out.get(key, ()))
+        for key in {**scans, **left_out}
+    ]
+
+
+def listing_root(glob: Place) -> Place:
+    """The folder to list: everything before the first part with a wildcard, or the file's own folder."""
+    parts = glob.uri.split("/")
+    fixed = next((index for index, part in enumerate(parts) if re.search(r"[*?]", part)), len(parts) - 1)
+    return Place("/".join(parts[:fixed]) or "/")
+
+
+def glob_expression(glob: str) -> re.Pattern[str]:
+    """The regular expression of the URIs that a glob finds."""
+    pieces = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    tokens = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
+    return re.compile("".join(pieces.get(token, re.escape(token)) for token in tokens), re.DOTALL)

@@ -1,0 +1,116 @@
+"""Sessions: all that is known of one subject at one visit before a scan is opened.
+
+Each source (`bids`, `table`, `glob`) lists its candidates; `session_of` judges them, by the same rules for all:
+what cannot be read or was not asked for is left out, and one scan of each modality is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from bfp.errors import Reason
+from bfp.storage import Entry
+
+
+class Key(NamedTuple):
+    """Who and when: sessions are sorted by it."""
+
+    cohort: str
+    subject: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One file that is one modality of a session."""
+
+    modality: str
+    file: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMap:
+    """One file of a segmentation, drawn on the grid of the session's scan of modality `drawn_on`."""
+
+    name: str
+    drawn_on: str
+    file: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationSource:
+    """How a cohort's label maps are found: by the end of the file name (BIDS) or by a column (table)."""
+
+    name: str
+    drawn_on: str
+    suffix: str | None = None
+    column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A scan that is not used: one row of `rejected`. Where the name told no subject or modality, they are ""."""
+
+    key: Key
+    modality: str
+    uri: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One subject at one visit: the scans to prepare (by modality, sorted), and those left out already."""
+
+    key: Key
+    scans: tuple[Scan, ...]
+    label_maps: tuple[LabelMap, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that may become a scan. `rank` orders the candidates of a modality: the lowest is taken."""
+
+    modality: str
+    file: Entry
+    rank: Any = ()
+
+
+def session_of(
+    key: Key,
+    candidates: Iterable[Candidate],
+    *,
+    wanted: Collection[str],
+    rule: str,
+    label_maps: Iterable[LabelMap] = (),
+    labels: Mapping[str, str] | None = None,
+    left_out: Iterable[LeftOut] = (),
+) -> Session:
+    """The session of these candidates: one scan of each wanted modality; the others are left out.
+
+    rule says in words what `rank` orders by ("the fewest entities, …"); it stands in the rows of duplicates.
+    """
+    taken: dict[str, Scan] = {}
+    out = list(left_out)
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.rank, candidate.file.place.uri)):
+        modality, uri = candidate.modality, candidate.file.place.uri
+        if modality not in wanted:
+            out.append(LeftOut(key, modality, uri, Reason.UNWANTED, f"{modality}; asked for: {', '.join(wanted)}"))
+        elif candidate.file.size < 0:
+            out.append(LeftOut(key, modality, uri, Reason.DANGLING, "a link to a file that is not there"))
+        elif modality in taken:
+            detail = f"{taken[modality].file.place.name} was taken: {rule}"
+            out.append(LeftOut(key, modality, uri, Reason.DUPLICATE, detail))
+        else:
+            taken[modality] = Scan(modality, candidate.file)
+    return Session(
+        key,
+        scans=tuple(taken[modality] for modality in sorted(taken)),
+        label_maps=tuple(sorted(label_maps, key=lambda label_map: label_map.name)),
+        labels=dict(sorted((labels or {}).items())),
+        left_out=tuple(sorted(out, key=lambda row: row.uri)),
+    )

@@ -1,0 +1,122 @@
+"""Tables: one row a scan, in a CSV or TSV file with the columns subject, modality, uri and, if any, session.
+
+Relative URIs are relative to the table. Every other column is carried along as a label of the session; where the rows
+of a session disagree it is a property of the scans, and carried for each ("scanner.T1w", "scanner.FLAIR"). Of several
+scans of one modality the first row is taken.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bfp.cohorts.labels import present, read_table
+from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
+from bfp.errors import InputError, Reason
+from bfp.storage import Entry, Place, place
+
+RULE = "the first row of the table"
+_NEEDED = ("subject", "modality", "uri")
+_LOOKUPS_AT_ONCE = 32  # each is one small request on object storage
+
+
+def sessions(
+    file: Place,
+    *,
+    cohort: str,
+    wanted: Collection[str],
+    modalities: Mapping[str, str],
+    segmentations: Sequence[SegmentationSource],
+) -> list[Session]:
+    """The sessions of a table.
+
+    Raises InputError where a column is missing or a row lacks its subject, modality or uri.
+    """
+    rows = read_table(file)
+    _check(file, rows, segmentations)
+    label_columns = {segmentation.column for segmentation in segmentations}
+    uris = [row["uri"] for row in rows]
+    uris += [row[column] for row in rows for column in label_columns if column and present(row[column])]
+    entries = _look_up(uris, base=file.parent)
+
+    grouped: dict[Key, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        subject, session = row["subject"].removeprefix("sub-"), present(row.get("session", "")).removeprefix("ses-")
+        modality = modalities.get(row["modality"], row["modality"])
+        grouped[Key(cohort, subject, session)].append({**row, "modality": modality})
+
+    found = []
+    for key, own in grouped.items():
+        here = [(row, entries[row["uri"]]) for row in own]
+        found.append(
+            session_of(
+                key,
+                [Candidate(row["modality"], entry, rank) for rank, (row, entry) in enumerate(here) if entry],
+                wanted=wanted,
+                rule=RULE,
+                label_maps=_label_maps(own, entries, segmentations),
+                labels=_labels(own, {*_NEEDED, "session", *label_columns}),
+                left_out=[_missing(key, row, file.parent) for row, entry in here if entry is None],
+            )
+        )
+    return found
+
+
+def _check(file: Place, rows: list[dict[str, str]], segmentations: Sequence[SegmentationSource]) -> None:
+    if not rows:
+        raise InputError(f"{file}: no rows below the line of column names")
+    columns = list(rows[0])
+    needed = [*_NEEDED, *(segmentation.column for segmentation in segmentations if segmentation.column)]
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        raise InputError(
+            f"{file}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns)}"
+        )
+    for line, row in enumerate(rows, start=2):
+        empty = [column for column in _NEEDED if not present(row[column])]
+        if empty:
+            raise InputError(f"{file}: row {line} has no {' and no '.join(empty)}")
+
+
+def _look_up(uris: list[str], *, base: Place) -> dict[str, Entry | None]:
+    """The file behind each URI as it stands in the table; None where there is none."""
+    distinct = list(dict.fromkeys(uris))
+    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
+        return dict(zip(distinct, pool.map(lambda uri: _resolve(uri, base).entry(), distinct), strict=True))
+
+
+def _resolve(uri: str, base: Place) -> Place:
+    if "://" in uri or uri.startswith(("/", "~")):
+        return place(uri)
+    return place(uri, base=Path(base.uri)) if base.is_local else base / uri
+
+
+def _missing(key: Key, row: Mapping[str, str], base: Place) -> LeftOut:
+    return LeftOut(key, row["modality"], _resolve(row["uri"], base).uri, Reason.MISSING, "the table names it")
+
+
+def _label_maps(
+    rows: list[dict[str, str]], entries: Mapping[str, Entry | None], segmentations: Sequence[SegmentationSource]
+) -> Iterator[LabelMap]:
+    """The label map of each segmentation: from the row of the scan it is drawn on, else from any row of the session."""
+    for segmentation in segmentations:
+        own = sorted(rows, key=lambda row: row["modality"] != segmentation.drawn_on)
+        cells = [cell for row in own if (cell := present(row[segmentation.column or ""]))]
+        entry = entries[cells[0]] if cells else None
+        if entry is not None and entry.size >= 0:
+            yield LabelMap(segmentation.name, segmentation.drawn_on, entry)
+
+
+def _labels(rows: list[dict[str, str]], identity: Collection[str | None]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for column in rows[0]:
+        if column in identity:
+            continue
+        values = {row["modality"]: value for row in rows if (value := present(row[column]))}
+        if len(set(values.values())) == 1:
+            labels[column] = next(iter(values.values()))
+        else:
+            labels |= {f"{column}.{modality}": value for modality, value in values.items()}
+    return labels

@@ -1,0 +1,18 @@
+"""The slice store: the Parquet dataset of stacks that `ingest` writes and everything else reads.
+
+    <store>/store.json                    contract version, preprocessing and its fingerprint
+    <store>/snapshots/<n>.json            the live commits, whole, and the totals: readers take the highest
+    <store>/commits/<name>.json           one shard's files, or one cohort's sessions: written last, whole or not at all
+    <store>/stacks/part-<hash>.parquet    one row per stack
+    <store>/masks/part-<hash>.parquet     label stacks of each stack's centre slice, where there are segmentations
+    <store>/scans/part-<hash>.parquet     one row per scan: source, geometry, window, registration, QC figures
+    <store>/sessions/part-<hash>.parquet  one row per session: the labels that the cohort carried
+    <store>/rejected/part-<hash>.parquet  one row per scan left out, with the reason
+
+A part is named by its own content, a commit by what its content follows from; both are only ever created, never
+replaced. So two submitters at once cannot harm each other, a killed run leaves whole files or none, and the same input
+gives the same bytes: no time, host or run's name stands anywhere in a store.
+
+`schemas` are the columns, `layout` the JSON files, `writer` makes and commits parts, `reader` is the way in for
+everybody else, `where` filters, `summary` says what is there. `layout` alone is light (no pyarrow).
+"""

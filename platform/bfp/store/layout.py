@@ -1,0 +1,228 @@
+"""The JSON files of a store: what it is, what is committed, and which commits are live.
+
+A snapshot holds its commits whole, so that opening a store takes one listing and one read. An ingest replaces what its
+cohorts had in the snapshot before and keeps every other cohort; where another ingest took the next number first, the
+snapshot is made anew on top of that one. Files of another version of bfp may hold unknown fields, but not a newer
+contract.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bfp.errors import InputError
+from bfp.storage import Place
+
+CONTRACT = 1
+"""The version of the store's files and columns; readers refuse a newer one."""
+
+_READS_AT_ONCE = 32  # small files, which on object storage mostly wait
+
+
+Table = Literal["stacks", "masks", "scans", "sessions", "rejected"]
+
+
+class Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    def encoded(self) -> bytes:
+        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+Kind = TypeVar("Kind", bound=Stored)
+
+
+class StoreInfo(Stored):
+    """store.json"""
+
+    contract: int
+    preprocessing: dict[str, Any]
+    fingerprint: str
+
+
+class Part(Stored):
+    """One Parquet file; `row_groups` are the rows of each."""
+
+    table: Table
+    file: str
+    size_bytes: int
+    sha256: str
+    row_groups: list[int]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
+
+
+class SegmentationInfo(Stored):
+    """What a segmentation's labels mean: each class and the label values that make it."""
+
+    drawn_on: str
+    classes: dict[str, list[int]]
+
+
+class Commit(Stored):
+    """One shard's parts, or the sessions of one cohort with what its segmentations mean."""
+
+    name: str
+    kind: Literal["shard", "sessions"]
+    cohort: str
+    parts: list[Part]
+    imaging: int = 0
+    segmentations: dict[str, SegmentationInfo] = {}
+
+    def rows(self, table: str) -> int:
+        return sum(part.rows for part in self.parts if part.table == table)
+
+
+class Totals(Stored):
+    stacks: int
+    scans: int
+    sessions: int
+    rejected: int
+    size_bytes: int
+
+
+class Snapshot(Stored):
+    """snapshots/<n>.json: the live commits, sorted by cohort, kind and name."""
+
+    contract: int
+    totals: Totals
+    commits: list[Commit]
+
+
+class Numbered(NamedTuple):
+    number: int
+    snapshot: Snapshot
+
+
+def fingerprint(preprocessing: Mapping[str, Any]) -> str:
+    """A short name of a preprocessing: equal ones have equal names."""
+    return hashlib.sha256(json.dumps(preprocessing, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_info(store: Place) -> StoreInfo | None:
+    """What stands in store.json, or None where there is no store.
+
+    Raises InputError where it is of a newer contract or was damaged.
+    """
+    file = store / "store.json"
+    return _parse(StoreInfo, file) if file.exists() else None
+
+
+def check_same(store: Place, preprocessing: Mapping[str, Any]) -> None:
+    """Raise InputError, showing what differs, where the store was made with another preprocessing."""
+    info = read_info(store)
+    if info is None or info.preprocessing == preprocessing:
+        return
+    before, now = _flat(info.preprocessing), _flat(preprocessing)
+    differing = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    lines = [
+        f"    preprocessing.{key}: the store has {_text(before, key)}, the spec {_text(now, key)}" for key in differing
+    ]
+    raise InputError(
+        f"{store} was made with another preprocessing; give the same, or another store\n" + "\n".join(lines)
+    )
+
+
+def make(store: Place, preprocessing: Mapping[str, Any]) -> None:
+    """Write store.json, or see that the one that stands there says the same."""
+    info = StoreInfo(contract=CONTRACT, preprocessing=dict(preprocessing), fingerprint=fingerprint(preprocessing))
+    if not (store / "store.json").create(info.encoded()):
+        check_same(store, preprocessing)
+
+
+def committed(store: Place) -> set[str]:
+    """The names of all commits, live or not, from one listing."""
+    return {name.removesuffix(".json") for name in (store / "commits").names() if name.endswith(".json")}
+
+
+def read_commit(store: Place, name: str) -> Commit:
+    return _parse(Commit, store / "commits" / f"{name}.json")
+
+
+def read_commits(store: Place, names: Iterable[str]) -> list[Commit]:
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return list(pool.map(lambda name: read_commit(store, name), names))
+
+
+def commit(store: Place, record: Commit) -> Commit:
+    """Make a commit; returns the one that stands, which is another's where that was first."""
+    if (store / "commits" / f"{record.name}.json").create(record.encoded()):
+        return record
+    return read_commit(store, record.name)
+
+
+def latest_snapshot(store: Place) -> Numbered | None:
+    """The highest snapshot and its number; None where there is none."""
+    numbers = snapshot_numbers(store)
+    return Numbered(numbers[-1], read_snapshot(store, numbers[-1])) if numbers else None
+
+
+def snapshot_numbers(store: Place) -> list[int]:
+    stems = (name.removesuffix(".json") for name in (store / "snapshots").names())
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def read_snapshot(store: Place, number: int) -> Snapshot:
+    return _parse(Snapshot, store / "snapshots" / f"{number}.json")
+
+
+def take_snapshot(store: Place, commits: Iterable[Commit], *, cohorts: Iterable[str]) -> Numbered:
+    """The snapshot in which these commits are all that the cohorts have, and other cohorts keep theirs.
+
+    The latest one is returned as it is where it says that already.
+    """
+    own, replaced = list(commits), set(cohorts)
+    while True:
+        latest = latest_snapshot(store)
+        kept = [record for record in latest.snapshot.commits if record.cohort not in replaced] if latest else []
+        live = sorted([*kept, *own], key=lambda record: (record.cohort, record.kind, record.name))
+        if latest and latest.snapshot.commits == live:
+            return latest
+        following = Numbered(latest.number + 1 if latest else 1, snapshot_of(live))
+        if (store / "snapshots" / f"{following.number}.json").create(following.snapshot.encoded()):
+            return following
+
+
+def snapshot_of(commits: list[Commit]) -> Snapshot:
+    """The snapshot in which exactly these commits are live."""
+    return Snapshot(contract=CONTRACT, totals=_totals(commits), commits=commits)
+
+
+def _totals(commits: list[Commit]) -> Totals:
+    tables = ("stacks", "scans", "sessions", "rejected")
+    return Totals(
+        **{table: sum(record.rows(table) for record in commits) for table in tables},
+        size_bytes=sum(part.size_bytes for record in commits for part in record.parts),
+    )
+
+
+def _parse(kind: type[Kind], file: Place) -> Kind:
+    try:
+        found = json.loads(file.read())
+        contract = found.get("contract", CONTRACT)
+        if isinstance(contract, int) and contract > CONTRACT:
+            raise InputError(
+                f"{file}: written by a newer bfp (contract {contract}; this one reads up to {CONTRACT}); update bfp"
+            )
+        return kind.model_validate(found)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise InputError(f"{file}: not a file that bfp wrote, or damaged: {error}") from error
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        flat |= _flat(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
+    return flat
+
+
+def _text(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "nothing"

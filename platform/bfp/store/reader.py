@@ -1,0 +1,217 @@
+"""Reading a slice store: the way in for everything that comes after ingest.
+
+A `SliceStore` is one snapshot: a store that grows changes nothing under it. It can be pickled, and used from several
+threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bfp.errors import InputError
+from bfp.storage import Place
+from bfp.store import layout, schemas
+
+_OPEN_FILES = 32  # of one thread: a footer is read once while its file stays open
+_READERS = 16  # of whole tables: many small reads, which on object storage mostly wait
+
+
+@dataclass(frozen=True, slots=True)
+class StackFile:
+    """One file of stacks: its rows, and the rows of each of its row groups, without its footer being read."""
+
+    place: Place
+    rows: int
+    row_groups: tuple[int, ...]
+
+
+class SliceStore:
+    """The stacks and tables of one snapshot of a store."""
+
+    def __init__(self, at: Place, info: layout.StoreInfo, number: int, snapshot: layout.Snapshot) -> None:
+        self.place = at
+        self.snapshot = number
+        self.totals = snapshot.totals
+        self.preprocessing: dict[str, Any] = info.preprocessing
+        self.fingerprint = info.fingerprint
+        self._commits = snapshot.commits
+        self._local = threading.local()
+
+    @classmethod
+    def open(cls, at: Place, snapshot: int | None = None) -> SliceStore:
+        """The store at a place, as of its latest snapshot or of the one that is named.
+
+        Raises InputError where there is no store, nothing in it yet, no such snapshot, or a newer contract.
+        """
+        info = layout.read_info(at)
+        if info is None:
+            raise InputError(f"{at}: no slice store there (no store.json); make one with a job of kind ingest")
+        numbers = layout.snapshot_numbers(at)
+        if not numbers:
+            raise InputError(f"{at}: the store is empty: no ingest into it has finished; submit the ingest again")
+        number = numbers[-1] if snapshot is None else snapshot
+        if number not in numbers:
+            raise InputError(f"{at}: has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}")
+        return cls(at, info, number, layout.read_snapshot(at, number))
+
+    @classmethod
+    def of_commits(cls, at: Place, commits: list[layout.Commit]) -> SliceStore:
+        """Commits that are in no snapshot yet, or in part of one: what an ingest has made. Its snapshot is 0."""
+        info = layout.read_info(at)
+        assert info is not None, at
+        return cls(at, info, 0, layout.snapshot_of(commits))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _local=threading.local())
+
+    # what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def size_px(self) -> int:
+        """Height and width of a stack."""
+        return int(self.preprocessing["size"])
+
+    @property
+    def form(self) -> str:
+        """What the channels of a stack are: modalities, or neighbours."""
+        return str(self.preprocessing["stacks"]["form"])
+
+    @property
+    def channels(self) -> tuple[str, str, str]:
+        """The name of each channel: its modality, or its place among the neighbours."""
+        if self.form == "neighbours":
+            return ("below", "centre", "above")
+        first, second, third = self.preprocessing["stacks"]["channels"]
+        return first, second, third
+
+    def classes(self, segmentation: str) -> dict[str, list[int]]:
+        """The classes of a segmentation and the label values that make each.
+
+        Raises InputError where no cohort carries it, or two cohorts mean different things by it.
+        """
+        found = {
+            record.cohort: record.segmentations[segmentation].classes
+            for record in self._commits
+            if segmentation in record.segmentations
+        }
+        if not found:
+            names = sorted({name for record in self._commits for name in record.segmentations})
+            raise InputError(f"{self.place}: has no segmentation {segmentation}; it has {', '.join(names) or 'none'}")
+        (first, classes), *others = found.items()
+        for cohort, other in others:
+            if other != classes:
+                raise InputError(
+                    f"{self.place}: {segmentation} means {classes} in cohort {first} and {other} in {cohort}; "
+                    "give the two segmentations different names"
+                )
+        return classes
+
+    # tables ------------------------------------------------------------------------------------------------------
+
+    def sessions(self) -> pa.Table:
+        """One row per session (schemas.SESSIONS), those without a usable scan too."""
+        return self._table("sessions", schemas.SESSIONS)
+
+    def scans(self) -> pa.Table:
+        """One row per scan in the store (schemas.SCANS)."""
+        return self._table("scans", schemas.SCANS)
+
+    def rejected(self) -> pa.Table:
+        """One row per scan left out (schemas.REJECTED)."""
+        return self._table("rejected", schemas.REJECTED)
+
+    def masks(self, segmentation: str) -> pa.Table:
+        """The label stacks of one segmentation (schemas.masks); `labels_of` turns them into arrays."""
+        table = self._table("masks", schemas.masks(self.size_px))
+        return table.filter(pc.equal(table["segmentation"], segmentation))
+
+    def stack_files(self) -> list[StackFile]:
+        """Every file of stacks, in a fixed order."""
+        return [StackFile(self.place / part.file, part.rows, tuple(part.row_groups)) for part in self._parts("stacks")]
+
+    def stack_index(self) -> pa.Table:
+        """Every stack without its pixels, in the order of the files.
+
+        The columns of schemas.stacks but `pixels`, and int32 `file` (place in `stack_files()`), `row_group` and `row`
+        (within its group).
+        """
+        schema = schemas.stacks(self.size_px)
+        names = [name for name in schema.names if name != "pixels"]
+        table = self._table("stacks", pa.schema([schema.field(name) for name in names]))
+        groups = [
+            (file, group, rows)
+            for file, each in enumerate(self.stack_files())
+            for group, rows in enumerate(each.row_groups)
+        ]
+        files, numbers, rows = np.array(groups, dtype=np.int32).reshape(-1, 3).T
+        within = np.concatenate([np.arange(count, dtype=np.int32) for count in rows]) if len(rows) else rows
+        for name, column in (
+            ("file", np.repeat(files, rows)),
+            ("row_group", np.repeat(numbers, rows)),
+            ("row", within),
+        ):
+            table = table.append_column(name, pa.array(column, pa.int32()))
+        return table
+
+    def read_row_group(self, file: StackFile, group: int) -> pa.Table:
+        """One row group of stacks, pixels and all."""
+        return self._opened(file.place).read_row_group(group, use_threads=False)
+
+    # inside ------------------------------------------------------------------------------------------------------
+
+    def _parts(self, table: str) -> list[layout.Part]:
+        return [part for record in self._commits for part in record.parts if part.table == table]
+
+    def _table(self, table: str, schema: pa.Schema) -> pa.Table:
+        def read(part: layout.Part) -> pa.Table:
+            with (self.place / part.file).open_parquet(pre_buffer=True) as file:
+                return file.read(columns=schema.names, use_threads=False)
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            tables = list(pool.map(read, self._parts(table)))
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def _opened(self, place: Place) -> Any:
+        """The open file of this thread: the least recently used is closed when there are too many."""
+        files: OrderedDict[Place, Any] = vars(self._local).setdefault("files", OrderedDict())
+        if place not in files:
+            files[place] = place.open_parquet()
+            if len(files) > _OPEN_FILES:
+                files.popitem(last=False)[1].close()
+        files.move_to_end(place)
+        return files[place]
+
+
+def pixels_of(table: pa.Table) -> np.ndarray:
+    """The column `pixels` as a read-only uint8 (n, 3, size, size), without a copy where the column is one chunk."""
+    return _array(table["pixels"], np.dtype(np.uint8), channels=schemas.CHANNELS)
+
+
+def labels_of(table: pa.Table) -> np.ndarray:
+    """The column `labels` as a read-only uint16 (n, size, size)."""
+    return _array(table["labels"], np.dtype("<u2"), channels=1)[:, 0]
+
+
+def _array(column: pa.ChunkedArray, dtype: np.dtype, *, channels: int) -> np.ndarray:
+    chunk = (
+        column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.num_chunks else None
+    )
+    width = column.type.byte_width
+    size_px = round((width / dtype.itemsize / channels) ** 0.5)
+    if chunk is None or not len(chunk):
+        return np.zeros((0, channels, size_px, size_px), dtype)
+    values = np.frombuffer(
+        chunk.buffers()[1], dtype, count=len(chunk) * width // dtype.itemsize, offset=chunk.offset * width
+    )
+    return values.reshape(len(chunk), channels, size_px, size_px)

@@ -1,0 +1,71 @@
+"""Cohorts: folders of files whose names alone matter, and small scans of heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bfp.imaging.grid import Grid
+from bfp.imaging.nifti import encode
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Files of these names below a folder, each with its own content; "name -> target" is a link."""
+    for name in names:
+        path, _, target = name.partition(" -> ")
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if target:
+            file.symlink_to(target)
+        else:
+            file.write_bytes(name.encode())
+    return root
+
+
+def write(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def head(shape: tuple[int, int, int], *, seed: int = 0) -> np.ndarray:
+    """A head of sorts, int16 (x, y, z): an ellipsoid of tissue with a dark core off its centre, and noise all over."""
+    random = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, extent) for extent in shape), indexing="ij")
+    inside = (x / 0.75) ** 2 + (y / 0.85) ** 2 + (z / 0.9) ** 2 < 1
+    core = ((x - 0.2) / 0.25) ** 2 + ((y + 0.1) / 0.4) ** 2 + ((z - 0.1) / 0.3) ** 2 < 1
+    values = 300 * inside + 150 * inside * np.sin(3 * x + 5 * y) - 200 * core + random.normal(0, 8, shape)
+    return np.clip(values, 0, 1000).astype(np.int16)
+
+
+def write_scan(
+    file: Path,
+    *,
+    shape: tuple[int, int, int] = (34, 42, 30),
+    spacing_mm: tuple[float, float, float] = (5.0, 4.5, 6.0),
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    seed: int = 0,
+    voxels: np.ndarray | None = None,
+) -> Path:
+    """A NIfTI file of a head (or of the voxels), RAS, centred on 0 but for the shift."""
+    voxels = head(shape, seed=seed) if voxels is None else voxels
+    ras_from_voxel = np.diag([*spacing_mm, 1.0])
+    ras_from_voxel[:3, 3] = -np.array(spacing_mm) * (np.array(voxels.shape) - 1) / 2 + shift_mm
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(encode(voxels, grid=Grid(voxels.shape, ras_from_voxel)))
+    return file
+
+
+def write_bids(root: Path, *, subjects: int, modalities: tuple[str, ...] = ("T1w", "FLAIR")) -> Path:
+    """A dataset of heads: a participants.tsv with ages, sub-01's scans broken one way, sub-02's FLAIR another."""
+    ages = "".join(f"sub-{number:02d}\t{50 + number}\n" for number in range(1, subjects + 1))
+    write(root / "participants.tsv", f"participant_id\tage\n{ages}")
+    for number in range(1, subjects + 1):
+        for modality in modalities:
+            name = f"sub-{number:02d}/anat/sub-{number:02d}_{modality}.nii.gz"
+            write_scan(root / name, seed=10 * number + len(modality))
+    broken = root / "sub-01/anat/sub-01_T1w.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    (root / "sub-02/anat/sub-02_FLAIR.nii.gz").write_bytes(b"not a scan")
+    return root

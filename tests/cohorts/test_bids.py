@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import pytest
+
+from bfp.cohorts import SegmentationSource, Session, Source, discover
+from bfp.errors import InputError, Reason
+from bfp.storage import place
+from tests.cohorts.makers import touch, write
+
+WANTED = ("T1w", "T2w", "FLAIR")
+
+
+def found_in(
+    root: Path, *, modalities: dict[str, str] | None = None, segmentations: tuple[SegmentationSource, ...] = ()
+) -> list[Session]:
+    source = Source("c", "bids", place(str(root)), modalities=modalities or {}, segmentations=segmentations)
+    return discover(source, wanted=WANTED)
+
+
+def names_of(session: Session) -> list[str]:
+    return [scan.file.place.name for scan in session.scans]
+
+
+def reasons_of(session: Session) -> list[tuple[str, Reason]]:
+    return [(row.uri.rpartition("/")[2], row.reason) for row in session.left_out]
+
+
+def test_scans_are_grouped_by_subject_and_session(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "dataset_description.json",
+        "sub-02/anat/sub-02_T1w.nii",
+        "sub-01/ses-b/anat/sub-01_ses-b_T1w.nii.gz",
+        "sub-01/ses-a/anat/sub-01_ses-a_FLAIR.nii.gz",
+        "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz",
+        "sub-01/ses-a/anat/sub-01_ses-a_T1w.json",
+        "sub-01/ses-a/func/sub-01_ses-a_task-rest_bold.nii.gz",
+        "sourcedata/sub-01/anat/sub-01_T1w.nii.gz",
+        ".git/sub-09/anat/sub-09_T1w.nii.gz",
+    )
+    sessions = found_in(root)
+    assert [session.key for session in sessions] == [("c", "01", "a"), ("c", "01", "b"), ("c", "02", "")]
+    assert [[scan.modality for scan in session.scans] for session in sessions] == [["FLAIR", "T1w"], ["T1w"], ["T1w"]]
+    assert not any(session.left_out for session in sessions)
+
+
+def test_of_two_scans_of_one_modality_the_plainest_is_taken_and_the_other_named_a_duplicate(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_acq-mprage_T1w.nii.gz",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-02/anat/sub-02_run-10_T1w.nii.gz",
+        "sub-02/anat/sub-02_run-2_T1w.nii.gz",
+        "sub-03/anat/sub-03_ce-gad_T1w.nii.gz",
+        "sub-03/anat/sub-03_acq-x_run-1_T1w.nii.gz",
+        "sub-04/anat/sub-04_acq-x_ce-gad_T1w.nii.gz",
+        "sub-04/anat/sub-04_run-2_T1w.nii.gz",
+    )
+    one, two, three, four = found_in(root)
+    assert names_of(one) == ["sub-01_T1w.nii.gz"]
+    assert names_of(two) == ["sub-02_run-2_T1w.nii.gz"]
+    assert names_of(three) == ["sub-03_ce-gad_T1w.nii.gz"]
+    assert names_of(four) == ["sub-04_run-2_T1w.nii.gz"]
+    assert reasons_of(two) == [("sub-02_run-10_T1w.nii.gz", Reason.DUPLICATE)]
+    assert "sub-02_run-2_T1w.nii.gz was taken: the fewest entities" in two.left_out[0].detail
+
+
+def test_a_scan_of_another_modality_is_left_out_unless_it_is_mapped(tmp_path: Path) -> None:
+    root = touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_FLASH.nii.gz")
+    (plain,) = found_in(root)
+    assert reasons_of(plain) == [("sub-01_FLASH.nii.gz", Reason.UNWANTED)]
+    (mapped,) = found_in(root, modalities={"FLASH": "T2w"})
+    assert [scan.modality for scan in mapped.scans] == ["T1w", "T2w"]
+
+
+def test_a_dangling_link_is_left_out_and_never_taken_before_a_file_that_is_there(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_T1w.nii.gz -> ../../.git/annex/objects/gone",
+        "sub-01/anat/sub-01_run-2_T1w.nii.gz",
+    )
+    (session,) = found_in(root)
+    assert names_of(session) == ["sub-01_run-2_T1w.nii.gz"]
+    assert reasons_of(session) == [("sub-01_T1w.nii.gz", Reason.DANGLING)]
+
+
+@pytest.mark.parametrize("name", ["T1.nii.gz", "sub-02_T1w.nii.gz", "sub-01_sub-01_T1w.nii.gz", "sub-01_-x_T1w.nii.gz"])
+def test_a_name_that_is_not_bids_or_of_another_subject_is_left_out(tmp_path: Path, name: str) -> None:
+    root = touch(tmp_path, f"sub-01/anat/{name}", "sub-01/anat/sub-01_T2w.nii.gz")
+    (session,) = found_in(root)
+    assert reasons_of(session) == [(name, Reason.NAME)]
+    assert "sub-01_<suffix>.nii.gz" in session.left_out[0].detail
+
+
+def test_labels_come_from_participants_and_sessions(tmp_path: Path) -> None:
+    root = touch(tmp_path, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz", "sub-01/ses-b/anat/sub-01_ses-b_T1w.nii.gz")
+    write(root / "participants.tsv", "participant_id\tage\tsex\tsite\nsub-01\t70\tF\tn/a\n")
+    write(root / "sub-01/sub-01_sessions.tsv", "session_id\tage\nses-b\t72\n")
+    before, after = found_in(root)
+    assert before.labels == {"age": "70", "sex": "F"}
+    assert after.labels == {"age": "72", "sex": "F"}
+
+
+def test_label_maps_are_found_by_suffix_and_are_no_scans(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "derivatives/lesions/sub-01/anat/sub-01_space-T1w_label-lesion_mask.nii.gz",
+        "derivatives/lesions/sub-01/anat/sub-01_label-lesion_mask.nii.gz",
+        "derivatives/lesions/sub-02/anat/sub-02_label-brain_mask.nii.gz",
+        "derivatives/other/sub-02/anat/sub-02_T1w.nii.gz",
+        "sub-03/anat/sub-03_T1w.nii.gz",
+        "sub-03/anat/sub-03_label-lesion_mask.nii.gz",
+    )
+    one, two, three = found_in(root, segmentations=(SegmentationSource("tumour", "T1w", suffix="label-lesion_mask"),))
+    assert [(each.name, each.drawn_on, each.file.place.name) for each in one.label_maps] == [
+        ("tumour", "T1w", "sub-01_label-lesion_mask.nii.gz")
+    ]
+    assert two.label_maps == ()
+    assert names_of(two) == ["sub-02_T1w.nii.gz"]
+    assert [each.file.place.name for each in three.label_maps] == ["sub-03_label-lesion_mask.nii.gz"]
+    assert (names_of(three), three.left_out) == (["sub-03_T1w.nii.gz"], ())
+
+
+def test_a_folder_that_is_no_dataset_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
+    touch(tmp_path, "scan.nii.gz", "notes.txt")
+    with pytest.raises(InputError, match=r"looked for sub-\*/.*found notes\.txt, scan\.nii\.gz"):
+        found_in(tmp_path)
+
+
+def test_a_dataset_without_a_wanted_scan_says_why_the_first_was_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01/anat/sub-01_PDw.nii.gz")
+    with pytest.raises(InputError, match=r"no scan of T1w, T2w, FLAIR.*PDw; asked for.*modalities: \{THEIRS: T1w\}"):
+        found_in(tmp_path)
+
+
+def test_a_dataset_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: cannot list it: nothing is there"):
+        found_in(tmp_path / "nowhere")

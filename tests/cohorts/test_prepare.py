@@ -1,0 +1,171 @@
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bfp.cohorts import LabelMap, Scan, Session
+from bfp.cohorts.prepare import SessionStacks, prepare, within
+from bfp.cohorts.sessions import Key
+from bfp.errors import InputError, Reason, StorageError
+from bfp.imaging.stacks import Recipe
+from bfp.storage import Entry, Place
+from tests.cohorts.makers import write_scan
+
+RECIPE = Recipe(
+    form="modalities",
+    channels=("T1w", "T2w", "FLAIR"),
+    modalities=(),
+    gap_mm=0.0,
+    spacing_mm=5.0,
+    slice_spacing_mm=6.0,
+    size_px=44,
+    register="none",
+    brain="none",
+    window_percentiles=(0.5, 99.5),
+    min_foreground=0.05,
+)
+SPACING_MM = (5.0, 5.0, 6.0)
+
+
+def entry(file: Path) -> Entry:
+    found = Place(str(file)).entry()
+    assert found is not None
+    return found
+
+
+def session_of(folder: Path, *modalities: str, label_maps: tuple[LabelMap, ...] = ()) -> Session:
+    scans = [
+        Scan(modality, entry(write_scan(folder / f"{modality}.nii.gz", spacing_mm=SPACING_MM, seed=seed)))
+        for seed, modality in enumerate(modalities)
+    ]
+    return Session(Key("c", "01", ""), tuple(scans), label_maps)
+
+
+def prepared(session: Session, *, recipe: Recipe = RECIPE, scan_timeout_s: float = 60) -> SessionStacks:
+    return prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
+
+
+def test_a_session_becomes_stacks_of_the_modalities_it_has(tmp_path: Path) -> None:
+    done = prepared(session_of(tmp_path, "T1w", "FLAIR"))
+    (stacks,) = done.prepared
+    assert stacks.present == (True, False, True)
+    assert stacks.pixels.shape[1:] == (3, 44, 44)
+    assert [(record.scan.modality, record.stacks) for record in done.scans] == [
+        ("T1w", len(stacks.slices)),
+        ("FLAIR", len(stacks.slices)),
+    ]
+    assert done.left_out == ()
+
+
+def test_a_scan_that_cannot_be_used_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w", "T2w", "FLAIR")
+    (tmp_path / "T1w.nii.gz").write_bytes((tmp_path / "T1w.nii.gz").read_bytes()[:2000])
+    (tmp_path / "FLAIR.nii.gz").write_bytes(b"hello")
+    session = replace(session, scans=tuple(replace(scan, file=entry(scan.file.place.path)) for scan in session.scans))
+    done = prepared(session)
+    assert [record.scan.modality for record in done.scans] == ["T2w"]
+    assert {(row.modality, row.reason) for row in done.left_out} == {
+        ("T1w", Reason.TRUNCATED),
+        ("FLAIR", Reason.NOT_NIFTI),
+    }
+    assert all(row.uri.startswith(str(tmp_path)) and row.detail for row in done.left_out)
+
+
+def test_a_scan_off_its_references_grid_is_left_out_by_imaging(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w")
+    other = write_scan(tmp_path / "T2w.nii.gz", spacing_mm=SPACING_MM, shift_mm=(0, 2, 0), seed=5)
+    done = prepared(replace(session, scans=(*session.scans, Scan("T2w", entry(other)))))
+    assert [(row.modality, row.reason) for row in done.left_out] == [("T2w", Reason.OFF_GRID)]
+
+
+def test_a_session_without_a_usable_scan_has_no_stacks(tmp_path: Path) -> None:
+    file = write_scan(tmp_path / "T1w.nii", voxels=np.zeros((20, 22, 24), np.uint8))
+    done = prepared(Session(Key("c", "01", ""), (Scan("T1w", entry(file)),)))
+    assert (done.prepared, done.scans) == ((), ())
+    assert [row.reason for row in done.left_out] == [Reason.EMPTY]
+
+
+def test_a_file_that_is_gone_since_the_listing_is_left_out(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w", "FLAIR")
+    (tmp_path / "FLAIR.nii.gz").unlink()
+    assert [(row.modality, row.reason) for row in prepared(session).left_out] == [("FLAIR", Reason.MISSING)]
+
+
+def test_a_file_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w", "FLAIR")
+    (tmp_path / "FLAIR.nii.gz").unlink()
+    (tmp_path / "FLAIR.nii.gz").mkdir()
+    assert [(row.modality, row.reason) for row in prepared(session).left_out] == [("FLAIR", Reason.UNREADABLE)]
+
+
+def test_a_file_that_changed_since_the_listing_is_no_rejection_but_an_error(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w")
+    with open(tmp_path / "T1w.nii.gz", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(StorageError, match="being written to; submit again"):
+        prepared(session)
+
+
+def label_map(file: Path, name: str, *, drawn_on: str = "T1w") -> LabelMap:
+    return LabelMap(name, drawn_on, entry(file))
+
+
+def test_label_maps_ride_along_and_a_blank_one_says_that_there_is_nothing(tmp_path: Path) -> None:
+    labels = np.zeros((34, 42, 30), np.uint8)
+    labels[10:20, 12:30, 8:20] = 3
+    some = write_scan(tmp_path / "some.nii.gz", spacing_mm=SPACING_MM, voxels=labels)
+    blank = write_scan(tmp_path / "blank.nii.gz", spacing_mm=SPACING_MM, voxels=np.zeros_like(labels))
+    session = session_of(tmp_path, "T1w", label_maps=(label_map(some, "core"), label_map(blank, "lesion")))
+    (stacks,) = prepared(session).prepared
+    assert set(np.unique(stacks.labels["core"])) == {0, 3}
+    assert set(np.unique(stacks.labels["lesion"])) == {0}
+
+
+def test_a_label_map_that_cannot_be_used_is_a_warning_on_its_scan(tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"broken")
+    maps = (label_map(tmp_path / "broken.nii.gz", "core", drawn_on="FLAIR"),)
+    done = prepared(session_of(tmp_path, "T1w", "FLAIR", label_maps=maps))
+    (stacks,) = done.prepared
+    assert stacks.labels == {}
+    warnings = {record.scan.modality: record.warnings for record in done.scans}
+    assert warnings["T1w"] == ()
+    assert [text.partition(":")[0] for text in warnings["FLAIR"]] == ["no labels of core"]
+    assert "not a NIfTI file" in warnings["FLAIR"][0]
+
+
+def test_a_brain_mask_is_the_segmentation_of_that_name(tmp_path: Path) -> None:
+    mask = np.zeros((34, 42, 30), np.uint8)
+    mask[8:26, 10:32, 6:24] = 1
+    maps = (label_map(write_scan(tmp_path / "mask.nii", spacing_mm=SPACING_MM, voxels=mask), "brain"),)
+    recipe = replace(RECIPE, brain="given")
+    (stacks,) = prepared(session_of(tmp_path, "T1w", label_maps=maps), recipe=recipe).prepared
+    assert stacks.labels == {}
+    assert (stacks.pixels[:, 0] > 0).mean() < 0.5
+    without = prepared(session_of(tmp_path / "other", "T1w"), recipe=recipe)
+    assert [row.reason for row in without.left_out] == [Reason.NO_BRAIN_MASK]
+
+
+def test_a_session_that_takes_too_long_is_left_out_as_a_whole(tmp_path: Path) -> None:
+    fifo = tmp_path / "slow.nii"
+    os.mkfifo(fifo)  # opening it to read waits for a writer, for ever
+    session = session_of(tmp_path, "T1w")
+    session = replace(session, scans=(*session.scans, Scan("T2w", Entry(Place(str(fifo)), 0, ""))))
+    start = time.monotonic()
+    done = prepared(session, scan_timeout_s=0.1)
+    assert time.monotonic() - start < 2
+    assert [(row.modality, row.reason) for row in done.left_out] == [("T1w", Reason.TIMEOUT), ("T2w", Reason.TIMEOUT)]
+    assert done.left_out[0].detail == "not ready after 0.2 s (2 scans of 0.1 s)"
+    with open(fifo, "wb"):  # lets the waiting thread end
+        pass
+
+
+def test_what_work_raises_within_its_limit_is_raised() -> None:
+    def fail() -> int:
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        within(5, fail)
+    assert within(5, lambda: 3) == 3

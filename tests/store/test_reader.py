@@ -1,0 +1,161 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from bfp.errors import InputError
+from bfp.storage import place
+from bfp.store.reader import SliceStore, labels_of, pixels_of
+from bfp.store.summary import summarise
+from bfp.store.where import read_subjects, select
+from bfp.store.writer import ROWS_PER_GROUP
+from tests.store.makers import MadeSession, make_store
+
+SESSIONS = [
+    MadeSession("a", "01", stacks=20),
+    MadeSession("a", "02", "v1", stacks=3, present=(True, False, True)),
+    MadeSession("a", "02", "v2", stacks=16, present=(False, True, False)),
+    MadeSession("b", "01", stacks=40),
+]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_same_stacks_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_store(tmp_path / name, sessions=SESSIONS, segmentation="tissue")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_every_stack_of_the_index_is_where_the_index_says(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS, size_px=12))
+    index, files = store.stack_index(), store.stack_files()
+    assert index.num_rows == sum(file.rows for file in files) == store.totals.stacks == 79
+    for row in index.to_pylist():
+        table = store.read_row_group(files[row["file"]], row["row_group"])
+        assert table.num_rows == files[row["file"]].row_groups[row["row_group"]] <= ROWS_PER_GROUP
+        there = table.slice(row["row"], 1)
+        expected = {name: value for name, value in row.items() if name not in ("file", "row_group", "row")}
+        assert there.drop_columns("pixels").to_pylist() == [expected]
+        filled = pixels_of(there)[0].reshape(3, -1).max(axis=1) > 0
+        assert filled.tolist() == row["present"]
+
+
+def test_no_row_group_holds_two_sessions(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS))
+    groups = (
+        store.stack_index()
+        .group_by(["file", "row_group"])
+        .aggregate([("subject", "count_distinct"), ("session", "count_distinct")])
+    )
+    assert set(groups["subject_count_distinct"].to_pylist()) == {1}
+    assert set(groups["session_count_distinct"].to_pylist()) == {1}
+
+
+def test_pixels_come_back_as_they_were_and_without_a_copy(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=[MadeSession("a", "01", stacks=5)], size_px=10, seed=3))
+    (file,) = store.stack_files()
+    table = store.read_row_group(file, 0)
+    pixels = pixels_of(table)
+    assert pixels.shape == (5, 3, 10, 10)
+    assert pixels.ctypes.data == table["pixels"].chunk(0).buffers()[1].address
+    again = SliceStore.open(make_store(tmp_path / "t", sessions=[MadeSession("a", "01", stacks=5)], size_px=10, seed=3))
+    assert np.array_equal(pixels, pixels_of(again.read_row_group(again.stack_files()[0], 0)))
+    assert np.array_equal(pixels_of(table.slice(2, 2)), pixels[2:4])
+    assert pixels_of(table.slice(0, 0)).shape == (0, 3, 10, 10)
+
+
+def test_masks_lie_beside_their_stacks(tmp_path: Path) -> None:
+    made = make_store(
+        tmp_path / "s", sessions=SESSIONS, size_px=12, segmentation="tissue", classes={"grey": [1], "white": [2, 3]}
+    )
+    store = SliceStore.open(made)
+    masks, index = store.masks("tissue"), store.stack_index()
+    identity = ["cohort", "subject", "session", "slice"]
+    assert masks.select(identity).to_pylist() == index.select(identity).to_pylist()
+    assert set(masks["modality"].to_pylist()) == {"T1w", "T2w"}
+    labels = labels_of(masks)
+    assert labels.dtype == np.uint16
+    assert labels.shape == (79, 12, 12)
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+    assert store.classes("tissue") == {"grey": [1], "white": [2, 3]}
+    assert store.masks("lesion").num_rows == 0
+    with pytest.raises(InputError, match="has no segmentation lesion; it has tissue"):
+        store.classes("lesion")
+
+
+def test_a_store_is_read_as_of_its_snapshot(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", sessions=SESSIONS[:1])
+    before = SliceStore.open(place(str(tmp_path / "s")))
+    make_store(tmp_path / "s", sessions=SESSIONS)
+    assert before.stack_index().num_rows == 20
+    assert SliceStore.open(place(str(tmp_path / "s"))).stack_index().num_rows == 79
+    assert SliceStore.open(place(str(tmp_path / "s")), snapshot=1).stack_index().num_rows == 20
+
+
+def test_a_place_without_a_store_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no slice store there"):
+        SliceStore.open(place(str(tmp_path / "nowhere")))
+    store = make_store(tmp_path / "s", sessions=SESSIONS)
+    with pytest.raises(InputError, match="has no snapshot 4; it has 1 to 1"):
+        SliceStore.open(store, snapshot=4)
+    (store / "snapshots" / "1.json").delete()
+    with pytest.raises(InputError, match="the store is empty"):
+        SliceStore.open(store)
+
+
+def test_a_store_can_be_pickled_and_read_from_several_threads(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=12))
+    (file, *_) = store.stack_files()
+    one = pixels_of(store.read_row_group(file, 0))
+    copy = pickle.loads(pickle.dumps(store))
+    with ThreadPoolExecutor(4) as pool:
+        for read in pool.map(lambda _: pixels_of(copy.read_row_group(file, 0)), range(40)):
+            assert np.array_equal(read, one)
+
+
+def test_labels_are_carried_as_text(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS, labels={"02": {"age": "70", "sex": "F"}}))
+    assert [dict(row["labels"]) for row in store.sessions().to_pylist()] == [
+        {},
+        {"age": "70", "sex": "F"},
+        {"age": "70", "sex": "F"},
+        {},
+    ]
+
+
+def test_filters_hold_together(tmp_path: Path) -> None:
+    index = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS)).stack_index()
+    assert select(index).num_rows == 79
+    assert select(index, cohorts=["a"]).num_rows == 39
+    assert select(index, modalities=["T2w"]).num_rows == 20 + 16 + 40
+    assert select(index, cohorts=["a"], modalities=["T2w", "FLAIR"], subjects=["sub-02"]).num_rows == 19
+    assert set(select(index, exclude_subjects=["01"])["subject"].to_pylist()) == {"02"}
+    assert select(index, cohorts=[]).num_rows == 0
+
+
+def test_a_list_of_subjects_may_have_remarks(tmp_path: Path) -> None:
+    file = tmp_path / "subjects.txt"
+    file.write_text("# held out\nsub-01\n\n02  # twin\n")
+    assert read_subjects(place(str(file))) == ["sub-01", "02"]
+
+
+def test_a_summary_counts_scans_by_cohort_and_modality(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS))
+    summary = summarise(store)
+    assert [(row.cohort, row.modality, row.scans, row.subjects, row.stacks) for row in summary.modalities] == [
+        ("a", "FLAIR", 2, 2, 23),
+        ("a", "T1w", 2, 2, 23),
+        ("a", "T2w", 2, 2, 36),
+        ("b", "FLAIR", 1, 1, 40),
+        ("b", "T1w", 1, 1, 40),
+        ("b", "T2w", 1, 1, 40),
+    ]
+    assert summarise(store, cohorts=["b"]).modalities == summary.modalities[3:]
+    assert summary.rejected == []
+    assert pc.sum(store.scans()["stacks"]).as_py() == sum(row.stacks for row in summary.modalities)

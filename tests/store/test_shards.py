@@ -1,0 +1,136 @@
+from pathlib import Path
+
+import numpy as np
+
+from bfp.cohorts import LabelMap, LeftOut, Scan, Session
+from bfp.cohorts.prepare import prepare
+from bfp.cohorts.sessions import Key
+from bfp.errors import Reason
+from bfp.imaging.stacks import Recipe
+from bfp.storage import Entry, Place, place
+from bfp.store import layout
+from bfp.store.layout import SegmentationInfo
+from bfp.store.reader import SliceStore, labels_of, pixels_of
+from bfp.store.shards import commit_shard, session_row
+from bfp.store.writer import commit_sessions
+from tests.cohorts.makers import write_scan
+
+PREPROCESSING = {"size": 44, "stacks": {"form": "modalities", "channels": ["T1w", "T2w", "FLAIR"]}}
+RECIPE = Recipe(
+    form="modalities",
+    channels=("T1w", "T2w", "FLAIR"),
+    modalities=(),
+    gap_mm=0.0,
+    spacing_mm=5.0,
+    slice_spacing_mm=6.0,
+    size_px=44,
+    register="header",
+    brain="none",
+    window_percentiles=(0.5, 99.5),
+    min_foreground=0.05,
+)
+
+
+def entry(file: Path) -> Entry:
+    found = Place(str(file)).entry()
+    assert found is not None
+    return found
+
+
+def sessions_at(folder: Path) -> list[Session]:
+    """Two sessions: one of two scans, label map and labels; one of which nothing can be used."""
+    labels = np.zeros((34, 42, 30), np.uint16)
+    labels[12:20, 12:30, 8:20] = 700
+    one = Session(
+        Key("c", "01", "a"),
+        (
+            Scan("FLAIR", entry(write_scan(folder / "01_FLAIR.nii.gz", seed=2))),
+            Scan("T2w", entry(write_scan(folder / "01_T2w.nii.gz", seed=1))),
+        ),
+        (LabelMap("core", "T2w", entry(write_scan(folder / "01_core.nii.gz", voxels=labels))),),
+        {"age": "61"},
+        (LeftOut(Key("c", "01", "a"), "PDw", "/x/01_PDw.nii", Reason.UNWANTED, "PDw; asked for: T1w"),),
+    )
+    (folder / "02_T1w.nii").write_bytes(b"no")
+    return [one, Session(Key("c", "02", ""), (Scan("T1w", entry(folder / "02_T1w.nii")),))]
+
+
+def made(sessions: list[Session], store: Place) -> SliceStore:
+    layout.make(store, PREPROCESSING)
+    commits = [
+        commit_shard(
+            store,
+            (prepare(session, recipe=RECIPE, scan_timeout_s=60) for session in sessions),
+            name="first",
+            cohort="c",
+            size_px=44,
+            version=1,
+        ),
+        commit_sessions(
+            store,
+            [session_row(session) for session in sessions],
+            cohort="c",
+            segmentations={"core": SegmentationInfo(drawn_on="T2w", classes={"core": [700]})},
+        ),
+    ]
+    layout.take_snapshot(store, commits, cohorts=["c"])
+    return SliceStore.open(store)
+
+
+def test_a_shard_holds_the_stacks_masks_scans_and_rejections_of_its_sessions(tmp_path: Path) -> None:
+    store = made(sessions_at(tmp_path), place(str(tmp_path / "store")))
+    index = store.stack_index()
+    first = index.slice(0, 1).to_pylist()[0]
+    assert (first["cohort"], first["subject"], first["session"]) == ("c", "01", "a")
+    assert (first["modalities"], first["present"]) == (["T1w", "T2w", "FLAIR"], [False, True, True])
+    assert index["slice"].to_pylist() == sorted(index["slice"].to_pylist())
+    assert (index["height"][0].as_py(), index["height"][-1].as_py()) == (0, 1)
+    (file,) = store.stack_files()
+    pixels = np.concatenate([pixels_of(store.read_row_group(file, group)) for group in range(len(file.row_groups))])
+    assert pixels[:, 1].any()
+    assert not pixels[:, 0].any()
+
+    masks = store.masks("core")
+    assert set(masks["modality"].to_pylist()) == {"T2w"}
+    assert set(np.unique(labels_of(masks))) == {0, 700}
+    assert store.classes("core") == {"core": [700]}
+
+    assert [(row["reason"], row["subject"], row["modality"]) for row in store.rejected().to_pylist()] == [
+        ("modality not asked for", "01", "PDw"),
+        ("not a NIfTI file", "02", "T1w"),
+    ]
+    assert [(row["subject"], row["modalities"], dict(row["labels"])) for row in store.sessions().to_pylist()] == [
+        ("01", ["FLAIR", "T2w"], {"age": "61"}),
+        ("02", ["T1w"], {}),
+    ]
+
+
+def test_a_scans_row_says_where_it_came_from_and_what_was_done_to_it(tmp_path: Path) -> None:
+    store = made(sessions_at(tmp_path), place(str(tmp_path / "store")))
+    t2w, flair = store.scans().to_pylist()
+    assert (t2w["modality"], flair["modality"]) == ("T2w", "FLAIR")
+    assert t2w["uri"] == str(tmp_path / "01_T2w.nii.gz")
+    assert t2w["size_bytes"] == (tmp_path / "01_T2w.nii.gz").stat().st_size
+    assert t2w["shape"] == [34, 42, 30]
+    assert np.allclose(t2w["spacing_mm"], (5.0, 4.5, 6.0))
+    assert t2w["axes"] == "RAS"
+    assert np.allclose(np.reshape(t2w["ras_from_native"], (4, 4))[:3, 3], (-82.5, -92.25, -87))
+    assert t2w["working_shape"][:2] == [44, 44]
+    assert np.array_equal(np.reshape(t2w["reference_ras_from_scan_ras"], (4, 4)), np.eye(4))
+    assert t2w["window_low"] < t2w["window_high"]
+    assert (t2w["shift_mm"], t2w["register"]) == (None, "header")
+    assert flair["shift_mm"] < 5
+    assert flair["similarity_before"] > 1
+    assert t2w["stacks"] == flair["stacks"] == store.totals.stacks
+
+
+def test_a_shard_made_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    sessions = sessions_at(tmp_path)
+    for name in ("one", "two"):
+        made(sessions, place(str(tmp_path / name)))
+    one, two = (
+        {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == 9
