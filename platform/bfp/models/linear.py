@@ -1,0 +1,58 @@
+"""The linear head: standardise a vector, weigh it, softmax. Plain arrays, so that predicting needs no scikit-learn.
+
+Letters: F length of a vector, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearHead:
+    """centre, scale: float64 (F,), from the training sessions; weights: (K, F) and bias (K,) of the logits.
+
+    A component that is NaN (the session lacks it) counts as the training mean; one that never varied in training is
+    ignored.
+    """
+
+    centre: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def standardise(self, vectors: np.ndarray) -> np.ndarray:
+        """float (n, F) to float64 (n, F) without NaN."""
+        return np.nan_to_num((vectors - self.centre) / self.scale, nan=0.0)
+
+    def probabilities(self, vectors: np.ndarray) -> np.ndarray:
+        """float (n, F) to float64 (n, K), each row summing to 1."""
+        logits = self.standardise(vectors) @ self.weights.T + self.bias
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def tensors(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """For a safetensors file, which may hold several heads under prefixes."""
+        return {f"{prefix}{name}": np.ascontiguousarray(getattr(self, name)) for name in self.__slots__}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray], prefix: str = "") -> LinearHead:
+        """The inverse of `tensors`."""
+        return cls(**{name: tensors[f"{prefix}{name}"] for name in cls.__slots__})
+
+
+def standardisation(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and scale (F,) of the training vectors (n, F), over what is there.
+
+    A component that nobody has gets centre 0, one that does not vary gets scale infinity: it then counts for nothing.
+    """
+    there = np.isfinite(vectors)
+    count = np.maximum(there.sum(axis=0), 1)
+    values = np.where(there, vectors, 0.0).astype(np.float64)
+    centre = values.sum(axis=0) / count
+    deviation = np.sqrt((np.where(there, values - centre, 0.0) ** 2).sum(axis=0) / count)
+    flat = deviation <= 1e-6 * np.maximum(np.abs(centre), 1e-6)
+    return centre, np.where(flat, np.inf, deviation)

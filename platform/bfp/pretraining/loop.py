@@ -1,0 +1,285 @@
+"""Steps until done: crops, masks and a step for each batch; figures, checkpoints, and a way to stop in between.
+
+`worker` is what each training worker runs: it builds the state, finds the last checkpoint and calls `train`. It runs
+by itself, or on every rank of an initialised process group; then parameters, gradients and moments are sharded over
+the workers (FSDP2). One worker alone is not sharded: the results are the same and a step is faster.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.distributed import DeviceMesh, ProcessGroup
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from bfp.errors import JobFailed
+from bfp.models.vit import Backbone
+from bfp.pretraining import checkpoint, monitors
+from bfp.pretraining.crops import LARGE_CROPS, CropSettings, Normalisation, multi_crop
+from bfp.pretraining.draws import Draws
+from bfp.pretraining.masks import block_masks, masked
+from bfp.pretraining.optimiser import weight_norm
+from bfp.pretraining.schedules import Now, Schedules
+from bfp.pretraining.step import (
+    Network,
+    SslSettings,
+    StepResult,
+    TrainState,
+    kept_samples,
+    make_network,
+    start,
+    train_step,
+    twin,
+)
+from bfp.storage import Place
+
+Log = Callable[[int, dict[str, float]], None]  # steps done, figures by name
+OpenBatches = Callable[[int, int, int], Iterator[Tensor]]  # steps done, rank, workers -> uint8 (B / workers, 3, H, W)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what is learned. batch_size: stacks in a step, over all workers."""
+
+    ssl: SslSettings
+    schedules: Schedules
+    crops: CropSettings
+    normalisation: Normalisation
+    batch_size: int
+    seed: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """How often figures are logged and checkpoints saved, in steps, and how many of the last checkpoints are kept."""
+
+    log_every: int
+    save_every: int
+    keep: int
+
+
+def worker(
+    vit: VisionTransformer,
+    *,
+    recipe: Recipe,
+    cadence: Cadence,
+    checkpoints: Place,
+    open_batches: OpenBatches,
+    device: torch.device,
+    log: Log,
+    stop: Callable[[], bool],
+) -> TrainState:
+    """Train from the last checkpoint, or from `vit` where there is none, to the last step or until `stop` says so.
+
+    vit: the encoder to start from, made for large_px images, equal on all workers. log is called on rank 0 alone.
+    open_batches gives this worker's share of each batch, from the first step that is not yet done.
+    Raises JobFailed when training diverges or the batches end early.
+    """
+    group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if group else (0, 1)
+    state = prepare(vit, recipe=recipe, device=device, workers=workers)
+    done = checkpoint.steps(checkpoints)
+    if done:
+        checkpoint.load(state, checkpoints, step=done[-1])
+    train(
+        state,
+        recipe=recipe,
+        batches=open_batches(state.step, rank, workers),
+        group=group,
+        log=log,
+        log_every=cadence.log_every,
+        save=lambda: checkpoint.save(state, checkpoints, keep=cadence.keep),
+        save_every=cadence.save_every,
+        stop=stop,
+    )
+    return state
+
+
+def prepare(vit: VisionTransformer, *, recipe: Recipe, device: torch.device, workers: int) -> TrainState:
+    """A state before its first step: student and teacher alike, on the device, sharded over several workers."""
+    torch.manual_seed(recipe.seed)  # the heads' weights: the same on every worker
+    student = make_network(Backbone(vit), recipe.ssl, workers=workers).to(device)
+    if device.type == "cpu" and recipe.precision == "bf16":
+        # torch's fused attention is slow there: 26 ms forward and backward for 128 heads of 65 tokens, 5 ms unfused.
+        for module in student.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = False  # type: ignore[misc]  # final for TorchScript's sake only
+    teacher = twin(student)
+    if workers > 1:
+        mesh = dist.init_device_mesh(device.type, (workers,))
+        shard(student, mesh)
+        shard(teacher, mesh)
+    return start(student, teacher, recipe.ssl)
+
+
+def shard(network: Network, mesh: DeviceMesh) -> None:
+    """Shard a network's parameters over the mesh: each block and head by itself, the rest together."""
+    parts: list[nn.Module] = [*network.backbone.vit.blocks, network.dino_head]
+    for part in parts if network.ibot_head is None else [*parts, network.ibot_head]:
+        fully_shard(part, mesh=mesh)
+    # By default the outermost module stays whole after a forward pass, and only a backward pass would shard it again,
+    # which the teacher never has.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def train(
+    state: TrainState,
+    *,
+    recipe: Recipe,
+    batches: Iterator[Tensor],
+    group: ProcessGroup | None,
+    log: Log,
+    log_every: int,
+    save: Callable[[], None],
+    save_every: int,
+    stop: Callable[[], bool],
+) -> None:
+    """Do the steps that are left. batches: uint8 (B / workers, 3, H, W), the next one first.
+
+    A checkpoint is saved every `save_every` steps, at the end, and when `stop` ends it early; with several workers
+    `stop` is heard at the steps that are logged, since all must agree.
+    """
+    rank, workers = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+    share = recipe.batch_size // workers
+    device = state.cls_centre.device
+    window = Window(recipe.batch_size)
+    while state.step < recipe.schedules.steps:
+        stacks = _next(batches, state.step, window).to(device, non_blocking=True)  # (B / workers, 3, H, W)
+        draws = Draws(recipe.seed, state.step, first=rank * share, count=share, total=recipe.batch_size)
+        now = recipe.schedules.at(state.step)
+        result = one_step(state, stacks, draws=draws, now=now, recipe=recipe, group=group)
+        window.add(result)
+
+        last = state.step == recipe.schedules.steps
+        log_due = last or state.step % log_every == 0
+        save_due = last or state.step % save_every == 0
+        stopping = not last and (log_due or group is None) and _any(stop(), group, device)
+        if log_due or save_due or stopping:
+            found = window.close(group) | {"weight_norm": weight_norm(state.student).item()}
+            fail_on_divergence(found, state.step, now)
+            if rank == 0:
+                log(state.step, found | monitors.figures(result) | now._asdict())
+        if save_due or stopping:
+            save()
+        if stopping:
+            return
+
+
+def one_step(
+    state: TrainState, stacks: Tensor, *, draws: Draws, now: Now, recipe: Recipe, group: ProcessGroup | None
+) -> StepResult:
+    """From stacks to an updated state. stacks: uint8 (B / workers, 3, H, W) on the device, the places of `draws`."""
+    ssl, device = recipe.ssl, stacks.device
+    crops = multi_crop(stacks, draws, settings=recipe.crops, normalisation=recipe.normalisation)
+    side = recipe.crops.large_px // state.student.backbone.patch_px
+    masks = block_masks(
+        draws,
+        grid=(side, side),
+        ratio=ssl.mask_ratio,
+        probability=ssl.mask_probability,
+        constant=ssl.constant_masks,
+    )
+    keep = None
+    if ssl.drop_path:
+        blocks = len(state.student.backbone.vit.blocks)
+        choose = partial(kept_samples, draws, blocks=blocks, drop_path=ssl.drop_path, device=device)
+        keep = choose("large", crops=LARGE_CROPS), choose("small", crops=recipe.crops.small_count)
+    return train_step(
+        state,
+        crops=crops,
+        masked=masked(masks, device=device),
+        now=now,
+        ssl=ssl,
+        group=group,
+        precision=torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"),
+        keep=keep,
+    )
+
+
+class Window:
+    """Means of the figures since the last log, the rate, and the share of the time that waited for data."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._clear()
+
+    def _clear(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+        self.steps = 0
+        self.waited_s = 0.0
+        self.opened_s = time.perf_counter()
+
+    def add(self, result: StepResult) -> None:
+        """Count a step; nothing is waited for."""
+        self.names = list(result.figures)
+        values = torch.stack(list(result.figures.values()))
+        self.sums = values if self.sums is None else self.sums + values
+        self.steps += 1
+
+    def close(self, group: ProcessGroup | None) -> dict[str, float]:
+        """The figures of this window, meaned over the workers; opens the next one."""
+        assert self.sums is not None, "a window closes after a step"
+        if group is not None:
+            dist.all_reduce(self.sums, group=group)
+            self.sums /= dist.get_world_size(group)
+        found = dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
+        elapsed_s = time.perf_counter() - self.opened_s
+        found["samples_per_s"] = self.steps * self.batch_size / elapsed_s
+        found["data_wait_share"] = self.waited_s / elapsed_s
+        self._clear()
+        return found
+
+
+def fail_on_divergence(found: dict[str, float], step: int, now: Now) -> None:
+    """Raise JobFailed, with what is known, where a figure is not finite. The state must not be saved then."""
+    broken = [name for name, value in found.items() if not math.isfinite(value)]
+    if broken:
+        norms = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if name.startswith("gradient_norm"))
+        raise JobFailed(
+            f"training diverged at or shortly before step {step}: {', '.join(broken)} not finite "
+            f"(learning rate {now.learning_rate:.2g}, teacher temperature {now.teacher_temperature:.3g}, {norms}); "
+            "the last checkpoint is sound. "
+            "Lower ssl.learning_rate or ssl.clip_norm, or lengthen ssl.warmup_epochs; with bf16, try fp32"
+        )
+
+
+@torch.no_grad()
+def teacher_weights(state: TrainState) -> dict[str, Tensor]:
+    """The teacher's ViT as a plain timm state dict of float32 on the CPU: what is exported. Every worker calls it."""
+    weights = state.teacher.backbone.vit.state_dict()
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).float().cpu()
+        for name, value in weights.items()
+    }
+
+
+def _next(batches: Iterator[Tensor], step: int, window: Window) -> Tensor:
+    began_s = time.perf_counter()
+    try:
+        return next(batches)
+    except StopIteration:
+        raise JobFailed(f"the batches ended after step {step}; more steps were planned") from None
+    finally:
+        window.waited_s += time.perf_counter() - began_s
+
+
+def _any(flag: bool, group: ProcessGroup | None, device: torch.device) -> bool:
+    """Whether any worker says so."""
+    if group is None:
+        return flag
+    said = torch.tensor(float(flag), device=device)
+    dist.all_reduce(said, dist.ReduceOp.MAX, group=group)
+    return bool(said.item())

@@ -1,0 +1,104 @@
+"""Reading the plan: the right pixels, the same batches for any number of workers and after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bfp.batches.plan import BatchPlan, units_of
+from bfp.batches.reader import Batch, read
+from bfp.errors import InputError
+from bfp.store.reader import SliceStore, pixels_of
+from bfp.store.where import select
+from tests.store.makers import MadeSession, make_store
+
+SESSIONS = [
+    MadeSession("a", "s1", stacks=23),
+    MadeSession("a", "s2", stacks=9, present=(True, False, True)),
+    MadeSession("b", "s1", stacks=31),
+]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[SliceStore]:
+    folder: Path = tmp_path_factory.mktemp("stores")
+    one = make_store(folder / "one", sessions=SESSIONS, size_px=28)
+    two = make_store(folder / "two", sessions=3, size_px=28, seed=1)
+    return [SliceStore.open(one), SliceStore.open(two)]
+
+
+def plan_of(stores: list[SliceStore], *, batch_size: int = 8) -> BatchPlan:
+    return BatchPlan(units_of([store.stack_index() for store in stores]), batch_size=batch_size, seed=4, window=11)
+
+
+def test_every_stack_of_a_pass_has_its_own_pixels(stores: list[SliceStore]) -> None:
+    plan = plan_of(stores)
+    pixels = np.concatenate(
+        [pixels_of(s.read_row_group(f, g)) for s in stores for f in s.stack_files() for g in range(len(f.row_groups))]
+    )
+    present = np.concatenate([np.array(store.stack_index()["present"].to_pylist()) for store in stores])
+    seen = set()
+    for batch in islice(read(stores, plan), plan.pass_steps):
+        assert batch.pixels.dtype == torch.uint8
+        assert np.array_equal(batch.pixels.numpy(), pixels[batch.stacks])
+        assert np.array_equal(batch.present.numpy(), present[batch.stacks])
+        seen |= set(batch.stacks.tolist())
+    assert len(seen) == plan.pass_steps * 8
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_batches_are_the_same_for_any_number_of_workers_and_after_a_restart(
+    stores: list[SliceStore], workers: int
+) -> None:
+    plan = plan_of(stores)
+    whole = list(islice(read(stores, plan), 30))
+    shares = [islice(read(stores, plan, rank=rank, workers=workers, start_step=7), 23) for rank in range(workers)]
+    for expected, parts in zip(whole[7:], zip(*shares, strict=True), strict=True):
+        assert equal(expected, Batch(*(torch.cat(part) for part in zip(*parts, strict=True))))
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_only_the_wanted_stacks_are_read(stores: list[SliceStore]) -> None:
+    index = select(stores[0].stack_index(), subjects=["s1"], cohorts=["b"])
+    index = index.filter(np.arange(len(index)) % 3 == 0)
+    plan = BatchPlan(units_of([index]), batch_size=2, seed=0)
+    wanted = {(row["file"], row["row_group"], row["row"]) for row in index.to_pylist()}
+    files = stores[0].stack_files()
+    pixels = {pixels_of(stores[0].read_row_group(files[f], g))[r].tobytes() for f, g, r in wanted}
+    for batch in islice(read(stores[:1], plan), 2 * plan.pass_steps):
+        assert all(stack.numpy().tobytes() in pixels for stack in batch.pixels)
+
+
+def test_the_order_of_an_index_changes_nothing(stores: list[SliceStore]) -> None:
+    index = stores[0].stack_index()
+    shuffled = index.take(np.random.default_rng(0).permutation(len(index)))
+    one, other = units_of([index]), units_of([shuffled])
+    assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("file", "group", "rows", "first"))
+
+
+def test_a_reader_that_is_closed_leaves_no_thread_behind(stores: list[SliceStore]) -> None:
+    import threading
+
+    batches: Iterator[Batch] = read(stores, plan_of(stores))
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_stores_of_two_sizes_are_refused(stores: list[SliceStore], tmp_path: Path) -> None:
+    other = SliceStore.open(make_store(tmp_path / "store", sessions=2, size_px=56))
+    with pytest.raises(InputError, match="28, 28, 56 pixels"):
+        next(read([*stores, other], plan_of([*stores, other])))
+
+
+def test_a_batch_that_does_not_split_is_refused(stores: list[SliceStore]) -> None:
+    with pytest.raises(InputError, match="a batch of 8 does not split among 3 workers"):
+        next(read(stores, plan_of(stores), workers=3))

@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+
+from bfp.errors import InputError
+from bfp.models.classifier import Classifier, load_classifier, model_folder, save_classifier
+from bfp.models.linear import LinearHead, standardisation
+from bfp.models.pooling import Pooling
+from bfp.storage import place
+
+
+def a_head(random, length=6, classes=3):
+    centre, scale = standardisation(random.normal(size=(20, length)))
+    return LinearHead(centre, scale, random.normal(size=(classes, length)), random.normal(size=classes))
+
+
+def a_classifier(folds=4):
+    random = np.random.default_rng(0)
+    return Classifier(
+        target="diagnosis",
+        classes=("CN", "MCI", "AD"),
+        pooling=Pooling(3, ("",)),
+        shown=("T1w", "FLAIR"),
+        preprocessing={"size": 28, "window": [0.5, 99.5]},
+        head=a_head(random),
+        fold_heads=tuple(a_head(random) for _ in range(folds)),
+        facts={"run": "ad-vs-cn"},
+    )
+
+
+def test_a_classifier_that_was_written_and_read_predicts_the_same(tmp_path):
+    written = a_classifier()
+    save_classifier(written, place(str(tmp_path / "run" / "model")), card="# A model\n")
+    read = load_classifier(model_folder(place(str(tmp_path / "run"))))
+    vectors = np.random.default_rng(1).normal(size=(5, 6))
+    vectors[0, 2] = np.nan
+    np.testing.assert_array_equal(read.predict(vectors).probabilities, written.predict(vectors).probabilities)
+    np.testing.assert_array_equal(read.predict(vectors).spread, written.predict(vectors).spread)
+    for field in ("target", "classes", "pooling", "shown", "preprocessing", "facts"):
+        assert getattr(read, field) == getattr(written, field)
+
+
+def test_the_spread_is_how_far_the_fold_heads_are_apart():
+    classifier = a_classifier()
+    vectors = np.random.default_rng(1).normal(size=(5, 6))
+    chosen = classifier.predict(vectors).probabilities.argmax(axis=1)
+    said = [head.probabilities(vectors)[np.arange(5), chosen] for head in classifier.fold_heads]
+    np.testing.assert_allclose(classifier.predict(vectors).spread, np.std(said, axis=0))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no finished model there \(no model.json\); give a finetune run"):
+        model_folder(place(str(tmp_path)))
+
+
+def test_a_model_of_a_newer_bfp_or_a_damaged_one_is_refused(tmp_path):
+    folder = place(str(tmp_path))
+    save_classifier(a_classifier(), folder, card="")
+    told = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**told, "contract": 99}))
+    with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 1\)"):
+        load_classifier(folder)
+    (tmp_path / "model.json").write_text(json.dumps({**told, "folds": 9}))
+    with pytest.raises(InputError, match="not a whole model"):
+        load_classifier(folder)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        load_classifier(folder)
