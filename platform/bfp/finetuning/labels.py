@@ -1,0 +1,85 @@
+"""Labels: which session is of which class, from what the store carries of it or from a table of the user's.
+
+Labels are text by column. Sessions that get no class are left out, counted and said, never guessed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bfp.cohorts.labels import Labels
+from bfp.cohorts.sessions import Key
+from bfp.errors import InputError
+
+# What tables write where they do not know, in lower case.
+_UNKNOWN = frozenset({"", "n/a", "na", "nan", "none", "null"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Sessions with a class, in order of their keys.
+
+    classes: int64 (n,), indices into the classes that were asked for. labels: of each, by column, for covariates.
+    left_out: why sessions were, and how many of them.
+    """
+
+    sessions: list[Key]
+    classes: np.ndarray
+    labels: list[Mapping[str, str]]
+    left_out: dict[str, int]
+
+    @property
+    def persons(self) -> list[str]:
+        """Whose session it is: a subject is unique within its cohort only."""
+        return [f"{key.cohort}/{key.subject}" for key in self.sessions]
+
+    def column(self, name: str, *, source: str) -> list[str]:
+        """One column, "" where a session lacks it. Raises InputError where all of them do; source: for its message."""
+        _check_column(name, self.labels, source=source)
+        return [_known(labels.get(name, "")) for labels in self.labels]
+
+
+def of_table(labels: Labels, sessions: Collection[Key]) -> dict[Key, Mapping[str, str]]:
+    """What a table says of each session."""
+    return {key: labels.of(key.subject, key.session) for key in sessions}
+
+
+def assign_classes(
+    labels: Mapping[Key, Mapping[str, str]], *, target: str, classes: Sequence[str], source: str
+) -> Labelled:
+    """The sessions whose labels give one of the classes in the column `target`.
+
+    source: where the labels come from, for messages.
+    Raises InputError where nobody has the column, or no session gets a class.
+    """
+    _check_column(target, list(labels.values()), source=source)
+    kept: list[Key] = []
+    left_out: dict[str, int] = {}
+    for key in sorted(labels):
+        value = _known(labels[key].get(target, ""))
+        if value in classes:
+            kept.append(key)
+            continue
+        reason = "no labels" if not labels[key] else f"{target} is {value}" if value else f"no value of {target}"
+        left_out[reason] = left_out.get(reason, 0) + 1
+    if not kept:
+        why = "; ".join(f"{count} sessions: {reason}" for reason, count in sorted(left_out.items()))
+        raise InputError(f"{source}: no session of the store is of one of the classes {', '.join(classes)} ({why})")
+    numbers = [list(classes).index(labels[key][target]) for key in kept]
+    return Labelled(kept, np.array(numbers, dtype=np.int64), [labels[key] for key in kept], left_out)
+
+
+def _known(value: str) -> str:
+    return "" if value.lower() in _UNKNOWN else value
+
+
+def _check_column(name: str, labels: Sequence[Mapping[str, str]], *, source: str) -> None:
+    found = sorted({column for row in labels for column in row})
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{source}: no column {name}; {hint}found {', '.join(found) or 'no labels at all'}")

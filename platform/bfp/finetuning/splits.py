@@ -1,0 +1,68 @@
+"""Folds: a subject is wholly in one of them, and every class is in each.
+
+Subjects are dealt like cards: those of one class and cohort are shuffled and dealt one to each fold, the next ones
+going on where the last one stopped. So the folds' sizes differ by one subject, each class is spread as evenly as can
+be, and the same seed gives the same folds whatever the order of the sessions. A subject whose sessions are of several
+classes (somebody who fell ill between two visits) is dealt with the rarest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bfp.errors import InputError
+
+
+def grouped_folds(
+    *,
+    persons: Sequence[str],
+    classes: np.ndarray,
+    strata: Sequence[str],
+    class_names: Sequence[str],
+    folds: int,
+    seed: int,
+) -> np.ndarray:
+    """The fold (0 … folds-1) in which each of n sessions is tested, int64 (n,).
+
+    persons: whose session it is; classes: int (n,), indices into class_names; strata: what is spread evenly within a
+    class (the cohort).
+    Raises InputError, with names, where a class has fewer subjects than there are folds.
+    """
+    persons_of_class = [
+        {person for person, own in zip(persons, classes, strict=True) if own == k} for k in range(len(class_names))
+    ]
+    for name, members in zip(class_names, persons_of_class, strict=True):
+        if len(members) < folds:
+            listed = ", ".join(sorted(members)) or "nobody"
+            raise InputError(
+                f"class {name} has {len(members)} subject{'s' * (len(members) != 1)} ({listed}), fewer than {folds} "
+                "folds; add subjects, leave the class out, or ask for fewer folds"
+            )
+    rarest_first = sorted(range(len(class_names)), key=lambda k: (len(persons_of_class[k]), k))
+    stratum_of: dict[str, tuple[int, str]] = {}
+    for person, stratum in sorted(zip(persons, strata, strict=True)):
+        dealt_as = next(rank for rank, k in enumerate(rarest_first) if person in persons_of_class[k])
+        stratum_of.setdefault(person, (dealt_as, stratum))
+
+    random = np.random.default_rng(seed)
+    fold_of: dict[str, int] = {}
+    for dealt in sorted(set(stratum_of.values())):
+        hand = sorted(person for person, own in stratum_of.items() if own == dealt)
+        for place in random.permutation(len(hand)):
+            fold_of[hand[place]] = len(fold_of) % folds
+    assigned = np.array([fold_of[person] for person in persons], dtype=np.int64)
+    _check_classes_in_training(assigned, classes, class_names, folds)
+    return assigned
+
+
+def _check_classes_in_training(
+    assigned: np.ndarray, classes: np.ndarray, class_names: Sequence[str], folds: int
+) -> None:
+    for fold in range(folds):
+        for k, name in enumerate(class_names):
+            if not np.any((assigned != fold) & (classes == k)):
+                raise InputError(
+                    f"without fold {fold + 1} no session of class {name} is left to train on; ask for fewer folds"
+                )

@@ -1,0 +1,136 @@
+"""Predictions on disk: parts that are written whole while sessions are done, and one table of them at the end.
+
+    <run>/rejected/part-<hash>.parquet          scans left out of the sessions of a part
+    <run>/predictions/part-<hash>.parquet       their rows; written after the former: it is the part's commit
+    <run>/predictions/predictions.parquet       all sessions of the cohorts as they were last listed
+    <run>/rejected/rejected.parquet             all scans left out of them
+
+A part is named by the inputs of its sessions. A session is done when a part holds its inputs (`ready.inputs_of`), so a
+rerun does what is new or changed, and a kill costs the sessions since the last part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bfp.cohorts.sessions import LeftOut
+from bfp.inference.predictor import Outcome
+from bfp.storage import Place
+
+_IDENTITY = [pa.field("cohort", pa.string()), pa.field("subject", pa.string()), pa.field("session", pa.string())]
+_INPUTS = pa.field("inputs", pa.string())
+
+REJECTED = pa.schema(
+    [*_IDENTITY, *(pa.field(name, pa.string()) for name in ("modality", "uri", "reason", "detail")), _INPUTS]
+)
+"""One row per scan left out; `reason` is one of bfp.errors.Reason. A session without any row of predictions has its
+inputs here."""
+
+
+def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
+    """One row per session.
+
+    predicted: the likeliest class; prob_<class>: its probability; spread: standard deviation over the fold heads of the
+    predicted class's probability. modalities: that the model saw; missing: that it was trained with and did not see.
+    shift_mm: the largest header offset within the session; foreground: the smallest share of a scan that is head.
+    embedding: the mean over stacks of class token and mean patch token.
+    """
+    texts = pa.list_(pa.string())
+    columns = [
+        *_IDENTITY,
+        pa.field("predicted", pa.string()),
+        *(pa.field(f"prob_{name}", pa.float64()) for name in classes),
+        pa.field("spread", pa.float64()),
+        pa.field("modalities", texts),
+        pa.field("missing", texts),
+        pa.field("stacks", pa.int32()),
+        pa.field("shift_mm", pa.float32()),
+        pa.field("foreground", pa.float32()),
+        pa.field("warnings", texts),
+        pa.field("scans", texts),
+        *([pa.field("embedding", pa.list_(pa.float32()))] if embedding else []),
+        pa.field("model", pa.string()),
+        pa.field("bfp", pa.string()),
+        _INPUTS,
+    ]
+    return pa.schema(columns)
+
+
+class Kept(NamedTuple):
+    """What was predicted of the listed sessions, and which scans were left out of them."""
+
+    predictions: pa.Table
+    rejected: pa.Table
+
+
+class Predictions:
+    """The parts of one run."""
+
+    def __init__(self, run: Place, *, classes: Sequence[str], embedding: bool, model: str, version: str) -> None:
+        self._predictions, self._rejected = run / "predictions", run / "rejected"
+        self._schema = predictions_schema(classes, embedding=embedding)
+        self._provenance = {"model": model, "bfp": version}
+
+    def done(self) -> set[str]:
+        """The inputs of all sessions that are done."""
+        return {
+            inputs
+            for name in self._parts()
+            for folder in (self._predictions, self._rejected)
+            if (folder / name).exists()
+            for inputs in _read(folder / name, columns=["inputs"])["inputs"].to_pylist()
+        }
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Write the part of these sessions."""
+        digest = hashlib.sha256("\n".join(sorted(each.inputs for each in outcomes)).encode()).hexdigest()
+        name = f"part-{digest[:24]}.parquet"
+        rejected = [rejected_row(row, inputs=each.inputs) for each in outcomes for row in each.left_out]
+        rows = [{**each.row, **self._provenance} for each in outcomes if each.row is not None]
+        if rejected:
+            (self._rejected / name).write(_parquet(pa.Table.from_pylist(rejected, REJECTED)))
+        (self._predictions / name).write(_parquet(pa.Table.from_pylist(rows, self._schema)))
+
+    def unite(self, inputs: Collection[str], *, left_out: Iterable[LeftOut]) -> Kept:
+        """Write the two tables of the sessions with these inputs, and the scans that discovery left out already."""
+        wanted = pa.array(sorted(inputs), pa.string())
+        tables: dict[Place, pa.Table] = {}
+        for folder, schema in ((self._predictions, self._schema), (self._rejected, REJECTED)):
+            parts = [_read(folder / name) for name in self._parts() if (folder / name).exists()]
+            table = pa.concat_tables([schema.empty_table(), *parts])
+            tables[folder] = table.filter(pc.is_in(table["inputs"], value_set=wanted))
+        early = pa.Table.from_pylist([rejected_row(row, inputs=None) for row in left_out], REJECTED)
+        order = [(name, "ascending") for name in ("cohort", "subject", "session")]
+        kept = Kept(
+            tables[self._predictions].sort_by(order),
+            pa.concat_tables([tables[self._rejected], early]).sort_by([*order, ("uri", "ascending")]),
+        )
+        (self._predictions / "predictions.parquet").write(_parquet(kept.predictions))
+        (self._rejected / "rejected.parquet").write(_parquet(kept.rejected))
+        return kept
+
+    def _parts(self) -> list[str]:
+        return [name for name in self._predictions.names() if name.startswith("part-")]
+
+
+def rejected_row(row: LeftOut, *, inputs: str | None) -> dict[str, str | None]:
+    told = {"modality": row.modality, "uri": row.uri, "reason": str(row.reason), "detail": row.detail}
+    return {**row.key._asdict(), **told, "inputs": inputs}
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _read(file: Place, *, columns: list[str] | None = None) -> pa.Table:
+    with file.open_parquet() as parquet:
+        return parquet.read(columns=columns)

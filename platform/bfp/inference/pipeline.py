@@ -1,0 +1,114 @@
+"""Sessions through Ray Data: prepared on CPUs, predicted by copies of the model, a few sessions in flight.
+
+Each session is a row, and the stacks of a session are all that is held of it, so memory is bounded by how many Ray
+Data lets through, not by the cohort. The model's actors claim no CPU, or a target with few of them would have none
+left to prepare scans; on a CPU each computes with one thread.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray.data
+import torch
+
+from bfp.cohorts.prepare import prepare
+from bfp.cohorts.sessions import Session
+from bfp.errors import BfpError
+from bfp.imaging.stacks import Recipe
+from bfp.inference.predictor import Outcome, Predictor
+from bfp.inference.ready import ready
+from bfp.storage import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How the work is spread out. workers: sessions prepared at once, None for every CPU; gpus: of each model."""
+
+    workers: int | None
+    models: int
+    gpus: float
+    batch_size: int
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A session that could not be done for a reason that is not its scans' own: it is tried again the next time."""
+
+    cause: str
+
+
+def predict_sessions(
+    sessions: Sequence[tuple[str, Session]],
+    *,
+    model: Place,
+    recipe: Recipe,
+    shown: Sequence[str],
+    scan_timeout_s: float,
+    machine: Machine,
+) -> Iterator[Outcome | Failure]:
+    """The outcomes of (inputs, session), in whatever order they are done. A session whose worker died each time is not
+    among them."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # a worker that dies costs its session only; the caller sees which are missing
+    items = [{"session": pickle.dumps(each)} for each in sessions]
+    with ray.data.DataContext.current(context):
+        prepared = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            partial(prepare_row, recipe=recipe, shown=tuple(shown), scan_timeout_s=scan_timeout_s),
+            num_cpus=1,
+            concurrency=machine.workers,
+            max_retries=machine.retries,
+        )
+        device = "cuda" if machine.gpus else "cpu"
+        rows = prepared.map(
+            PredictRow,  # type: ignore[arg-type]  # Ray Data takes a class for actors
+            fn_constructor_kwargs={"model": model, "device": device, "batch_size": machine.batch_size},
+            num_cpus=0,
+            num_gpus=machine.gpus,
+            concurrency=machine.models,
+            max_restarts=machine.retries,
+            max_task_retries=machine.retries,
+        )
+        for row in rows.iter_rows():
+            yield pickle.loads(row["outcome"])
+
+
+def prepare_row(row: dict[str, Any], *, recipe: Recipe, shown: Sequence[str], scan_timeout_s: float) -> dict[str, Any]:
+    """A session to one that is ready, or to a failure."""
+    inputs, session = pickle.loads(row["session"])
+    try:
+        stacks = prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
+        by_modality = recipe.form == "neighbours"
+        found = ready(stacks, shown=shown, by_modality=by_modality, size_px=recipe.size_px, inputs=inputs)
+    except Exception as error:  # Ray Data drops the row of a task that raises, and with it the cause
+        return {"ready": pickle.dumps(_failure(error))}
+    return {"ready": pickle.dumps(found)}
+
+
+class PredictRow:
+    """A copy of the model in a process of its own."""
+
+    def __init__(self, *, model: Place, device: str, batch_size: int) -> None:
+        torch.set_num_threads(1)
+        self._predictor = Predictor(model, device=device, batch_size=batch_size)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        found = pickle.loads(row["ready"])
+        if isinstance(found, Failure):
+            return {"outcome": row["ready"]}
+        try:
+            outcome: Outcome | Failure = self._predictor.predict(found)
+        except Exception as error:  # as above
+            outcome = _failure(error)
+        return {"outcome": pickle.dumps(outcome)}
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(str(error) if isinstance(error, BfpError) else f"{type(error).__name__}: {error}")

@@ -1,0 +1,108 @@
+"""A session that is ready to be predicted: its stacks, what of them the model may see, and what a row must tell.
+
+Preparation is that of ingest (`bfp.cohorts.prepare`), with the recipe that the model was trained with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bfp.cohorts.prepare import SessionStacks
+from bfp.cohorts.sessions import Key, LeftOut, Session
+from bfp.errors import Reason
+from bfp.imaging import IMAGING_VERSION
+
+
+class UsedScan(NamedTuple):
+    """A scan that is in the stacks. shift_mm: how far its header is off, None where that was not looked for."""
+
+    modality: str
+    uri: str
+    shift_mm: float | None
+    foreground: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """pixels: uint8 (n, 3, H, W); visible: bool (n, 3), the channels that hold a modality that the model is shown;
+    heights: float32 (n,); parts: of each stack, what is pooled together; a session that gave no stack has n = 0.
+
+    inputs: the hash of all that the session's row will follow from.
+    """
+
+    key: Key
+    inputs: str
+    pixels: np.ndarray
+    visible: np.ndarray
+    heights: np.ndarray
+    parts: list[str]
+    scans: list[UsedScan]
+    left_out: list[LeftOut]
+
+
+def inputs_of(session: Session, *, model: str) -> str:
+    """The hash of a session's files (URI, size, etag) and of what is done with them. model: the hash of the model."""
+    files = [(scan.modality, scan.file) for scan in session.scans]
+    files += [(label_map.name, label_map.file) for label_map in session.label_maps]
+    told = [[name, file.place.uri, file.size, file.etag] for name, file in files]
+    content = json.dumps([session.key, told, model, IMAGING_VERSION])
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def ready(stacks: SessionStacks, *, shown: Sequence[str], by_modality: bool, size_px: int, inputs: str) -> Ready:
+    """The stacks that show the model anything.
+
+    shown: the modalities that it may see. by_modality: whether the stacks of each are pooled for themselves (form
+    `neighbours`).
+    """
+    pixels = [np.zeros((0, 3, size_px, size_px), dtype=np.uint8)]
+    visible, heights = [np.zeros((0, 3), dtype=bool)], [np.zeros(0, dtype=np.float32)]
+    parts: list[str] = []
+    for each in stacks.prepared:
+        seen = np.array([there and name in shown for name, there in zip(each.modalities, each.present, strict=True)])
+        if not seen.any():
+            continue
+        count = len(each.pixels)
+        pixels.append(each.pixels)
+        visible.append(np.tile(seen, (count, 1)))
+        heights.append(each.height)
+        parts += [each.modalities[0] if by_modality else ""] * count
+    used = [
+        UsedScan(
+            modality=record.scan.modality,
+            uri=record.scan.file.place.uri,
+            shift_mm=record.facts.shift_mm,
+            foreground=record.facts.foreground_share,
+            warnings=record.warnings,
+        )
+        for record in stacks.scans
+        if record.scan.modality in shown
+    ]
+    unseen = [
+        LeftOut(
+            stacks.session.key,
+            record.scan.modality,
+            record.scan.file.place.uri,
+            Reason.UNWANTED,
+            f"the model is shown {', '.join(shown)}",
+        )
+        for record in stacks.scans
+        if record.scan.modality not in shown
+    ]
+    return Ready(
+        key=stacks.session.key,
+        inputs=inputs,
+        pixels=np.concatenate(pixels),
+        visible=np.concatenate(visible),
+        heights=np.concatenate(heights),
+        parts=parts,
+        scans=used,
+        left_out=[*stacks.left_out, *unseen],
+    )

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import ray
+
+from bfp.errors import Interrupted
+from bfp.finetuning.crossvalidation import Study, cross_validate, run_fold
+from bfp.storage import place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray():
+    ray.init(
+        num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
+    yield
+    ray.shutdown()
+
+
+def study(seed=0):
+    whose = np.repeat(np.arange(40), 2)
+    return Study(
+        classes=whose % 2,
+        persons=[f"a/{n}" for n in whose],
+        folds=(whose // 2) % 5,
+        class_count=2,
+        strengths=[0.001, 0.1],
+        seed=seed,
+    )
+
+
+def vectors(signal, length=30):
+    random = np.random.default_rng(0)
+    found = random.normal(size=(80, length))
+    found[:, 0] += signal * (study().classes - 0.5)
+    return found
+
+
+def judge(approaches, folder, own=None, stopping=lambda: False, heard=None):
+    heard = [] if heard is None else heard
+    return cross_validate(
+        own or study(), approaches, kept=place(str(folder)), on_done=heard.append, stopping=stopping, at_once=2
+    )
+
+
+def test_every_session_is_predicted_by_a_head_that_has_not_seen_its_subject(tmp_path):
+    judged = judge({"encoder": vectors(4)}, tmp_path)["encoder"]
+    for fold in range(5):
+        alone = run_fold(study(), vectors(4), fold)
+        np.testing.assert_array_equal(judged.probabilities[study().folds == fold], alone.probabilities)
+        np.testing.assert_array_equal(judged.folds[fold].head.weights, alone.head.weights)
+    right = judged.probabilities.argmax(axis=1) == study().classes
+    assert right.mean() > 0.8
+
+
+def test_what_the_tested_subjects_look_like_changes_nothing_in_their_heads():
+    altered = vectors(4)
+    altered[study().folds == 2] += 1000
+    assert (run_fold(study(), altered, 2).head.weights == run_fold(study(), vectors(4), 2).head.weights).all()
+
+
+def test_a_stopped_cross_validation_goes_on_with_the_folds_that_are_left(tmp_path):
+    heard = []
+    with pytest.raises(Interrupted, match="of 10 folds; submit it again"):
+        judge({"a": vectors(4), "b": vectors(0)}, tmp_path, stopping=lambda: len(heard) > 2, heard=heard)
+    kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(kept) >= 2
+    judged = judge({"a": vectors(4), "b": vectors(0)}, tmp_path, heard=(again := []))
+    assert again[0] == len(kept)
+    assert again[-1] == 10
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
+    np.testing.assert_array_equal(
+        judged["a"].probabilities, judge({"a": vectors(4)}, tmp_path / "new")["a"].probabilities
+    )
+
+
+def test_a_kept_fold_of_other_inputs_is_not_used(tmp_path):
+    judge({"a": vectors(4)}, tmp_path)
+    heard = []
+    judge({"a": vectors(3)}, tmp_path, heard=heard)
+    assert heard[0] == 0
+    judge({"a": vectors(4)}, tmp_path, own=study(seed=1), heard=(other := []))
+    assert other[0] == 0

@@ -1,0 +1,64 @@
+import pytest
+
+from bfp.cohorts.labels import read_labels
+from bfp.cohorts.sessions import Key
+from bfp.errors import InputError
+from bfp.finetuning.labels import assign_classes, of_table
+from bfp.storage import place
+
+A1, A2, B1 = Key("a", "01", "1"), Key("a", "02", ""), Key("b", "01", "1")
+
+
+def assign(labels, target="diagnosis"):
+    return assign_classes(labels, target=target, classes=["CN", "AD"], source="diagnoses.csv")
+
+
+def test_sessions_of_a_class_are_found_in_order_of_their_keys():
+    found = assign({B1: {"diagnosis": "CN"}, A2: {"diagnosis": "AD"}, A1: {"diagnosis": "AD"}})
+    assert found.sessions == [A1, A2, B1]
+    assert found.classes.tolist() == [1, 1, 0]
+
+
+def test_a_subject_is_unique_within_its_cohort_only():
+    assert assign({A1: {"diagnosis": "AD"}, B1: {"diagnosis": "AD"}}).persons == ["a/01", "b/01"]
+
+
+def test_a_table_of_the_user_speaks_of_sessions_with_or_without_bids_prefixes(tmp_path):
+    (tmp_path / "diagnoses.csv").write_text("subject,session,diagnosis\nsub-01,ses-1,AD\n02,,CN\n")
+    found = assign(of_table(read_labels(place(str(tmp_path / "diagnoses.csv"))), [A1, A2, Key("a", "03", "")]))
+    assert (found.sessions, found.classes.tolist()) == ([A1, A2], [1, 0])
+    assert found.left_out == {"no labels": 1}
+
+
+def test_sessions_without_a_class_are_left_out_and_counted():
+    keys = [Key("a", str(n), "") for n in range(5)]
+    values = ["AD", "MCI", "MCI", "NA", None]
+    found = assign(
+        {key: {"age": "71"} if value is None else {"diagnosis": value} for key, value in zip(keys, values, strict=True)}
+    )
+    assert found.sessions == keys[:1]
+    assert found.left_out == {"diagnosis is MCI": 2, "no value of diagnosis": 2}
+
+
+def test_a_missing_column_is_named_with_the_nearest():
+    message = "diagnoses.csv: no column diagnosis; did you mean diagnoses[?] found age, diagnoses"
+    with pytest.raises(InputError, match=message):
+        assign({A1: {"diagnoses": "AD"}, A2: {"age": "71"}})
+    with pytest.raises(InputError, match="no column diagnosis; found no labels at all"):
+        assign({A1: {}})
+
+
+def test_labels_of_other_classes_only_are_refused():
+    with pytest.raises(
+        InputError, match=r"no session of the store is of one of the classes CN, AD \(1 sessions: diagnosis is MCI\)"
+    ):
+        assign({A1: {"diagnosis": "MCI"}})
+
+
+def test_what_is_missing_in_a_column_reads_as_empty():
+    found = assign(
+        {A1: {"diagnosis": "AD", "age": "NaN"}, A2: {"diagnosis": "CN", "age": "71"}, B1: {"diagnosis": "CN"}}
+    )
+    assert found.column("age", source="x") == ["", "71", ""]
+    with pytest.raises(InputError, match="x: no column ages; did you mean age"):
+        found.column("ages", source="x")

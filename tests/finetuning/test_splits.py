@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bfp.errors import InputError
+from bfp.finetuning.splits import grouped_folds
+
+
+def split(persons, classes, *, folds=5, seed=0, strata=None, names=("control", "disease")):
+    return grouped_folds(
+        persons=persons,
+        classes=np.asarray(classes),
+        strata=strata or [""] * len(persons),
+        class_names=names,
+        folds=folds,
+        seed=seed,
+    )
+
+
+def cohort(random, subjects=37):
+    whose = np.repeat(np.arange(subjects), random.integers(1, 5, subjects))
+    return [f"site/{n:02}" for n in whose], (whose % 3 == 0).astype(int)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), folds=st.integers(2, 6))
+def test_a_subject_is_never_on_both_sides(seed, folds):
+    persons, classes = cohort(np.random.default_rng(seed))
+    assigned = split(persons, classes, folds=folds, seed=seed)
+    for person in set(persons):
+        assert len({assigned[n] for n, name in enumerate(persons) if name == person}) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), folds=st.integers(2, 6))
+def test_each_class_is_spread_over_the_folds_to_within_one_subject(seed, folds):
+    persons, classes = cohort(np.random.default_rng(seed))
+    assigned = split(persons, classes, folds=folds, seed=seed)
+    for k in (0, 1):
+        subjects = [
+            len({p for p, c, f in zip(persons, classes, assigned, strict=True) if c == k and f == fold})
+            for fold in range(folds)
+        ]
+        assert max(subjects) - min(subjects) <= 1
+
+
+def test_cohorts_are_spread_within_each_class():
+    persons = [f"{site}/{n}" for site in "ab" for n in range(20)]
+    classes = np.array([n % 2 for _ in "ab" for n in range(20)])
+    assigned = split(persons, classes, strata=[p[0] for p in persons])
+    for fold in range(5):
+        assert sum(p[0] == "a" for p, f in zip(persons, assigned, strict=True) if f == fold) == 4
+
+
+def test_the_folds_do_not_depend_on_the_order_of_the_sessions():
+    random = np.random.default_rng(1)
+    persons, classes = cohort(random)
+    order = random.permutation(len(persons))
+    shuffled = split([persons[n] for n in order], classes[order])
+    np.testing.assert_array_equal(shuffled, split(persons, classes)[order])
+
+
+def test_another_seed_gives_other_folds():
+    persons, classes = cohort(np.random.default_rng(2))
+    assert (split(persons, classes, seed=1) != split(persons, classes, seed=2)).any()
+
+
+def test_a_class_with_fewer_subjects_than_folds_is_refused_by_name():
+    persons = [f"site/{n}" for n in range(20)] + ["site/19", "site/20", "site/20"]
+    classes = [0] * 19 + [1] * 4
+    with pytest.raises(InputError, match=r"class disease has 2 subjects \(site/19, site/20\), fewer than 5 folds"):
+        split(persons, classes)
+
+
+def test_somebody_of_two_classes_stays_in_one_fold_and_counts_for_the_rarer():
+    persons = [f"site/{n}" for n in range(20)] * 2
+    classes = [0] * 20 + [1 if n < 5 else 0 for n in range(20)]
+    assigned = split(persons, classes)
+    np.testing.assert_array_equal(assigned[:20], assigned[20:])
+    assert sorted(assigned[20:25]) == [0, 1, 2, 3, 4]

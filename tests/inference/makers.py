@@ -1,0 +1,81 @@
+"""A cohort of small heads as real NIfTI files, and a small model that fits them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bfp.imaging import IMAGING_VERSION
+from bfp.imaging.grid import Grid
+from bfp.imaging.nifti import encode
+from bfp.models.classifier import Classifier, save_classifier
+from bfp.models.encoder import create, export
+from bfp.models.linear import LinearHead
+from bfp.models.pooling import Pooling
+from bfp.models.weights import fingerprint
+from bfp.specs.preprocessing import Preprocessing
+from bfp.storage import Place, place
+
+CLASSES = ("CN", "AD")
+ALL = ("T1w", "T2w", "FLAIR")
+WIDTH, BANDS = 16, 3
+
+
+def preprocessing(**fields) -> dict:
+    told = {"spacing_mm": 7.0, "slice_spacing_mm": 14.0, "size": 28, "register": "header", **fields}
+    return Preprocessing.model_validate(told).model_dump(mode="json")
+
+
+def write_head(file: Path, *, seed: int) -> None:
+    """An ellipsoid with some texture, 5.5 × 6 × 5 mm voxels."""
+    shape = (28, 32, 26)
+    random = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*(np.linspace(-1.2, 1.2, extent) for extent in shape), indexing="ij")
+    inside = x**2 + y**2 + z**2 < 1
+    voxels = np.where(inside, random.uniform(200, 900, shape) * (1.5 + y), 0).astype(np.int16)
+    ras_from_voxel = np.diag([5.5, 6.0, 5.0, 1.0])
+    ras_from_voxel[:3, 3] = -75, -90, -60
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(encode(voxels, grid=Grid(shape, ras_from_voxel)))
+
+
+def write_subject(bids: Path, subject: str, *, modalities=ALL, seed: int = 0) -> None:
+    for number, modality in enumerate(modalities):
+        file = bids / f"sub-{subject}" / "anat" / f"sub-{subject}_{modality}.nii.gz"
+        write_head(file, seed=1000 * seed + 10 * int(subject) + number)
+
+
+def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
+    """A model with random weights, as a finetune run leaves it."""
+    model, random = place(str(folder)), np.random.default_rng(seed)
+    encoder = create("vit_small_patch14_dinov2", size_px=28, width=WIDTH, depth=1, heads=2, seed=seed)
+    colour = encoder.pretrained_cfg
+    export(encoder, model / "encoder", mean=colour["mean"], std=colour["std"], card="", provenance={})
+    told = preprocessing(**fields)
+    parts = shown if told["stacks"]["form"] == "neighbours" else ("",)
+    length = len(parts) * BANDS * 2 * WIDTH
+    facts = {
+        "run": "ad-vs-cn",
+        "bfp": "0.1",
+        "imaging": IMAGING_VERSION,
+        "encoder": "random",
+        "weights": fingerprint(encoder),
+        "figures": {"auroc": 0.8, "auroc_low": 0.7, "auroc_high": 0.9},
+    }
+    classifier = Classifier(
+        target="diagnosis",
+        classes=CLASSES,
+        pooling=Pooling(BANDS, tuple(parts)),
+        shown=tuple(shown),
+        preprocessing=told,
+        head=_a_head(random, length),
+        fold_heads=tuple(_a_head(random, length) for _ in range(3)),
+        facts=facts,
+    )
+    save_classifier(classifier, model, card="")
+    return model
+
+
+def _a_head(random: np.random.Generator, length: int) -> LinearHead:
+    return LinearHead(np.zeros(length), np.ones(length), random.normal(size=(2, length)) / 9, np.zeros(2))

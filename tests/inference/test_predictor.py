@@ -1,0 +1,121 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bfp.cohorts import Source, discover
+from bfp.cohorts.prepare import prepare
+from bfp.drivers.inputs import recipe_of
+from bfp.errors import InputError, Reason
+from bfp.features.describe import EncoderVectors
+from bfp.inference.predictor import Predictor, model_hash
+from bfp.inference.ready import inputs_of, ready
+from bfp.models.classifier import load_classifier
+from bfp.models.encoder import load
+from bfp.specs.preprocessing import Preprocessing
+from bfp.storage import place
+from tests.inference.makers import ALL, make_model, preprocessing, write_subject
+
+NEIGHBOURS = {"stacks": {"form": "neighbours", "gap_mm": 7.0, "modalities": list(ALL)}}
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bids")
+    write_subject(folder, "01")
+    write_subject(folder, "02", modalities=("T1w",))
+    return folder
+
+
+def sessions(bids):
+    return discover(Source("clinic", "bids", place(str(bids))), wanted=ALL)
+
+
+def a_ready(bids, number=0, *, shown=ALL, **fields):
+    recipe = recipe_of(Preprocessing.model_validate(preprocessing(**fields)))
+    stacks = prepare(sessions(bids)[number], recipe=recipe, scan_timeout_s=60)
+    return ready(stacks, shown=shown, by_modality=recipe.form == "neighbours", size_px=28, inputs="x")
+
+
+def predictor(folder, **options):
+    return Predictor(folder, device="cpu", batch_size=5, **options)
+
+
+def test_a_row_is_what_encoder_pooling_and_head_say_of_the_stacks(bids, tmp_path):
+    model = make_model(tmp_path)
+    session = a_ready(bids)
+    row = predictor(model).predict(session).row
+    encoder = load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28)
+    vectors = EncoderVectors(encoder)(torch.from_numpy(session.pixels))
+    classifier = load_classifier(model)
+    pooled = classifier.pooling.pool(vectors, heights=session.heights, parts=[""] * len(vectors))[None]
+    expected = classifier.predict(pooled)
+    assert row["prob_AD"] == pytest.approx(expected.probabilities[0, 1], abs=1e-6)
+    assert row["prob_CN"] + row["prob_AD"] == pytest.approx(1)
+    assert row["spread"] == pytest.approx(expected.spread[0], abs=1e-6)
+    assert row["predicted"] == classifier.classes[int(expected.probabilities[0].argmax())]
+    assert row["stacks"] == len(session.pixels) > 5
+    np.testing.assert_allclose(row["embedding"], vectors.mean(axis=0), atol=1e-5)
+
+
+def test_a_row_says_what_it_was_made_from_and_what_was_missing(bids, tmp_path):
+    row = predictor(make_model(tmp_path)).predict(a_ready(bids, 1)).row
+    assert (row["cohort"], row["subject"], row["session"]) == ("clinic", "02", "")
+    assert row["modalities"] == ["T1w"]
+    assert row["missing"] == ["T2w", "FLAIR"]
+    assert row["scans"] == [f"{bids}/sub-02/anat/sub-02_T1w.nii.gz"]
+
+
+def test_a_modality_that_the_model_is_not_shown_changes_nothing(bids, tmp_path):
+    model = predictor(make_model(tmp_path, shown=("T1w",)))
+    whole, alone = a_ready(bids, shown=("T1w",)), a_ready(bids, shown=("T1w",))
+    alone.pixels[:, 1:] = 99
+    assert model.predict(whole).row["prob_AD"] == model.predict(alone).row["prob_AD"]
+    assert [row.reason for row in whole.left_out] == [Reason.UNWANTED] * 2
+
+
+def test_a_session_without_anything_to_show_gives_no_row(bids, tmp_path):
+    outcome = predictor(make_model(tmp_path, shown=("FLAIR",))).predict(a_ready(bids, 1, shown=("FLAIR",)))
+    assert outcome.row is None
+    assert [row.detail for row in outcome.left_out] == ["the model is shown FLAIR"]
+
+
+def test_stacks_of_neighbours_are_pooled_by_modality(bids, tmp_path):
+    model = make_model(tmp_path, **NEIGHBOURS)
+    session = a_ready(bids, **NEIGHBOURS)
+    assert set(session.parts) == set(ALL)
+    order = np.random.default_rng(0).permutation(len(session.parts))
+    shuffled = dataclasses.replace(
+        session,
+        pixels=session.pixels[order],
+        heights=session.heights[order],
+        visible=session.visible[order],
+        parts=[session.parts[n] for n in order],
+    )
+    found = predictor(model).predict(shuffled).row["prob_AD"]
+    assert found == pytest.approx(predictor(model).predict(session).row["prob_AD"], abs=1e-6)
+    relabelled = dataclasses.replace(session, parts=["T1w"] * len(order))
+    assert predictor(model).predict(relabelled).row["prob_AD"] != pytest.approx(found, abs=1e-4)
+
+
+def test_another_encoder_than_the_head_was_trained_on_is_refused(tmp_path):
+    model, other = make_model(tmp_path / "a"), make_model(tmp_path / "b", seed=1)
+    (model / "encoder" / "model.safetensors").write((other / "encoder" / "model.safetensors").read())
+    with pytest.raises(InputError, match="not the encoder that the head was trained on"):
+        predictor(model)
+
+
+def test_the_inputs_of_a_session_change_with_its_files_and_the_model(bids, tmp_path):
+    model = make_model(tmp_path)
+    first, second = (inputs_of(session, model=model_hash(model)) for session in sessions(bids))
+    assert first != second
+    again, _ = (inputs_of(session, model=model_hash(model)) for session in sessions(bids))
+    assert again == first
+    file = bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert inputs_of(sessions(bids)[0], model=model_hash(model)) != first
+    told = json.loads((model / "model.json").read())
+    (model / "model.json").write(json.dumps({**told, "shown": ["T1w"]}).encode())
+    assert inputs_of(sessions(bids)[1], model=model_hash(model)) != second

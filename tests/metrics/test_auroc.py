@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_curve as sklearn_roc_curve
+
+from bfp.metrics.auroc import auroc, auroc_difference, cross_validated_auroc, roc_curve, weighted_auroc
+
+
+def as_probabilities(scores: np.ndarray) -> np.ndarray:
+    return np.column_stack([1 - scores, scores])
+
+
+def a_study(random: np.random.Generator, *, subjects: int, true_auroc: float, folds: int):
+    """Sessions (one to three a subject, correlated) with scores whose AUROC is known."""
+    distance = np.sqrt(2) * norm.ppf(true_auroc)
+    whose = np.repeat(np.arange(subjects), random.integers(1, 4, subjects))
+    classes = whose % 2
+    scores = distance * classes + np.sqrt(0.7) * random.normal(size=subjects)[whose]
+    scores = scores + np.sqrt(0.3) * random.normal(size=len(whose))
+    return classes, as_probabilities(scores), (whose // 2) % folds, [f"s{n}" for n in whose]
+
+
+@pytest.mark.parametrize("levels", [3, 1000], ids=["many ties", "few ties"])
+def test_the_auroc_of_two_classes_is_that_of_scikit_learn(levels):
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        classes = np.r_[0, 1, random.integers(0, 2, 30)]
+        scores = random.integers(0, levels, 32) / levels
+        assert auroc(classes, as_probabilities(scores)) == pytest.approx(roc_auc_score(classes, scores), abs=1e-12)
+
+
+def test_the_auroc_of_several_classes_is_one_vs_rest_macro():
+    random = np.random.default_rng(1)
+    classes = np.r_[0, 1, 2, random.integers(0, 3, 40)]
+    probabilities = random.dirichlet(np.ones(3), 43)
+    expected = roc_auc_score(classes, probabilities, multi_class="ovr", average="macro")
+    assert auroc(classes, probabilities) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_session_that_counts_twice_is_the_same_as_two_sessions():
+    random = np.random.default_rng(2)
+    classes, scores, weights = (
+        random.integers(0, 2, 40),
+        random.normal(size=40).round(1),
+        random.integers(0, 4, (1, 40)),
+    )
+    expected = roc_auc_score(np.repeat(classes, weights[0]), np.repeat(scores, weights[0]))
+    assert weighted_auroc(classes, as_probabilities(scores), weights)[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_undefined_auroc_is_said_to_be_undefined():
+    assert auroc(np.ones(5, int), as_probabilities(np.arange(5.0))) is None
+    three = np.random.default_rng(3).dirichlet(np.ones(3), 6)
+    assert auroc(np.array([0, 0, 0, 1, 1, 1]), three) is None
+    nowhere = cross_validated_auroc(
+        np.ones(4, int), as_probabilities(np.arange(4.0)), folds=np.array([0, 0, 1, 1]), subjects=list("abcd"), seed=0
+    )
+    assert nowhere.mean == (None, None, None)
+    assert nowhere.folds == [None, None]
+
+
+def test_a_fold_without_one_class_is_left_out_of_the_mean():
+    classes = np.array([0, 1, 0, 1, 1, 1])
+    found = cross_validated_auroc(
+        classes,
+        as_probabilities(np.array([0.1, 0.9, 0.8, 0.2, 0.5, 0.5])),
+        folds=np.array([0, 0, 1, 1, 2, 2]),
+        subjects=list("abcdef"),
+        seed=0,
+    )
+    assert found.folds == [1.0, 0.0, None]
+    assert found.mean.value == 0.5
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    random = np.random.default_rng(4)
+    studies, covered = 200, 0
+    for _ in range(studies):
+        classes, probabilities, folds, subjects = a_study(random, subjects=60, true_auroc=0.85, folds=5)
+        mean = cross_validated_auroc(
+            classes, probabilities, folds=folds, subjects=subjects, seed=0, replicates=500
+        ).mean
+        covered += mean.low <= 0.85 <= mean.high
+    # 95 % of 200 has a standard error of 1.5 %
+    assert 0.91 <= covered / studies <= 0.985
+
+
+def test_sessions_of_one_subject_are_no_independent_witnesses():
+    random = np.random.default_rng(5)
+    classes, probabilities, folds, subjects = a_study(random, subjects=40, true_auroc=0.75, folds=2)
+    once = cross_validated_auroc(classes, probabilities, folds=folds, subjects=subjects, seed=0).mean
+    repeated = cross_validated_auroc(
+        np.tile(classes, 4), np.tile(probabilities, (4, 1)), folds=np.tile(folds, 4), subjects=subjects * 4, seed=0
+    ).mean
+    assert repeated.high - repeated.low == pytest.approx(once.high - once.low, rel=1e-9)
+
+
+def test_the_difference_of_two_models_is_judged_on_the_same_draws():
+    random = np.random.default_rng(6)
+    classes, probabilities, folds, subjects = a_study(random, subjects=60, true_auroc=0.8, folds=5)
+    itself = auroc_difference(classes, probabilities, probabilities, folds=folds, subjects=subjects, seed=0)
+    assert itself.mean == (0, 0, 0)
+    noisier = probabilities + random.normal(scale=0.3, size=len(classes))[:, None] * [1, -1]
+    paired = auroc_difference(classes, probabilities, noisier, folds=folds, subjects=subjects, seed=0).mean
+    alone = cross_validated_auroc(classes, probabilities, folds=folds, subjects=subjects, seed=0).mean
+    assert paired.high - paired.low < alone.high - alone.low
+
+
+def test_the_roc_curve_is_that_of_scikit_learn():
+    random = np.random.default_rng(7)
+    positive, scores = random.integers(0, 2, 50).astype(bool), random.normal(size=50).round(1)
+    false, true, _ = sklearn_roc_curve(positive, scores, drop_intermediate=False)
+    curve = roc_curve(positive, scores)
+    np.testing.assert_allclose(curve.false_positive, false)
+    np.testing.assert_allclose(curve.true_positive, true)
