@@ -1,0 +1,265 @@
+"""Charts as SVG, drawn by matplotlib from blocks: curves, intervals, ROC curves, histograms.
+
+A chart is made for half a page and for a telephone alike: 460 units wide, so that its 13-unit letters can still be read
+when it is shrunk to 370 pixels. Lines differ in dash and marker as well as in colour (Okabe & Ito's, safe for the
+colour-blind), so a grey print loses nothing. Text stays text, and each colour is a CSS variable with a fallback:
+the page decides between light and dark, and a chart taken out of the page still has its colours.
+
+Equal blocks give equal bytes. Every chart comes with a sentence for those who do not see it.
+
+`draw` is the way in; the functions below it make one kind of chart each, in the style that `draw` has set.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from bfp.reports.blocks import Curves, Histogram, Intervals, Roc
+from bfp.reports.numbers import interval_text, number_text
+
+Points = Mapping[str, Sequence[tuple[int, float]]]  # of each metric's name: (step, value), in any order
+
+WIDTH = 460
+FONT = 13
+MOST_POINTS = 300  # of a curve; more are averaged, since they would only thicken the line
+POINTS_PER_INCH = 72  # matplotlib's unit of an SVG is the point
+
+# how many letters fit
+LEGEND_CHARACTERS = 52  # in one row of a legend
+TITLE_CHARACTERS = 52
+ROW_CHARACTERS = 56  # in the words above an interval
+
+ROW = 46  # the height of one interval
+
+DASHED = (0, (4, 3))
+INK, FAINT = "#1f2328", "#8c959f"
+
+
+class Series(NamedTuple):
+    """How one line is told from the others. dash and marker are matplotlib's."""
+
+    variable: str
+    colour: str
+    dash: str | tuple[float, tuple[float, ...]]
+    marker: str
+
+
+SERIES = [
+    Series("--series-1", "#0072b2", "-", "o"),
+    Series("--series-2", "#d55e00", (0, (5, 2)), "s"),
+    Series("--series-3", "#009e73", (0, (1.2, 1.6)), "^"),
+    Series("--series-4", "#cc79a7", (0, (6, 2, 1.2, 2)), "D"),
+    Series("--series-5", "#6a51a3", (0, (9, 3)), "v"),
+    Series("--series-6", "#8a6d00", (0, (3, 1.5, 1.2, 1.5, 1.2, 1.5)), "X"),
+]
+VARIABLES = {INK: "--ink", FAINT: "--faint", **{series.colour: series.variable for series in SERIES}}
+
+STYLE: Any = {  # matplotlib types its settings as a dict of 400 literal names
+    "font.family": "DejaVu Sans",
+    "font.size": FONT,
+    "axes.titlesize": FONT,
+    "axes.labelsize": FONT,
+    "xtick.labelsize": FONT - 1,
+    "ytick.labelsize": FONT - 1,
+    "legend.fontsize": FONT - 0.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a name is a $
+    "figure.constrained_layout.use": True,
+}
+
+
+class Chart(NamedTuple):
+    """svg: an <svg> element; says: the same in a sentence."""
+
+    svg: str
+    says: str
+
+
+class _Drawn(NamedTuple):
+    figure: Figure
+    says: str
+
+
+def draw(block: Curves | Intervals | Roc | Histogram, points: Points) -> Chart:
+    """The chart of a block; `points` are the run's figures, of which curves are made."""
+    with mpl.rc_context(STYLE):
+        match block:
+            case Curves():
+                drawn = _curves(block, points)
+            case Intervals():
+                drawn = _intervals(block)
+            case Roc():
+                drawn = _roc(block)
+            case Histogram():
+                drawn = _histogram(block)
+        return Chart(_svg(drawn), drawn.says)
+
+
+def _curves(block: Curves, points: Points) -> _Drawn:
+    """Logged figures over steps, a line each; one that was never logged is left out of the chart and named."""
+    figure, axes = _axes(height=300, x_label=block.x_label, y_label=block.y_label)
+    lines = {name: _thinned(points[name]) for name in block.metrics if points.get(name)}
+    drawn = [_line(axes, *line, series=index) for index, line in enumerate(lines.values())]
+    axes.grid(axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    if len(drawn) > 1:
+        _legend(figure, drawn, list(lines))
+    elif drawn:
+        drawn[0].set_marker("")  # nothing to tell it from
+    told = [f"{name} from {number_text(values[0])} to {number_text(values[-1])}" for name, (_, values) in lines.items()]
+    told += [f"{name} was not logged" for name in block.metrics if name not in lines]
+    return _Drawn(figure, f"{block.y_label} by {block.x_label}: {'; '.join(told)}.")
+
+
+def _intervals(block: Intervals) -> _Drawn:
+    """Estimates one below the other: a mark on its interval, single values as small rings, the figures in words."""
+    last = len(block.rows) - 1
+    figure, axes = _axes(height=ROW * len(block.rows) + 66, x_label=block.axis_label, y_label="")
+    axes.spines["left"].set_visible(False)
+    axes.set(ylim=(-0.45, last + 0.7), yticks=[])
+    told = []
+    for index, (label, value, low, high, dots) in enumerate(block.rows):
+        y = last - index
+        text = interval_text(value, low, high)
+        told.append(f"{label} {text}")
+        label = textwrap.shorten(label, ROW_CHARACTERS - len(text), placeholder=" …")
+        above: dict[str, Any] = {"va": "bottom", "transform": axes.get_yaxis_transform()}
+        axes.text(0, y + 0.16, label, ha="left", **above)
+        axes.text(1, y + 0.16, text, ha="right", **above)
+        if block.reference is not None:
+            axes.plot([block.reference] * 2, [y - 0.28, y + 0.14], color=INK, linewidth=1, linestyle=DASHED)
+        _, colour, _, marker = SERIES[index % len(SERIES)]
+        shown = [dot for dot in dots if dot is not None]
+        axes.plot(shown, [y - 0.2] * len(shown), "o", color=FAINT, fillstyle="none", markersize=4.5)
+        if low is not None and high is not None:
+            axes.plot([low, high], [y, y], "-", color=colour, linewidth=3, solid_capstyle="butt")
+        if value is not None:
+            axes.plot([value], [y], marker, color=colour, markersize=8, markeredgecolor=INK, markeredgewidth=0.8)
+    axes.margins(x=0.06)
+    axes.grid(axis="x")
+    return _Drawn(figure, f"{block.axis_label}: {'; '.join(told)}.")
+
+
+def _roc(block: Roc) -> _Drawn:
+    """ROC curves in the unit square, with the diagonal of guessing."""
+    figure, axes = _axes(
+        height=400, x_label="false positive rate (1 − specificity)", y_label="true positive rate (sensitivity)"
+    )
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=DASHED)
+    drawn = [
+        _line(axes, curve.false_positive, curve.true_positive, series=index) for index, curve in enumerate(block.curves)
+    ]
+    if drawn:
+        _legend(figure, drawn, [curve.label for curve in block.curves])
+    return _Drawn(figure, f"ROC curves: {'; '.join(curve.label for curve in block.curves) or 'none'}.")
+
+
+def _histogram(block: Histogram) -> _Drawn:
+    """How a figure is spread; what lies above the flag is hatched and counted."""
+    values = np.array([value for value in block.values if value is not None and math.isfinite(value)])
+    figure, axes = _axes(height=280, x_label=block.x_label, y_label=block.y_label)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    if not values.size:
+        return _Drawn(figure, f"{block.y_label} by {block.x_label}: no value.")
+    low, high = _span(values)
+    counts, borders = np.histogram(values, bins=min(30, max(8, round(2 * values.size**0.5))), range=(low, high))
+    flag = math.inf if block.flag_above is None else block.flag_above
+    said = f"{values.size} values from {number_text(values.min())} to {number_text(values.max())}"
+    for count, left, right in zip(counts, borders[:-1], borders[1:], strict=True):
+        colour, hatch = (SERIES[1].colour, "///") if (left + right) / 2 > flag else (SERIES[0].colour, None)
+        axes.bar(left, count, right - left, align="edge", color=colour, hatch=hatch, edgecolor=INK, linewidth=0.6)
+    if block.flag_above is not None:
+        flagged = f"{int((values > flag).sum())} above {flag:g}"
+        said += f", {flagged}"
+        axes.set_title(flagged, loc="right")
+        axes.axvline(flag, color=INK, linewidth=1.2, linestyle=DASHED)
+    return _Drawn(figure, f"{block.y_label} by {block.x_label}: {said}.")
+
+
+# the parts of a chart -----------------------------------------------------------------------------------------------
+
+
+def _axes(*, height: int, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """Axes with both names horizontal, which reads best when small: x's below, y's on top of its axis."""
+    figure = Figure(figsize=(WIDTH / POINTS_PER_INCH, height / POINTS_PER_INCH))
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_title("\n".join(textwrap.wrap(y_label, TITLE_CHARACTERS)), pad=10)
+    return figure, axes
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], *, series: int) -> Line2D:
+    """A line of the series' own colour, dash and marker; some seven markers on its way, apart from its neighbours'."""
+    _, colour, dash, marker = SERIES[series % len(SERIES)]
+    stride = max(1, len(x) // 7)
+    every = (series * stride // len(SERIES) % stride, stride)
+    (line,) = axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markevery=every)
+    return line
+
+
+def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """Below the axes, in as many columns as the labels leave room for."""
+    longest = max(len(label) for label in labels) + 5
+    columns = max(1, min(len(labels), LEGEND_CHARACTERS // longest))
+    figure.legend(lines, labels, loc="outside lower left", ncols=columns)
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
+    """Steps and values in order, neighbours averaged until few enough are left; values that are no number left out."""
+    finite = np.array(sorted(point for point in points if math.isfinite(point[1])) or [(0, math.nan)], dtype=np.float64)
+    pieces = np.array_split(finite, min(len(finite), MOST_POINTS))
+    means = np.array([piece.mean(axis=0) for piece in pieces])
+    return means[:, 0].tolist(), means[:, 1].tolist()
+
+
+def _span(values: np.ndarray) -> tuple[float, float]:
+    """The ends of an axis that holds all values, never of no length."""
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _svg(drawn: _Drawn) -> str:
+    """As an element to stand in a page: no fixed size, no declarations, no names that two charts would share."""
+    buffer = io.StringIO()
+    nothing: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.hashsalt": drawn.says}):
+        drawn.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable}, {colour})")
+    return svg

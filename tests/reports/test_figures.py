@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from bfp.reports.blocks import Curves, Histogram, IntervalRow, Intervals, Roc, RocCurve
+from bfp.reports.figures import VARIABLES, draw
+
+POINTS = {
+    "loss": [(step, 9.0 - step / 1000) for step in range(5000)],
+    "dino": [(step, float(np.cos(step / 900))) for step in range(5000)],
+    "ibot": [(0, 1.0)],
+}
+CURVES = Curves("Losses", ["loss", "dino", "ibot"], "loss, nats", x_label="step, 1")
+INTERVALS = Intervals(
+    "AUROC",
+    [IntervalRow("pretrained", 0.83, 0.76, 0.90, [0.8, 0.9]), IntervalRow("permuted", None, None, None)],
+    "AUROC, 1",
+    reference=0.5,
+)
+ROC = Roc("ROC", [RocCurve("pretrained", [0.0, 0.2, 1.0], [0.0, 0.8, 1.0]), RocCurve("age", [0.0, 1.0], [0.0, 1.0])])
+HISTOGRAM = Histogram("Shift", [0.3, 0.4, 1.1, 12.2], "displacement, mm", "scans", flag_above=5.0)
+
+
+def _texts(svg: str) -> list[str]:
+    element = ET.fromstring(svg.replace("xlink:href", "href"))
+    return ["".join(text.itertext()) for text in element.iter("text")]
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        (CURVES, ["loss, nats", "step, 1"]),
+        (INTERVALS, ["AUROC, 1"]),
+        (ROC, ["true positive rate (sensitivity)", "false positive rate (1 − specificity)"]),
+        (HISTOGRAM, ["displacement, mm", "scans"]),
+    ],
+)
+def test_every_axis_has_its_name(block: Curves | Intervals | Roc | Histogram, names: list[str]) -> None:
+    texts = _texts(draw(block, POINTS).svg)
+    assert set(names) <= set(texts)
+
+
+@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, HISTOGRAM])
+def test_a_chart_repeats_to_the_byte(block: Curves | Intervals | Roc | Histogram) -> None:
+    assert draw(block, POINTS) == draw(block, POINTS)
+
+
+@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, HISTOGRAM])
+def test_every_colour_is_the_pages_to_choose(block: Curves | Intervals | Roc | Histogram) -> None:
+    svg = draw(block, POINTS).svg
+    left_over = re.sub(r"var\((--[\w-]+), (#[0-9a-f]{6})\)", "", svg)
+    assert not re.findall(r"(?:fill|stroke): #[0-9a-f]+", left_over)
+    assert set(re.findall(r"var\((--[\w-]+),", svg)) <= set(VARIABLES.values())
+
+
+def test_lines_differ_in_dash_and_in_marker_not_in_colour_alone() -> None:
+    svg = draw(CURVES, POINTS).svg
+    dashes = set(re.findall(r"stroke-dasharray: ([\d., ]+)", svg))
+    assert len(dashes) == 2  # the third line, the first, is whole
+    assert len(set(re.findall(r'<path id="([^"]+)"', svg))) >= 3
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_level() -> None:
+    short, long = (
+        draw(Curves("Loss", ["loss"], "loss, nats"), {"loss": POINTS["loss"][::stride]}) for stride in (20, 1)
+    )
+    assert len(long.svg) < 1.3 * len(short.svg)
+    assert long.says == "loss, nats by step: loss from 8.99 to 4.01."
+
+
+def test_a_figure_that_was_never_logged_is_named() -> None:
+    assert "koleo was not logged" in draw(Curves("Losses", ["loss", "koleo"], "loss, nats"), POINTS).says
+
+
+def test_names_are_text_whatever_they_hold() -> None:
+    name = "_<script>$x_1$ & Ω"
+    for block in (
+        Curves("a", [name, "loss"], "loss, nats"),
+        Intervals("a", [IntervalRow(name, 1.0, 0.5, 2.0)], "b"),
+        Roc("a", [RocCurve(name, [0.0, 1.0], [0.0, 1.0])]),
+        Histogram("a", [1.0], name, "scans"),
+    ):
+        assert name in _texts(draw(block, POINTS | {name: [(0, 1.0)]}).svg)
+
+
+def test_what_lies_above_the_flag_is_counted_and_hatched() -> None:
+    chart = draw(HISTOGRAM, {})
+    assert "1 above 5" in _texts(chart.svg)
+    assert "fill: url(#h" in chart.svg
+    assert "url(#h" not in draw(Histogram("Shift", [0.3, 0.4], "mm", "scans"), {}).svg
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Curves("a", ["nothing"], "loss, nats"),
+        Curves("a", ["diverged"], "loss, nats"),
+        Intervals("a", [], "AUROC, 1"),
+        Intervals("a", [IntervalRow("b", 0.5, None, None, [None])], "AUROC, 1"),
+        Roc("a", []),
+        Histogram("a", [], "mm", "scans", flag_above=5.0),
+        Histogram("a", [2.0, 2.0], "mm", "scans"),
+    ],
+)
+def test_a_chart_with_nothing_to_show_still_has_its_axes(block: Curves | Intervals | Roc | Histogram) -> None:
+    assert draw(block, {"diverged": [(0, math.nan), (1, math.inf)]}).svg.startswith("<svg")

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bfp.reports.pictures import (
+    ABSENT,
+    EDGE,
+    Pair,
+    SessionSlices,
+    edges,
+    mosaic,
+    overlays,
+    patch_foreground,
+    pca_maps,
+    principal_components,
+)
+from tests.reports.heads import head
+
+
+def _opened(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def _session(present: tuple[bool, ...] = (True, True, True)) -> SessionSlices:
+    return SessionSlices("sub-01", head(n=4, channels=3), ("T1w", "T2w", "FLAIR"), present)
+
+
+def test_a_mosaic_shows_slices_as_they_lie_the_patients_left_on_the_left() -> None:
+    picture = _opened(mosaic([_session()], cell_px=56))
+    last = picture[22:78, -56:, 0].astype(float)  # the first channel's last slice carries no letters
+    np.testing.assert_array_equal(last, head(n=4, channels=1)[3, 0])
+    assert last[:, 28:].mean() > 1.5 * last[:, :28].mean()  # the head is brighter on the patient's right
+
+
+def test_an_absent_channel_is_marked_and_not_shown_as_black_brain() -> None:
+    picture = _opened(mosaic([_session((True, False, True))], cell_px=56))
+    assert (picture[22 + 60 + 3, -10] == ABSENT).all()
+    assert not (picture[22:78, -10] == ABSENT).all(axis=1).any()
+
+
+def test_a_title_that_does_not_fit_is_shortened_and_any_letters_can_stand_in_it() -> None:
+    long = SessionSlices("ds-a · " + "müller_Ω_" * 40, head(n=2, channels=1), ("T1w",), (True,))
+    short = SessionSlices("ds-a", head(n=2, channels=1), ("T1w",), (True,))
+    assert _opened(mosaic([long])).shape == _opened(mosaic([short])).shape
+    one, other = (mosaic([replace(long, title=long.title + end)]) for end in "12")
+    assert one != other  # the end is kept: it tells neighbours apart
+
+
+def test_pictures_repeat_to_the_byte_and_grey_ones_are_stored_as_grey() -> None:
+    png = mosaic([_session()] * 3)
+    assert png == mosaic([_session()] * 3)
+    assert Image.open(io.BytesIO(png)).mode == "L"
+
+
+def test_the_overlay_draws_the_moving_scans_edges_where_they_lie() -> None:
+    reference = head(n=1, channels=1, size_px=128)[0, 0]
+    moving = np.roll(reference, 9, axis=1)
+    picture = _opened(overlays([Pair("FLAIR on T1w", reference, moving)], cell_px=128))
+    drawn = (picture[22:, :128] == EDGE).all(axis=2)
+    expected = edges(moving)
+    assert expected.sum() > 100
+    assert drawn[expected].mean() > 0.9  # the letters hide a few
+    assert drawn.sum() <= expected.sum()
+
+
+def test_edges_lie_on_the_outline_of_the_head() -> None:
+    slice_ = head(n=1, channels=1, size_px=128)[0, 0]
+    found = edges(slice_)
+    inside = slice_ > 0
+    border = inside & ~(np.roll(inside, 2, 0) & np.roll(inside, -2, 0) & np.roll(inside, 2, 1) & np.roll(inside, -2, 1))
+    near = border | np.roll(border, 2, 0) | np.roll(border, -2, 0) | np.roll(border, 2, 1) | np.roll(border, -2, 1)
+    assert (found & near).sum() > 0.5 * found.sum()
+    assert not edges(np.zeros((64, 48), np.uint8)).any()
+
+
+def test_bright_scalp_leaves_the_borders_inside_the_head_their_edges() -> None:
+    rows, columns = np.indices((128, 128)) / 128 - 0.5
+    from_centre = (rows / 0.45) ** 2 + (columns / 0.36) ** 2
+    cortex = 60 * (np.cos(60 * rows) > 0)
+    slice_ = np.where(from_centre > 0.9, 255 * (from_centre < 1.1), 90 + cortex).astype(np.uint8)
+    assert edges(slice_)[from_centre < 0.7].sum() > 200
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_first_component_is_what_the_chosen_tokens_vary_in_its_largest_loading_positive(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    strength = rng.normal(size=(3, 20)).astype(np.float32)
+    direction = rng.normal(size=5).astype(np.float32)
+    tokens = strength[..., None] * direction + 0.01 * rng.normal(size=(3, 20, 5)).astype(np.float32)
+    chosen = rng.random((3, 20)) < 0.7
+    tokens[~chosen] += 100 * rng.random(5)  # what is not head must not decide
+    components, explained = principal_components(tokens, chosen)
+    assert explained[0] > 0.99
+    correlation = np.corrcoef(components[chosen][:, 0], strength[chosen])[0, 1]
+    assert correlation * direction[np.abs(direction).argmax()] > 0
+    assert abs(correlation) > 0.95
+
+
+def test_patches_without_head_are_black_in_the_maps() -> None:
+    images = head(n=2, channels=1)[:, 0]
+    tokens = np.random.default_rng(0).normal(size=(2, 64, 16)).astype(np.float32)
+    assert not patch_foreground(images, 8)[:, 0].any()
+    picture = _opened(pca_maps(images, tokens, cell_px=64))
+    second_map = picture[64 + 22 + 12 + 22 :][:64, 68:132]
+    assert (second_map[:8, :8] == 0).all()
+    assert (second_map[32, 32] > 0).any()
+
+
+def test_tokens_of_fewer_than_three_dimensions_or_without_any_head_still_make_a_picture() -> None:
+    images = np.zeros((1, 56, 56), np.uint8)
+    assert pca_maps(images, np.zeros((1, 16, 8), np.float32)).startswith(b"\x89PNG")
