@@ -1,0 +1,245 @@
+"""The commands: parse, call, show. What they do is done below; what they need is imported when they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bfp import __version__
+from bfp.errors import InputError
+
+app = typer.Typer(
+    help="From a bucket of brain MRI to a foundation model and its predictions: one YAML file, one command.",
+    epilog="Begin with `bfp demo`, or with `bfp init ingest`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+store_app = typer.Typer(help="Look into a slice store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Kind = Annotated[str, typer.Argument(metavar="KIND", help="ingest, pretrain, finetune, benchmark or infer.")]
+SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="The YAML file of a job.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder: <output>/<name>, a path or URI.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set one field of the spec, such as train.epochs=3. Repeatable."),
+]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Set the run's name.")]
+On = Annotated[str | None, typer.Option("--on", metavar="NAME", help="The target; without it, this machine.")]
+Cpus = Annotated[int | None, typer.Option("--cpus", min=1, metavar="N", help="Use no more than N CPUs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bfp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show whole tracebacks; may stand after any command.")] = False,
+) -> None:
+    """`--debug` is taken off the command line by `main`; here it is only described."""
+
+
+@app.command()
+def init(
+    kind: Kind,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to write it; KIND.yaml without it.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="pretrain: write out dinov2-fast, dinov2-long or brain.")
+    ] = None,
+) -> None:
+    """Write a spec with every field, its meaning and its default."""
+    from bfp.cli.specs import write_template
+
+    for line in write_template(kind, file or Path(f"{kind}.yaml"), preset=preset):
+        typer.echo(line)
+
+
+@app.command()
+def validate(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="The YAML files of jobs.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Check specs: every mistake at once, with its line and what would be right."""
+    from bfp.cli.output import show
+    from bfp.cli.specs import check_specs, check_text
+
+    checked = check_specs(specs, overrides=overrides or [])
+    show(checked, as_json=as_json, text=check_text)
+    raise typer.Exit(0 if all(found.valid for found in checked) else InputError.exit_code)
+
+
+@app.command()
+def schema(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="Print the JSON Schema of this kind.")] = None,
+    folder: Annotated[Path | None, typer.Option("--all", metavar="FOLDER", help="Write all into a folder.")] = None,
+) -> None:
+    """Print the JSON Schema of a kind, or write those of all kinds."""
+    from bfp.cli.specs import schema_lines
+
+    for line in schema_lines(kind, folder):
+        typer.echo(line)
+
+
+@app.command()
+def submit(
+    spec_file: SpecFile,
+    on: On = None,
+    overrides: Overrides = None,
+    name: Name = None,
+    cpus: Cpus = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing, write nothing.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the target runs on by itself.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the job described in SPEC; submitted again, it goes on where it stopped."""
+    from bfp import specs, targets
+    from bfp.cli.jobs import next_steps, plan_lines, planned, run_job
+    from bfp.cli.output import show
+
+    spec = specs.load(spec_file, overrides=overrides or [], name=name)
+    with targets.resolve(on, cpus=cpus, detach=detach) as target:
+        plan = target.plan(spec)
+        if dry_run:
+            show(planned(spec, plan), as_json=as_json, text=lambda _: plan_lines(spec, plan))
+        else:
+            show(run_job(spec, target, plan=plan), as_json=as_json, text=next_steps)
+
+
+@app.command()
+def status(run: RunArgument, as_json: Json = False) -> None:
+    """Say what a run is at."""
+    from bfp.cli.looking import status_text
+    from bfp.cli.output import show
+    from bfp.cli.runs import find_run, status_of
+
+    show(status_of(find_run(run)), as_json=as_json, text=status_text)
+
+
+@app.command()
+def runs(
+    output: Annotated[str, typer.Argument(metavar="[OUTPUT]", help="Where the runs are: a spec's `output`.")] = "runs",
+    as_json: Json = False,
+) -> None:
+    """List the runs of an output, with what they came to."""
+    from bfp.cli.looking import runs_text
+    from bfp.cli.output import show
+    from bfp.cli.runs import list_runs
+    from bfp.storage import place
+
+    show(list_runs(place(output)), as_json=as_json, text=runs_text)
+
+
+@app.command("show")
+def show_run(run: RunArgument, as_json: Json = False) -> None:
+    """Show what a run came to: figures, tables, warnings, what failed."""
+    from bfp.cli.looking import outcome_of, outcome_text
+    from bfp.cli.output import show
+    from bfp.cli.runs import find_run
+
+    show(outcome_of(find_run(run)), as_json=as_json, text=outcome_text)
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what happened in a run, one event a line."""
+    from bfp.cli.looking import log_lines
+    from bfp.cli.runs import find_run
+
+    for line in log_lines(find_run(run), follow=follow, as_json=as_json):
+        typer.echo(line)
+
+
+@app.command()
+def stop(run: RunArgument) -> None:
+    """Ask a run on this machine to stop; submitted again, it goes on."""
+    from bfp.cli.runs import find_run, stop_run
+
+    typer.echo(stop_run(find_run(run)))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    destination: Annotated[str, typer.Argument(metavar="FOLDER", help="A new or empty folder, a path or URI.")],
+) -> None:
+    """Copy a run's model, with its card, to where it is to be used."""
+    from bfp.cli.looking import copy_model
+    from bfp.cli.runs import find_run
+    from bfp.storage import place
+
+    for file in copy_model(find_run(run), place(destination)):
+        typer.echo(file)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write a run's page again, and say where it is."""
+    from bfp.cli.looking import open_page
+    from bfp.cli.output import shown
+    from bfp.cli.runs import find_run
+    from bfp.reports import write_page
+
+    page = write_page(find_run(run))
+    typer.echo(shown(page))
+    if open_it:
+        open_page(page)
+
+
+@store_app.command("show")
+def show_store(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A slice store, a path or URI.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is in a store: scans by cohort and modality, what was left out, what is worth a look."""
+    from bfp.cli.looking import contents_of, contents_text
+    from bfp.cli.output import show
+    from bfp.storage import place
+
+    show(contents_of(place(store)), as_json=as_json, text=contents_text)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="Where cohort, store and runs go.")] = "demo",
+    subjects: Annotated[
+        int | None, typer.Option(min=30, metavar="N", help="Subjects of the cohort; fewer are faster, and tell less.")
+    ] = None,
+    cpus: Cpus = None,
+    as_json: Json = False,
+) -> None:
+    """Make a cohort on real anatomy and take it from NIfTI scans to predictions, in at most 10 minutes."""
+    from bfp.cli.demo import demo_text, run_demo
+    from bfp.cli.output import show
+
+    show(run_demo(output, subjects=subjects, cpus=cpus), as_json=as_json, text=demo_text)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, CPUs, memory, GPU, Ray, disk, credentials; each with its remedy."""
+    from bfp.cli.doctor import examine, findings_text
+    from bfp.cli.output import show
+
+    findings = examine()
+    show(findings, as_json=as_json, text=findings_text)
+    raise typer.Exit(1 if any(found.verdict == "fail" for found in findings) else 0)

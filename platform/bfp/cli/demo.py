@@ -1,0 +1,129 @@
+"""`bfp demo`: the main job, from made NIfTI scans to predictions, by the code that `bfp submit` runs.
+
+Two cohorts are made first (one to learn from, one to predict): what bfp is shown is a BIDS dataset like any other.
+Then the specs of jobs/demo are submitted one after another on one embedded Ray. Run again, it goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bfp.cli.display import Display
+from bfp.cli.jobs import Finished, run_job
+from bfp.cli.output import shown, table, write
+from bfp.errors import InputError
+from bfp.reports.headline import estimate
+from bfp.reports.numbers import number_text
+from bfp.specs import load
+from bfp.storage import place
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+KINDS = ("ingest", "pretrain", "finetune", "infer")
+SUBJECTS = 84
+TUMOUR_SHARE = 7  # one subject in so many has a tumour; the rest is half controls, half patients
+TONIGHT = (4, 4, 0)
+SEEDS = {"cohort": 0, "tonight": 1}
+
+# what the closing table calls a figure that has an interval: (kind, figure, words)
+LEARNED = [
+    ("pretrain", "tissue_r2_pretrained", "tissue R² (residual), pretrained encoder"),
+    ("pretrain", "tissue_r2_untrained", "tissue R² (residual), the same encoder untrained"),
+    ("pretrain", "tissue_r2_sorted_pixels", "tissue R² (residual), sorted pixels"),
+    ("finetune", "auroc", "AUROC disease, pretrained encoder"),
+    ("finetune", "auroc_untrained", "AUROC disease, the same encoder untrained"),
+    ("finetune", "auroc_histograms", "AUROC disease, slice histograms"),
+    ("finetune", "auroc_covariates", "AUROC disease, age and sex alone"),
+    ("finetune", "auroc_oracle", "AUROC disease, true severity (oracle)"),
+]
+
+
+class Demonstrated(NamedTuple):
+    """What each job of the demo came to, by kind."""
+
+    jobs: dict[str, Finished]
+
+
+def run_demo(output: str, *, subjects: int | None, cpus: int | None) -> Demonstrated:
+    """Make the cohorts in a local folder and run the four jobs. Raises what making and submitting raise."""
+    from bfp.targets import Local
+    from bfp.targets.ray_here import cpus_here
+
+    folder = place(output)
+    if not folder.is_local:
+        raise InputError(f"--output {output}: the demo cohort is made on disk; name a folder of this machine")
+    folder.check_writable()
+    _make_cohorts(folder.path, subjects=subjects or SUBJECTS, workers=cpus or cpus_here())
+    jobs: dict[str, Finished] = {}
+    with Local(cpus=cpus) as target:
+        for kind in KINDS:
+            with as_file(files("bfp.demo").joinpath("jobs", f"{kind}.yaml")) as spec_file:
+                spec = load(spec_file, overrides=places(kind, str(folder)))
+            jobs[kind] = run_job(spec, target, plan=target.plan(spec))
+    return Demonstrated(jobs)
+
+
+def demo_text(demonstrated: Demonstrated) -> Iterator[RenderableType]:
+    """The table that the demo ends with, and where the reports are."""
+    jobs = demonstrated.jobs
+    ingest, pretrain, infer = (jobs[kind].figures for kind in ("ingest", "pretrain", "infer"))
+    rows = [
+        ("stacks written", f"{number_text(ingest['stacks'])} from {number_text(ingest['scans'])} scans"),
+        ("scans left out", _left_out(ingest)),
+        ("loss, first → last", f"{number_text(pretrain['loss_first'])} → {number_text(pretrain['loss_last'])}"),
+        *((words, estimate(name, jobs[kind].figures)) for kind, name, words in LEARNED if name in jobs[kind].figures),
+        ("predictions", f"{number_text(infer['sessions'])} sessions, {number_text(infer['rejected'])} scans left out"),
+    ]
+    yield table("", ["bfp demo", "value [95 % interval]"], rows)
+    yield "reports"
+    for finished in jobs.values():
+        yield f"  {shown(finished.report)}"
+    yield f"  open one: bfp report {shown(jobs['finetune'].status.run)} --open"
+
+
+def _make_cohorts(folder: Path, *, subjects: int, workers: int) -> None:
+    from bfp.demo.cohort import make_cohort
+    from bfp.demo.plan import Groups
+
+    tumours = subjects // TUMOUR_SHARE
+    controls = (subjects - tumours) // 2
+    groups = {"cohort": Groups(controls, subjects - tumours - controls, tumours), "tonight": Groups(*TONIGHT)}
+    write(["the cohorts, on the anatomy of the ICBM152 template"], stderr=True)
+    with Display() as display:
+        for name, group in groups.items():
+            phase = {"phase": f"making {name}", "total": sum(group), "unit": "subjects"}
+            display({"event": "phase", **phase})
+
+            def progress(done: int, total: int, phase: Mapping[str, Any] = phase) -> None:
+                display({"event": "progress", **phase, "total": total, "done": done})
+
+            make_cohort(
+                folder / name,
+                subjects=group,
+                seed=SEEDS[name],
+                workers=workers,
+                progress=progress,
+                prefix="" if name == "cohort" else "n",
+            )
+        display({"event": "end"})
+
+
+def places(kind: str, folder: str) -> list[str]:
+    """The demo's folder in the place of `demo`, which the specs name relative to the working directory."""
+    moved = {
+        "ingest": {"store": "store", "cohorts[0].bids": "cohort"},
+        "pretrain": {"store": "store"},
+        "finetune": {"store": "store", "encoder": "runs/pretrain"},
+        "infer": {"model": "runs/finetune", "cohorts[0].bids": "tonight"},
+    }
+    return [f"{field}='{folder}/{name}'" for field, name in {"output": "runs", **moved[kind]}.items()]
+
+
+def _left_out(ingest: Mapping[str, Any]) -> str:
+    reasons = str(ingest["rejected_by_reason"])
+    return f"{number_text(ingest['rejected'])}" + (f" ({reasons})" if reasons else "")

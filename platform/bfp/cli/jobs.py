@@ -1,0 +1,76 @@
+"""Running a job for somebody who watches: the plan first, the run on display, then what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bfp.cli.display import Display
+from bfp.cli.output import grid, shown, write
+from bfp.cli.runs import Status, status_of
+from bfp.drivers.plan import Plan
+from bfp.reports.numbers import duration_text
+from bfp.runs import RunFolder
+from bfp.specs import Spec
+from bfp.storage import Place, place
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bfp.targets import Local
+
+
+class Planned(NamedTuple):
+    """What `submit --dry-run` finds: the resolved spec, the run's folder, the plan's figures and warnings."""
+
+    run: Place
+    spec: dict[str, Any]
+    figures: dict[str, Any]
+    warnings: list[str]
+
+
+class Finished(NamedTuple):
+    """What `submit` came to."""
+
+    status: Status
+    figures: dict[str, Any]
+    report: Place
+
+
+def planned(spec: Spec, plan: Plan) -> Planned:
+    return Planned(
+        place(spec.output) / spec.name, spec.model_dump(mode="json", by_alias=True), plan.figures, plan.warnings
+    )
+
+
+def run_job(spec: Spec, target: Local, *, plan: Plan) -> Finished:
+    """Show the plan, run the spec on the target with a live display, and say what came out.
+
+    All of it goes to standard error. Raises what the target raises.
+    """
+    run = place(spec.output) / spec.name
+    write(plan_lines(spec, plan), stderr=True)
+    write([f"  follow  bfp status {shown(run)}", f"  stop    Ctrl-C, or bfp stop {shown(run)}"], stderr=True)
+    with Display() as display:
+        return finished(target.submit(spec, listener=display))
+
+
+def finished(run: RunFolder) -> Finished:
+    return Finished(status_of(run), run.results().get("figures", {}), run.folder / "report" / "index.html")
+
+
+def plan_lines(spec: Spec, plan: Plan) -> Iterator[RenderableType]:
+    """The plan as text."""
+    yield f"{spec.kind} {spec.name}"
+    yield grid([*plan.rows, ("run folder", shown(place(spec.output) / spec.name))])
+    for warning in plan.warnings:
+        yield f"  warning: {warning}"
+
+
+def next_steps(found: Finished) -> Iterator[RenderableType]:
+    """What came out, and the exact commands to look at it."""
+    run = found.status.run
+    yield f"{found.status.outcome} in {duration_text(found.status.seconds)}: {found.status.headline}".rstrip(": ")
+    yield f"  bfp show {shown(run)}"
+    yield f"  bfp report {shown(run)} --open"
+    yield f"  report: {shown(found.report)}"

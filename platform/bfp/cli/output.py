@@ -1,0 +1,114 @@
+"""Text and JSON: two renderings of one result.
+
+What a command found goes to standard output, as text for people or, with --json, as one JSON document. What happens
+on the way (the live display, warnings) goes to standard error, so that a script reads only results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from bfp.storage import Place
+
+FILE_WIDTH = 160  # characters, where there is no terminal to ask
+
+Result = TypeVar("Result")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that knows the terminal's width and colours; no colours with NO_COLOR or in a file."""
+    from rich.console import Console
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if terminal else FILE_WIDTH)
+
+
+def show(result: Result, *, as_json: bool, text: Callable[[Result], Iterable[RenderableType]]) -> None:
+    """Print a result: as JSON, or as the lines and tables that `text` makes of it."""
+    if as_json:
+        sys.stdout.write(json.dumps(_plain(result), indent=2, ensure_ascii=False) + "\n")
+        return
+    write(text(result))
+
+
+def write(lines: Iterable[RenderableType], *, stderr: bool = False) -> None:
+    """Print plain text as it is, so that commands in it can be copied whole, and tables fitted to the width."""
+    stream = sys.stderr if stderr else sys.stdout
+    for line in lines:
+        if isinstance(line, str):
+            stream.write(f"{line}\n")
+        else:
+            console(stderr=stderr).print(line)
+
+
+def grid(rows: Iterable[Sequence[str]]) -> Table:
+    """Rows in aligned columns without lines, two spaces in."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 3))
+    for number, row in enumerate(rows):
+        if number == 0:
+            for _ in row:
+                table.add_column(overflow="fold")
+        table.add_row(*(_literal(cell) for cell in row))
+    return _indented(table)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> Table:
+    """A titled table; the columns whose number stands in `right` are set to the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        made.add_column(_literal(column), justify="right" if number in set(right) else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(_literal(cell) for cell in row))
+    return made
+
+
+def shown(place: Place) -> str:
+    """A place as a user would type it: relative where that is shorter, quoted where a shell needs it."""
+    text = str(place)
+    if place.is_local:
+        text = min(text, os.path.relpath(text), key=len)
+    return shlex.quote(text)
+
+
+def _literal(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _indented(renderable: Any) -> Any:
+    from rich.padding import Padding
+
+    return Padding.indent(renderable, 2)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples with names and dataclasses become objects, places their URI."""
+    from bfp.storage import Place
+
+    if isinstance(value, Place):
+        return str(value)
+    if hasattr(value, "_asdict"):
+        return {name: _plain(entry) for name, entry in value._asdict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

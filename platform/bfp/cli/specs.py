@@ -1,0 +1,78 @@
+"""Specs on the command line: written by `init`, checked by `validate`, described by `schema`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bfp.errors import InputError, Problem, SpecError
+from bfp.specs import KINDS, load
+from bfp.specs.schema import file_name, schema_text, write_schemas
+from bfp.specs.template import template
+
+SCHEMA_FOLDER = ".bfp"  # beside a spec that `init` wrote: what its first line names, for editors
+
+
+class CheckedSpec(NamedTuple):
+    """A spec file and what is wrong with it; `said` is the message, "" for a valid one."""
+
+    file: str
+    valid: bool
+    kind: str
+    name: str
+    problems: list[Problem]
+    said: str
+
+
+def write_template(kind: str, file: Path, *, preset: str | None) -> Iterator[str]:
+    """Write a spec to begin with, and its schema for editors; say where."""
+    _check_kind(kind)
+    if file.exists():
+        raise InputError(f"{file}: exists already; name another file, as in `bfp init {kind} my-{file.name}`")
+    schema = Path(SCHEMA_FOLDER) / file_name(kind)
+    text = template(kind, preset=preset, schema=schema.as_posix())
+    (file.parent / schema).parent.mkdir(parents=True, exist_ok=True)
+    (file.parent / schema).write_text(schema_text(kind), encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
+    yield f"wrote {file} (and {file.parent / schema}, by which editors complete it)"
+    yield f"  fill in what is marked as required, then: bfp validate {file}"
+
+
+def check_specs(files: Iterable[str], *, overrides: list[str]) -> list[CheckedSpec]:
+    """Check each file by itself."""
+    return [_check(file, overrides) for file in files]
+
+
+def check_text(checked: list[CheckedSpec]) -> Iterator[str]:
+    for found in checked:
+        yield f"{found.file}: valid, {found.kind} {found.name}" if found.valid else found.said
+
+
+def schema_lines(kind: str | None, folder: Path | None) -> Iterator[str]:
+    """The schema of a kind as text, or the names of the files that all were written to."""
+    if (kind is None) == (folder is None):
+        raise InputError("bfp schema: name a kind to print, or --all FOLDER to write every kind's")
+    if folder is not None:
+        yield from (str(path) for path in write_schemas(folder))
+    elif kind is not None:
+        _check_kind(kind)
+        yield schema_text(kind).rstrip()
+
+
+def _check(file: str, overrides: list[str]) -> CheckedSpec:
+    try:
+        spec = load(file, overrides=overrides)
+    except InputError as error:
+        problems = error.problems if isinstance(error, SpecError) else []
+        return CheckedSpec(file, False, "", "", problems, str(error))
+    return CheckedSpec(file, True, spec.kind, spec.name, [], "")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        raise InputError(
+            f"no kind is called {kind!r}; one of {', '.join(KINDS)}" + (f"; the nearest is {near[0]}" if near else "")
+        )

@@ -1,0 +1,37 @@
+"""The drivers: one module a kind, each with the same two functions, found here by the spec's `kind`.
+
+plan(spec) -> Plan          what the run will do; light, writes nothing, raises InputError for what is wrong
+execute(spec, run) -> None  does it, on the Ray that the target has started; tells `run` what happens
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+from bfp.drivers.plan import Plan
+from bfp.errors import InputError
+from bfp.runs import Run
+from bfp.specs import Spec
+
+__all__ = ["Plan", "execute", "plan"]
+
+
+def plan(spec: Spec) -> Plan:
+    """What a run of this spec will do."""
+    planned: Plan = _driver(spec.kind).plan(spec)
+    return planned
+
+
+def execute(spec: Spec, run: Run) -> None:
+    """Run the spec to its end; raises Interrupted when it was asked to stop, and whatever went wrong."""
+    _driver(spec.kind).execute(spec, run)
+
+
+def _driver(kind: str) -> ModuleType:
+    if find_spec(f"bfp.drivers.{kind}") is None:
+        raise InputError(
+            f"kind: {kind}: its specs can be written and validated, but this version of bfp cannot run them yet"
+        )
+    return import_module(f"bfp.drivers.{kind}")

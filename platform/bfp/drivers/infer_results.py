@@ -1,0 +1,137 @@
+"""What an inference says of what came out: predictions, what was missing or rejected, pictures, methods text."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bfp import __version__
+from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
+from bfp.inference.kept import Kept
+from bfp.inference.predictor import Outcome
+from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
+from bfp.reports.numbers import interval_text
+from bfp.reports.pictures import SessionSlices, mosaic
+from bfp.runs import Run
+from bfp.specs.infer import Infer
+
+SHOWN_ROWS = 50
+PICTURE = "pictures/sessions.png"
+
+
+def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Results:
+    """Figures and blocks, of everything that stands in the two tables."""
+    rows = kept.predictions.to_pylist()
+    classes: list[str] = told["classes"]
+    predicted = Counter(row["predicted"] for row in rows)
+    figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
+    figures |= {f"predicted_{name}": predicted[name] for name in classes}
+    blocks: list[Block] = [_predictions(rows, classes)]
+    blocks += [
+        Histogram(
+            title=f"Probability of {name}",
+            values=[row[f"prob_{name}"] for row in rows],
+            x_label=f"probability of {name}",
+            y_label="sessions",
+        )
+        for name in (classes[1:] if len(classes) == 2 else classes)
+        if rows
+    ]
+    blocks.append(_rejected(kept.rejected.to_pylist()))
+    if any(row["missing"] for row in rows):
+        blocks.append(_missing(rows))
+    if shifts := [row["shift_mm"] for row in rows if row["shift_mm"] is not None]:
+        axis = "largest shift within a session, mm"
+        blocks.append(Histogram("Registration", shifts, axis, "sessions", flag_above=SUSPICIOUS_SHIFT_MM))
+    if spec.pictures and (run.folder / PICTURE).exists():
+        caption = "Slices as the model saw them, from low to high, one row for each channel. Anterior is up, the "
+        blocks.append(Picture("Sessions", PICTURE, caption + "patient's left on the left."))
+    blocks += [_model(spec, told, rows), _methods(told)]
+    return Results(figures=figures, blocks=blocks)
+
+
+def write_pictures(run: Run, outcomes: Sequence[Outcome], *, channels: tuple[str, ...]) -> None:
+    """Slices of a few sessions, titled by what was predicted."""
+    sessions = []
+    for outcome in outcomes:
+        assert outcome.row is not None
+        assert outcome.preview is not None
+        name = " ".join(filter(None, (outcome.row["cohort"], outcome.row["subject"], outcome.row["session"])))
+        probability = outcome.row[f"prob_{outcome.row['predicted']}"]
+        title = f"{name}: {outcome.row['predicted']} {probability:.2f}"
+        sessions.append(SessionSlices(title, outcome.preview.pixels, channels, outcome.preview.visible))
+    (run.folder / PICTURE).write(mosaic(sessions))
+
+
+def _predictions(rows: list[dict[str, Any]], classes: list[str]) -> Table:
+    shown: list[list[Cell]] = [
+        [
+            row["cohort"],
+            row["subject"],
+            row["session"],
+            row["predicted"],
+            *(row[f"prob_{name}"] for name in classes),
+            row["spread"],
+            ", ".join(row["missing"]) or "none",
+        ]
+        for row in rows[:SHOWN_ROWS]
+    ]
+    more = f" The first {SHOWN_ROWS} of {len(rows):,} are shown." if len(rows) > SHOWN_ROWS else ""
+    return Table(
+        title="Predictions",
+        columns=["cohort", "subject", "session", "predicted", *(f"P({name})" for name in classes), "spread", "missing"],
+        rows=shown,
+        note="All stand in predictions/predictions.parquet. Spread: standard deviation of the predicted class's "
+        f"probability over the heads of the folds. Missing: modalities that the model was trained with.{more}",
+    )
+
+
+def _rejected(rows: list[dict[str, Any]]) -> Table:
+    examples: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        examples[row["reason"]].append(f"{row['uri']}: {row['detail']}")
+    note = "All stand in rejected/rejected.parquet." if rows else "No scan was rejected."
+    listed: list[list[Cell]] = [[reason, len(found), "; ".join(found[:3])] for reason, found in examples.items()]
+    return Table("Rejected scans", ["reason", "scans", "for example"], listed, note=note)
+
+
+def _missing(rows: list[dict[str, Any]]) -> Table:
+    counts = Counter(name for row in rows for name in row["missing"])
+    listed: list[list[Cell]] = [[name, count, count / len(rows)] for name, count in counts.most_common()]
+    return Table(
+        "Modalities that the model was trained with and sessions lack",
+        ["modality", "sessions without it", "share"],
+        listed,
+        note="The model was shown zeros in their place; predictions may be worse than its cross-validation says.",
+    )
+
+
+def _model(spec: Infer, told: dict[str, Any], rows: list[dict[str, Any]]) -> Facts:
+    figures, facts = told["facts"]["figures"], told["facts"]
+    return Facts(
+        "Model",
+        [
+            ("place", spec.model),
+            ("learned", f"{told['target']}: {', '.join(told['classes'])}"),
+            ("cross-validated AUROC", interval_text(*(figures[key] for key in ("auroc", "auroc_low", "auroc_high")))),
+            ("modalities shown", ", ".join(told["shown"])),
+            ("encoder", f"{facts['encoder']}, weights {facts['weights'][:16]}"),
+            ("trained by", f"bfp {facts['bfp']}, run {facts['run']}"),
+            ("stacks a session", float(np.mean([row["stacks"] for row in rows])) if rows else None),
+            ("hash", rows[0]["model"] if rows else None),
+        ],
+    )
+
+
+def _methods(told: dict[str, Any]) -> Text:
+    facts = told["facts"]
+    paragraph = (
+        f"Sessions were classified by {told['target']} ({', '.join(told['classes'])}) with the model {facts['run']}. "
+        f"Scans were prepared as its training data were (imaging version {facts['imaging']}), and each session's "
+        f"stacks of {', '.join(told['shown'])} gave one row. The spread is the standard deviation of the predicted "
+        f"class's probability over the {told['folds']} heads of its cross-validation. Software: bfp {__version__}."
+    )
+    return Text("Methods", [paragraph])

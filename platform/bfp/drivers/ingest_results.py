@@ -1,0 +1,244 @@
+"""What an ingest says of what came out: tables, histograms, pictures, and the methods text.
+
+All of it is read back from the store, so that it tells what is there and not what was meant to be.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bfp import __version__
+from bfp.drivers.inputs import slice_spacing_mm
+from bfp.imaging import IMAGING_VERSION
+from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
+from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
+from bfp.reports.pictures import Pair, SessionSlices, mosaic, overlays
+from bfp.runs import Run
+from bfp.specs.ingest import Ingest
+from bfp.specs.preprocessing import ModalityStacks
+from bfp.store.reader import SliceStore, pixels_of
+from bfp.store.summary import Summary
+
+SHOWN_SETS = 8
+SHOWN_HEIGHTS = (0.25, 0.4, 0.55, 0.7, 0.85)
+SHOWN_PAIRS = 12
+SHOWN_PAIR_HEIGHT = 0.6  # above the ventricles' floor, where edges are plenty
+SHOWN_ROWS = 50
+
+
+def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, snapshot: int | None) -> Results:
+    """Figures and blocks; pictures are written into the run's folder."""
+    scans = sum(row.scans for row in summary.modalities)
+    rejected = sum(row.scans for row in summary.rejected)
+    figures: dict[str, Cell] = {
+        "stacks": made.totals.stacks,
+        "scans": scans,
+        "sessions": made.totals.sessions,
+        "rejected": rejected,
+        "rejected_by_reason": "; ".join(f"{row.reason}: {row.scans}" for row in summary.rejected),
+        "flagged": len(summary.flagged),
+        "bytes": made.totals.size_bytes,
+        "snapshot": snapshot,
+    }
+    blocks: list[Block] = [
+        Facts(
+            "Store",
+            [
+                ("place", str(made.place)),
+                ("snapshot", snapshot if snapshot is not None else "none was taken"),
+                ("stacks", made.totals.stacks),
+                ("size", f"{made.totals.size_bytes / 1e6:,.1f} MB"),
+                ("sessions", made.totals.sessions),
+                ("scans", f"{scans} done, {rejected} rejected"),
+                ("preprocessing", f"fingerprint {made.fingerprint}, imaging version {IMAGING_VERSION}"),
+            ],
+        ),
+        _modalities_table(summary),
+        _rejected_table(summary),
+    ]
+    if summary.flagged:
+        blocks.append(_flagged_table(summary))
+    blocks += _histograms(made.scans())
+    if spec.pictures and made.totals.stacks:
+        blocks += _pictures(spec, run, made)
+    blocks.append(Text("Methods", [_methods(spec, summary)]))
+    return Results(figures=figures, blocks=blocks)
+
+
+def _modalities_table(summary: Summary) -> Table:
+    rows: list[list[Cell]] = [
+        [row.cohort, row.modality, row.scans, row.subjects, row.stacks, row.shift_mm, row.foreground, row.flagged]
+        for row in summary.modalities
+    ]
+    return Table(
+        "Scans by cohort and modality",
+        ["cohort", "modality", "scans", "subjects", "stacks", "median shift, mm", "median foreground", "flagged"],
+        rows,
+        note="Shift: how far registration moved a scan onto its session's reference or, by headers alone, would have. "
+        "Foreground: the share of the volume that is head.",
+    )
+
+
+def _rejected_table(summary: Summary) -> Table:
+    rows: list[list[Cell]] = [[row.reason, row.scans, "; ".join(row.examples)] for row in summary.rejected]
+    note = "All of them stand in the store's table `rejected`." if rows else "No scan was rejected."
+    return Table("Rejected scans", ["reason", "scans", "for example"], rows, note=note)
+
+
+def _flagged_table(summary: Summary) -> Table:
+    rows: list[list[Cell]] = [
+        [row.cohort, row.subject, row.session, row.modality, row.shift_mm, "; ".join(row.warnings)]
+        for row in summary.flagged[:SHOWN_ROWS]
+    ]
+    more = len(summary.flagged) - len(rows)
+    note = "They are in the store; the furthest off come first." + (f" {more} more are not shown." if more else "")
+    return Table(
+        "Scans worth a look", ["cohort", "subject", "session", "modality", "shift, mm", "why"], rows, note=note
+    )
+
+
+def _histograms(scans: pa.Table) -> list[Block]:
+    return [
+        Histogram(title, values, x_label, "scans", flag_above=flag)
+        for title, column, x_label, flag in (
+            ("Shift onto the reference", "shift_mm", "shift of the head's centre, mm", SUSPICIOUS_SHIFT_MM),
+            ("Foreground", "foreground", "share of the volume that is head", None),
+        )
+        if (values := [value for value in scans[column].to_pylist() if value is not None and np.isfinite(value)])
+    ]
+
+
+# pictures -------------------------------------------------------------------------------------------------------------
+
+
+class _Set(NamedTuple):
+    """The stacks of one working grid, in slice order: a piece of the store's index, and its first row."""
+
+    rows: pa.Table
+    first: dict[str, Any]
+
+
+def _pictures(spec: Ingest, run: Run, made: SliceStore) -> list[Block]:
+    sets = _sets(made.stack_index())
+    shown = [sets[number] for number in _evenly(len(sets), SHOWN_SETS)]
+    filled = [channel for channel in range(3) if any(each.first["present"][channel] for each in shown)]
+    (run.folder / "pictures" / "stacks.png").write(mosaic([_slices(made, each, filled) for each in shown]))
+    blocks: list[Block] = [
+        Picture(
+            "Stacks",
+            "pictures/stacks.png",
+            f"{len(shown)} of {len(sets)} sets of stacks, spread over all: slices from low to high, one row for each "
+            "channel. Anterior is up, the patient's left on the left.",
+        )
+    ]
+    if made.form == "modalities" and (pairs := _pairs(made, sets)):
+        (run.folder / "pictures" / "registration.png").write(overlays(pairs))
+        how = {"rigid": "after rigid registration", "header": "by their headers alone", "none": "as they are"}
+        blocks.append(
+            Picture(
+                "Registration",
+                "pictures/registration.png",
+                f"The scans with the largest shift, {how[spec.preprocessing.registration]}: edges of the scan on its "
+                "session's reference, and both as a chequerboard. Edges should follow the anatomy below them.",
+            )
+        )
+    return blocks
+
+
+def _sets(index: pa.Table) -> list[_Set]:
+    """The index cut where cohort, subject, session or the first channel's modality changes."""
+    columns = [index["cohort"], index["subject"], index["session"], pc.list_element(index["modalities"], 0)]
+    codes = np.stack([np.asarray(column.combine_chunks().dictionary_encode().indices) for column in columns])
+    starts = [0, *(np.flatnonzero((np.diff(codes, axis=1) != 0).any(axis=0)) + 1).tolist()]
+    firsts = index.take(starts).to_pylist()
+    ends = [*starts[1:], index.num_rows]
+    return [
+        _Set(index.slice(start, end - start), first) for start, end, first in zip(starts, ends, firsts, strict=True)
+    ]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many places, evenly over `count`, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(most, count))})
+
+
+def _slices(made: SliceStore, each: _Set, channels: list[int]) -> SessionSlices:
+    neighbours = made.form == "neighbours"
+    names = made.channels if neighbours else each.first["modalities"]
+    pixels = np.stack([_pixels(made, each, height=height) for height in SHOWN_HEIGHTS])  # (n, 3, size, size)
+    return SessionSlices(
+        _title(each) + (f" {each.first['modalities'][0]}" if neighbours else ""),
+        pixels[:, channels],
+        tuple(names[channel] for channel in channels),
+        tuple(each.first["present"][channel] for channel in channels),
+    )
+
+
+def _pairs(made: SliceStore, sets: list[_Set]) -> list[Pair]:
+    """One slice of the scans that registration moved furthest, with that of their session's reference."""
+    identity = ("cohort", "subject", "session", "modality")
+    scans = made.scans().select([*identity, "shift_mm"]).to_pylist()
+    shifts = {tuple(row[name] for name in identity): row["shift_mm"] or 0.0 for row in scans}
+    candidates = []
+    for number, each in enumerate(sets):
+        reference, *others = (channel for channel, there in enumerate(each.first["present"]) if there)
+        for channel in others:
+            key = (*(each.first[name] for name in identity[:3]), each.first["modalities"][channel])
+            candidates.append((shifts[key], number, reference, channel))
+    pairs = []
+    for shift_mm, number, reference, channel in sorted(candidates, reverse=True)[:SHOWN_PAIRS]:
+        pixels = _pixels(made, sets[number], height=SHOWN_PAIR_HEIGHT)
+        modalities = sets[number].first["modalities"]
+        title = f"{_title(sets[number])}: {modalities[channel]} on {modalities[reference]}, {shift_mm:.1f} mm"
+        pairs.append(Pair(title, pixels[reference], pixels[channel]))
+    return pairs
+
+
+def _pixels(made: SliceStore, each: _Set, *, height: float) -> np.ndarray:
+    """uint8 (3, size, size): the stack of a set that is nearest to a height."""
+    nearest = int(np.abs(np.asarray(each.rows["height"]) - height).argmin())
+    row = each.rows.slice(nearest, 1).to_pylist()[0]
+    return pixels_of(made.read_row_group(made.stack_files()[row["file"]], row["row_group"]))[row["row"]]
+
+
+def _title(each: _Set) -> str:
+    return " ".join(filter(None, (each.first["cohort"], each.first["subject"], each.first["session"])))
+
+
+# words ----------------------------------------------------------------------------------------------------------------
+
+
+def _methods(spec: Ingest, summary: Summary) -> str:
+    how = spec.preprocessing
+    stacks = how.stacks
+    cohorts = "; ".join(
+        f"{row.cohort}: {row.scans} {row.modality} of {row.subjects} subjects" for row in summary.modalities
+    )
+    if isinstance(stacks, ModalityStacks):
+        reference = (
+            "Within a session, the first available of "
+            f"{', '.join(stacks.channels)} served as the reference, and the other scans were "
+            + {
+                "rigid": "registered to it rigidly (mutual information, SimpleITK) and ",
+                "header": "placed on it by their headers and ",
+                "none": "required to share its grid and ",
+            }[how.registration]
+            + ("used as they were. " if how.registration == "none" else "resampled once, linearly. ")
+        )
+        channels = f"A sample is the same axial slice of {', '.join(stacks.channels)}; an absent modality is zero. "
+    else:
+        reference = "Each scan was resampled once, linearly, on its own axes. "
+        channels = f"A sample is three axial slices of one scan, {stacks.gap_mm:g} mm apart. "
+    low, high = how.window
+    return (
+        f"Scans ({cohorts}) were prepared with bfp {__version__}. Axes were renamed to lie closest to RAS, without "
+        f"de-obliquing. {reference}Slices of {how.size} × {how.size} pixels of {how.spacing_mm:g} mm, "
+        f"{slice_spacing_mm(how):g} mm apart, were cut around the centre of the head; those with at least "
+        f"{how.min_foreground:.0%} foreground were kept. "
+        + ("Voxels outside the given brain mask were set to zero. " if how.brain == "given" else "")
+        + f"Grey values from the {low:g}th to the {high:g}th percentile of the foreground became 0 to 255. {channels}"
+    ).strip()

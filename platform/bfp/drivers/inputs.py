@@ -1,0 +1,75 @@
+"""What a spec says of its scans, as the plain values that the layers below take: sources, sessions, the recipe.
+
+Shared by the kinds that open scans, ingest and infer. Light: the recipe alone needs `imaging`, and is asked for when
+work begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from bfp.cohorts import SegmentationSource, Session, Source, discover
+from bfp.specs.cohorts import Cohort
+from bfp.specs.preprocessing import ModalityStacks, Preprocessing
+from bfp.storage import place
+
+if TYPE_CHECKING:
+    from bfp.imaging.stacks import Recipe
+
+
+def sessions_of(cohorts: Sequence[Cohort], preprocessing: Preprocessing) -> list[Session]:
+    """The sessions of all cohorts, sorted by key. Raises InputError where one cannot be listed or holds no scan."""
+    wanted = wanted_modalities(preprocessing)
+    return sorted(
+        (session for cohort in cohorts for session in discover(_source(cohort), wanted=wanted)),
+        key=lambda session: session.key,
+    )
+
+
+def wanted_modalities(preprocessing: Preprocessing) -> tuple[str, ...]:
+    """The modalities that stacks are made of, in the order of the spec."""
+    stacks = preprocessing.stacks
+    return tuple(stacks.channels if isinstance(stacks, ModalityStacks) else stacks.modalities)
+
+
+def recipe_of(preprocessing: Preprocessing) -> Recipe:
+    """The preprocessing as `imaging` takes it."""
+    from bfp.imaging.stacks import Recipe
+
+    stacks = preprocessing.stacks
+    return Recipe(
+        form=stacks.form,
+        channels=stacks.channels if isinstance(stacks, ModalityStacks) else ("", "", ""),
+        modalities=() if isinstance(stacks, ModalityStacks) else tuple(stacks.modalities),
+        gap_mm=0.0 if isinstance(stacks, ModalityStacks) else stacks.gap_mm,
+        spacing_mm=preprocessing.spacing_mm,
+        slice_spacing_mm=slice_spacing_mm(preprocessing),
+        size_px=preprocessing.size,
+        register=preprocessing.registration,
+        brain=preprocessing.brain,
+        window_percentiles=preprocessing.window,
+        min_foreground=preprocessing.min_foreground,
+    )
+
+
+def slice_spacing_mm(preprocessing: Preprocessing) -> float:
+    """From one slice to the next: as said, else the size of a pixel."""
+    return preprocessing.slice_spacing_mm or preprocessing.spacing_mm
+
+
+def _source(cohort: Cohort) -> Source:
+    kinds: tuple[Literal["bids", "table", "glob"], ...] = ("bids", "table", "glob")
+    ((kind, at),) = ((kind, at) for kind in kinds if (at := getattr(cohort, kind)) is not None)
+    return Source(
+        cohort.name,
+        kind,
+        place(at),
+        pattern=cohort.pattern or "",
+        modalities=cohort.modalities,
+        segmentations=tuple(
+            SegmentationSource(each.name, each.drawn_on, suffix=each.suffix, column=each.column)
+            for each in cohort.segmentations
+        ),
+        labels=place(cohort.labels) if cohort.labels else None,
+    )

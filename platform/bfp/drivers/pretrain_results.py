@@ -1,0 +1,205 @@
+"""What a pretraining says of what came out: losses, monitors, the probe, and the texts that go with the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bfp import __version__
+from bfp.metrics.bootstrap import REPLICATES
+from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
+from bfp.pretraining.probe import SORTED_PIXELS, ProbeResult
+from bfp.reports.blocks import Block, Cell, Curves, Facts, IntervalRow, Intervals, Picture, Results, Table, Text
+from bfp.reports.numbers import interval_text
+from bfp.reports.pictures import pca_maps
+from bfp.runs import Run
+from bfp.specs.pretrain import Pretrain
+from bfp.store.reader import SliceStore
+
+PRETRAINED, UNTRAINED = "pretrained", "untrained"
+WORDS = {
+    PRETRAINED: "pretrained encoder",
+    UNTRAINED: "the same encoder, untrained",
+    SORTED_PIXELS: "sorted pixels, no encoder",
+}
+LIMITS = (
+    "For research; not a medical device. It was not tested on scanners, sequences, ages or diseases beyond those of "
+    "its data, and its features may tell scanners apart. It expects stacks made by the preprocessing in config.json."
+)
+LOSSES = ["loss", "dino_global", "dino_local", "ibot", "koleo"]
+
+
+class Trained(NamedTuple):
+    """What was trained on what. stacks: those that training saw; subjects: seen in training, held out."""
+
+    stores: Sequence[SliceStore]
+    stacks: int
+    subjects: tuple[int, int]
+    steps: int
+    encoder: dict[str, Any]  # as `LoadedEncoder.description`
+
+
+def results_of(spec: Pretrain, run: Run, trained: Trained, probed: ProbeResult | None) -> Results:
+    """Figures and blocks; pictures are written into the run's folder."""
+    losses = sorted((row["step"], row["value"]) for row in run.metrics() if row["name"] == "loss")
+    figures: dict[str, Cell] = {
+        "steps": trained.steps,
+        "stacks": trained.stacks,
+        "subjects": trained.subjects[0],
+        "subjects_held_out": trained.subjects[1],
+        "loss_first": losses[0][1] if losses else None,
+        "loss_last": losses[-1][1] if losses else None,
+    }
+    blocks: list[Block] = [_facts(spec, trained), *_curves()]
+    if probed is not None:
+        figures |= _probe_figures(probed)
+        blocks[1:1] = _probe_blocks(probed)
+        (run.folder / "pictures" / "patch-tokens.png").write(pca_maps(probed.images, probed.patch_tokens))
+    blocks.append(Text("Methods", methods(spec, trained, probed)))
+    return Results(figures=figures, blocks=blocks)
+
+
+def card(spec: Pretrain, run: Run, trained: Trained, probed: ProbeResult | None) -> str:
+    """The model card, Markdown."""
+    encoder = trained.encoder
+    parts = [
+        f"# {run.name}: an encoder of brain MRI",
+        f"{_architecture(encoder)}, for stacks of 3 × {encoder['size_px']} × {encoder['size_px']} pixels. Without bfp:",
+        '```python\ntimm.create_model("local-dir:<this folder>", pretrained=True)\n```',
+        "## Data and method",
+        *methods(spec, trained, probed),
+        "## What it learned",
+        _learned(probed),
+        "## Limits",
+        LIMITS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def methods(spec: Pretrain, trained: Trained, probed: ProbeResult | None) -> list[str]:
+    """Paragraphs that are ready to paste."""
+    return [_training_text(spec, trained), *([_probe_text(probed)] if probed is not None else [])]
+
+
+def _training_text(spec: Pretrain, trained: Trained) -> str:
+    ssl, encoder = spec.ssl, trained.encoder
+    centring = "Sinkhorn-Knopp" if ssl.centring == "sinkhorn" else "softmax centring"
+    return (
+        f"A vision transformer ({encoder['architecture']}, width {encoder['width']}, {encoder['depth']} blocks, "
+        f"patches of {encoder['patch_px']} pixels; started from {spec.encoder}) was pretrained without labels by "
+        f"DINOv2 (Oquab et al. 2023) on {trained.stacks:,} slice stacks of {trained.subjects[0]:,} subjects: "
+        f"{trained.steps:,} steps of {spec.train.batch_size} stacks, two global and {spec.crops.local_count} local "
+        "crops of each, "
+        f"{ssl.prototypes:,} prototypes, {centring}, KoLeo weight {ssl.koleo_weight:g}, peak learning rate "
+        f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
+        f"{ssl.momentum[1]:g}. Augmentation was limited to what a scanner could change: crops, contrast, brightness, "
+        "gamma, bias field, noise, blur, and views that show only some of the modalities (probability "
+        f"{spec.crops.modality_views:g}). Software: bfp {__version__}."
+    )
+
+
+def _probe_text(probed: ProbeResult) -> str:
+    return (
+        f"Residual tissue R²: {probed.subjects[1]} subjects were held out from pretraining. In patches at least "
+        f"{BRAIN_SHARE:.0%} inside the brain the shares of {', '.join(probed.tissues)} were predicted from patch "
+        f"tokens by ridge regression, fitted on {probed.subjects[0]} other subjects ({probed.patches[0]:,} patches), "
+        f"after the mean of each position in the slice and each of {HEIGHT_BINS} slice heights had been removed from "
+        f"tokens and shares. R² is the mean over tissues on the held-out subjects ({probed.patches[1]:,} patches); "
+        f"95 % intervals are from {REPLICATES:,} bootstrap replicates over these subjects (bias-corrected and "
+        "accelerated), paired for differences."
+    )
+
+
+def _architecture(encoder: dict[str, Any]) -> str:
+    return f"{encoder['architecture']}, {encoder['parameters'] / 1e6:.1f} million parameters"
+
+
+def _facts(spec: Pretrain, trained: Trained) -> Facts:
+    rows: list[tuple[str, Cell]] = [
+        *(
+            (
+                f"store {store.place.name}",
+                f"{store.place}, snapshot {store.snapshot}, preprocessing {store.fingerprint}",
+            )
+            for store in trained.stores
+        ),
+        ("stacks", trained.stacks),
+        ("subjects", f"{trained.subjects[0]:,} seen, {trained.subjects[1]:,} held out"),
+        ("started from", spec.encoder),
+        (
+            "architecture",
+            _architecture(trained.encoder),
+        ),
+        ("weights", trained.encoder["weights"][:16]),
+        ("steps", f"{trained.steps:,} of {spec.train.batch_size} stacks"),
+        ("workers", f"{spec.compute.workers}, {spec.compute.precision}"),
+        ("seed", spec.seed),
+    ]
+    return Facts("What ran on what", rows)
+
+
+def _curves() -> list[Block]:
+    return [
+        Curves("Losses", LOSSES, "loss, nats", note="As DINOv2 reports them; `loss` is what is optimised."),
+        Curves(
+            "Is it collapsing? Directions that tokens fill",
+            ["rank_cls", "rank_patch"],
+            "effective rank, directions",
+            note="A collapsed encoder falls towards 1.",
+        ),
+        Curves(
+            "Is it collapsing? Targets",
+            ["teacher_entropy_mean", "teacher_entropy_sample", "prototypes_used", "patch_similarity"],
+            "share, 0 to 1",
+            note="Entropies as shares of the largest. Both near 1: targets that say nothing. Patch similarity near 1: "
+            "patches that have lost their place.",
+        ),
+        Curves("Learning rate", ["learning_rate"], "rate per step"),
+        Curves("Speed", ["samples_per_s"], "stacks per second"),
+    ]
+
+
+def _probe_figures(probed: ProbeResult) -> dict[str, Cell]:
+    figures: dict[str, Cell] = {}
+    for name, interval in probed.r2.items():
+        key = f"tissue_r2_{name.replace(' ', '_')}"
+        figures |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    for name, interval in probed.gain.items():
+        key = f"tissue_r2_gain_over_{name.replace(' ', '_')}"
+        figures |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    return figures
+
+
+def _probe_blocks(probed: ProbeResult) -> list[Block]:
+    return [
+        Intervals(
+            "Residual tissue R²",
+            [IntervalRow(WORDS[name], *interval) for name, interval in probed.r2.items()],
+            "R² on held-out subjects",
+            reference=0.0,
+            note="What patch tokens tell of the tissue in a patch beyond its place. Intervals are over subjects.",
+        ),
+        Intervals(
+            "What pretraining adds",
+            [IntervalRow(f"over {WORDS[name]}", *interval) for name, interval in probed.gain.items()],
+            "difference of R², paired by subject",
+            reference=0.0,
+        ),
+        Table(
+            "Residual R² by tissue",
+            ["read from", *probed.tissues],
+            [[WORDS[name], *values] for name, values in probed.by_tissue.items()],
+        ),
+        Picture(
+            "Patch tokens of held-out subjects",
+            "pictures/patch-tokens.png",
+            "Slices that pretraining never saw, and the first three principal components of their patch tokens.",
+        ),
+    ]
+
+
+def _learned(probed: ProbeResult | None) -> str:
+    if probed is None:
+        return "Not probed: the spec asked for no probe."
+    lines = [f"- {WORDS[name]}: {interval_text(*interval)}" for name, interval in probed.r2.items()]
+    return "Residual tissue R² on held-out subjects (see above), with 95 % intervals:\n\n" + "\n".join(lines)

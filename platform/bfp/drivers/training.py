@@ -1,0 +1,241 @@
+"""Pretraining on Ray Train: the workers, what they tell the driver, and how they come back after a failure.
+
+    driver     asks Ray Train for workers, reads the board, writes the run
+    board      a small actor without a CPU of its own: figures come in, the wish to stop goes out
+    workers    each runs `pretraining.worker` from the last checkpoint; the first one speaks and exports
+
+A worker that dies takes its group down with it; Ray Train starts the group again, as often as `retries` says, and it
+goes on from the last complete checkpoint. What bfp itself finds wrong (training diverged, a file is damaged) would be
+the same the next time: it ends the run at once, through the board.
+
+Ray Train's own checkpoints and results are not used: after a kill they lag behind, and they cannot hold a shard's
+worth of each worker. Its storage is a temporary folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor
+
+from bfp.batches.plan import BatchPlan
+from bfp.batches.reader import read
+from bfp.errors import BfpError
+from bfp.models.encoder import export, load
+from bfp.pretraining.loop import Cadence, Recipe, teacher_weights, worker
+from bfp.storage import Place
+from bfp.store.reader import SliceStore
+
+POLL_S = 0.5
+STOP_CHECK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """Everything that a worker needs.
+
+    encoder: the arguments of `models.encoder.load`. threads: CPU threads of each worker. checkpoints, model: folders of
+    the run. card, provenance: of the exported encoder.
+    """
+
+    encoder: Mapping[str, Any]
+    recipe: Recipe
+    cadence: Cadence
+    stores: tuple[SliceStore, ...]
+    plan: BatchPlan
+    threads: int
+    checkpoints: Place
+    model: Place
+    card: str
+    provenance: Mapping[str, Any]
+
+
+class News(NamedTuple):
+    """What has come to the board since it was last read.
+
+    figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from.
+    finished: the steps done when the workers ended by themselves, None before. failure: what ends the run.
+    """
+
+    figures: list[tuple[int, dict[str, float]]]
+    starts: list[int]
+    finished: int | None
+    failure: BfpError | None
+
+
+class Board:
+    """An actor between the workers and the driver."""
+
+    def __init__(self) -> None:
+        self._news = News([], [], None, None)
+        self._stopping = False
+
+    def started(self, step: int) -> None:
+        self._news.starts.append(step)
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._news.figures.append((step, figures))
+
+    def finished(self, step: int) -> None:
+        self._news = self._news._replace(finished=step)
+
+    def failed(self, error: BfpError) -> None:
+        self._news = self._news._replace(failure=error)
+
+    def has_failed(self) -> bool:
+        return self._news.failure is not None
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def take(self) -> News:
+        """The news, which are then no longer new."""
+        taken, self._news = self._news, self._news._replace(figures=[], starts=[])
+        return taken
+
+
+def train_on_ray(
+    task: Task,
+    *,
+    workers: int,
+    gpus_per_worker: int,
+    retries: int,
+    on_news: Callable[[News], None],
+    stopping: Callable[[], bool],
+) -> int:
+    """Train, and return the steps that are done: all of them, or fewer when `stopping` said so.
+
+    on_news is called on this thread, twice a second. Raises what ended the training: a BfpError of the workers', or
+    Ray's error after the last retry.
+    """
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    claims = {"CPU": task.threads, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
+    with tempfile.TemporaryDirectory(prefix="bfp-train-") as scratch:
+        trainer = ray.train.torch.TorchTrainer(
+            _work,
+            train_loop_config={"task": task, "board": board},
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=claims
+            ),
+            run_config=ray.train.RunConfig(
+                name="pretrain",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=retries),
+            ),
+        )
+        fitting = _Fitting(trainer)
+        while True:
+            ended = fitting.wait(POLL_S)
+            news: News = ray.get(board.take.remote())
+            on_news(news)
+            if stopping():
+                board.stop.remote()
+            if ended:
+                break
+    ray.kill(board)
+    if news.failure is not None:
+        raise news.failure
+    fitting.check()
+    assert news.finished is not None, "workers that end without an error say how far they came"
+    return news.finished
+
+
+class _Fitting:
+    """`fit` in a thread of its own, so that this one can listen, and Ray Train leaves Ctrl-C to the target."""
+
+    def __init__(self, trainer: ray.train.torch.TorchTrainer) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended, after so long at the most."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what it raised."""
+        if self._error is not None:
+            raise self._error
+
+    def _fit(self, trainer: ray.train.torch.TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the thread that waits, which raises it
+            self._error = error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker's whole life."""
+    task: Task = config["task"]
+    board = config["board"]
+    if ray.get(board.has_failed.remote()):
+        return
+    first = ray.train.get_context().get_world_rank() == 0
+    torch.set_num_threads(task.threads)
+    try:
+        step = _train_and_export(task, board, first=first)
+    except BfpError as error:
+        ray.get(board.failed.remote(error))
+        raise  # Ray Train ends the others, which may be waiting for this one
+    if first:
+        ray.get(board.finished.remote(step))
+
+
+def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
+    def open_batches(step: int, rank: int, workers: int) -> Iterator[Tensor]:
+        if rank == 0:
+            board.started.remote(step)
+        return (batch.pixels for batch in read(task.stores, task.plan, rank=rank, workers=workers, start_step=step))
+
+    state = worker(
+        load(**task.encoder).model,
+        recipe=task.recipe,
+        cadence=task.cadence,
+        checkpoints=task.checkpoints,
+        open_batches=open_batches,
+        device=ray.train.torch.get_device(),
+        log=board.log.remote,
+        stop=_asked(board),
+    )
+    if state.step == task.recipe.schedules.steps:
+        weights = teacher_weights(state)
+        if first:
+            encoder = load(**task.encoder)
+            encoder.model.load_state_dict(weights)
+            export(
+                encoder.model,
+                task.model,
+                mean=encoder.mean,
+                std=encoder.std,
+                card=task.card,
+                provenance=task.provenance,
+            )
+    return state.step
+
+
+def _asked(board: Any) -> Callable[[], bool]:
+    """Whether the user wants to stop, asked of the board no more than once in STOP_CHECK_S."""
+    asked_at = time.monotonic()
+
+    def stop() -> bool:
+        nonlocal asked_at
+        if time.monotonic() - asked_at < STOP_CHECK_S:
+            return False
+        asked_at = time.monotonic()
+        return bool(ray.get(board.stopping.remote()))
+
+    return stop

@@ -1,0 +1,73 @@
+"""Ray inside this process: started once, quietly, for all jobs of a command, and gone with it.
+
+Ray's chatter (its banners, progress bars, workers' output, usage reports) stays out of the user's sight; its logs
+lie in a folder of their own that is removed when all went well and named when not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+
+MAX_OBJECT_STORE_BYTES = 2_000_000_000
+OBJECT_STORE_SHARE = 0.2  # of the machine's memory: what passes between tasks here is small
+MIN_OBJECT_STORE_BYTES = 100_000_000  # Ray refuses less than about 75 MB
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a FutureWarning otherwise
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread left over from a stopped run would start Ray again
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+
+def start_ray(*, cpus: int) -> str:
+    """Start Ray in this process; returns the folder of its own logs, for `stop_ray`."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray.data
+
+    # A folder of our own: the shared /tmp/ray belongs to whoever came first on a machine with several users. Its path
+    # is short, since it holds sockets, whose names may have 107 characters.
+    logs = tempfile.mkdtemp(prefix="bfp-ray-", dir="/tmp")
+    ray.init(
+        address="local",  # never a cluster that RAY_ADDRESS happens to name
+        num_cpus=cpus,
+        object_store_memory=object_store_bytes(),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _temp_dir=logs,
+    )
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return logs
+
+
+def stop_ray(logs: str, *, keep_logs: bool) -> None:
+    """End the Ray that `start_ray` started."""
+    import ray
+
+    ray.shutdown()
+    if not keep_logs:
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+def cpus_here() -> int:
+    """The CPUs that this process may use: a scheduler may have given it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def object_store_bytes() -> int:
+    """Memory for Ray's object store: a share of the machine's, within bounds, and no more than /dev/shm holds."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    wanted = min(MAX_OBJECT_STORE_BYTES, int(OBJECT_STORE_SHARE * memory))
+    if os.path.isdir("/dev/shm"):
+        wanted = min(wanted, int(0.9 * shutil.disk_usage("/dev/shm").free))
+    return max(MIN_OBJECT_STORE_BYTES, wanted)

@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM while a run goes on.
+
+The first asks the run to stop: its driver looks between units of work, keeps what stands and raises Interrupted. If
+it has not done so after GRACE_S, or at a second Ctrl-C, whatever it waits for is broken off: the run resumes from
+what was committed or saved before. Further ones are ignored, so that the end is not broken off as well.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+from bfp.runs import Run
+
+GRACE_S = 30.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopOnSignal:
+    """While it is entered, signals stop the run.
+
+    `tell` says so to the user; it must not write to the run, since a signal may come in the middle of a write.
+
+    Raises KeyboardInterrupt in the main thread when the run is broken off.
+    """
+
+    def __init__(self, run: Run, *, tell: Callable[[str], None]) -> None:
+        self._run = run
+        self._tell = tell
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
+        self.arm()
+        return self
+
+    def arm(self) -> None:
+        """Take the signals; again after `ray.init`, which takes SIGTERM for itself."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGALRM, self._break_off)
+
+    def settle(self) -> None:
+        """Nothing is left to break off: from here on signals are noted and the end takes its course."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: self._run.ask_to_stop())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._run.stopping:
+            self._break_off(number, frame)
+        self._run.ask_to_stop()
+        self._tell("stopping; what stands is kept. Ctrl-C again stops at once")
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+    def _break_off(self, number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._run.ask_to_stop()
+        for ignored in SIGNALS:
+            signal.signal(ignored, signal.SIG_IGN)
+        raise KeyboardInterrupt

@@ -1,0 +1,245 @@
+"""What a user types and what comes back: text, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bfp import __version__, drivers
+from bfp.storage import Place
+from tests.cli.makers import bfp, make_run
+from tests.store.makers import make_store
+from tests.targets import makers as jobs
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def files(folder) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+# specs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ingest", "pretrain", "finetune", "benchmark", "infer"])
+def test_init_writes_a_spec_that_validate_accepts(kind, capsys):
+    assert bfp(capsys, "init", kind).code == 0
+    answer = bfp(capsys, "validate", f"{kind}.yaml")
+    assert (answer.code, answer.out) == (0, f"{kind}.yaml: valid, {kind} my-run\n")
+
+
+def test_init_writes_the_schema_that_its_spec_names(capsys, tmp_path):
+    bfp(capsys, "init", "ingest", "jobs.yaml")
+    named = (tmp_path / "jobs.yaml").read_text().partition("$schema=")[2].partition("\n")[0]
+    assert json.loads((tmp_path / named).read_text())["$id"] == "ingest.schema.json"
+
+
+def test_init_overwrites_nothing_and_knows_the_kinds(capsys, tmp_path):
+    (tmp_path / "ingest.yaml").write_text("mine")
+    answer = bfp(capsys, "init", "ingest")
+    assert answer.code == 2
+    assert "exists already" in answer.err
+    assert (tmp_path / "ingest.yaml").read_text() == "mine"
+    assert "the nearest is finetune" in bfp(capsys, "init", "finetun").err
+
+
+def test_validate_shows_every_mistake_of_every_file_and_exits_with_2(capsys, tmp_path):
+    (tmp_path / "a.yaml").write_text("kind: infer\nname: a\nmodle: m\ncohorts: [{name: a, bids: b}]\n")
+    (tmp_path / "b.yaml").write_text("kind: infre\n")
+    answer = bfp(capsys, "validate", "a.yaml", "b.yaml", "c.yaml")
+    assert answer.code == 2
+    assert answer.out == (
+        "a.yaml:3  modle: m\n    no such field; the nearest is model\n"
+        "b.yaml:1  kind: infre\n    one of ingest, pretrain, finetune, benchmark, infer; the nearest is infer\n"
+        "c.yaml: no such file; `bfp init KIND` writes a spec to begin with\n"
+    )
+    told = bfp(capsys, "validate", "a.yaml", "--json").json
+    assert told[0]["problems"] == [
+        {"line": 3, "path": "modle", "found": "m", "expected": "no such field; the nearest is model"}
+    ]
+
+
+def test_schema_prints_one_kind_or_writes_all(capsys, tmp_path):
+    assert bfp(capsys, "schema", "infer").json["title"] == "Infer"
+    bfp(capsys, "schema", "--all", "published")
+    assert len(files(tmp_path / "published")) == 5
+    assert bfp(capsys, "schema").code == 2
+
+
+# submitting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_driver(monkeypatch):
+    monkeypatch.setattr(drivers, "plan", jobs.plan)
+    monkeypatch.setattr(drivers, "execute", lambda spec, run: jobs.execute(spec, run, mode="well", units=2))
+
+
+def test_submit_shows_the_plan_runs_and_says_what_to_do_next(capsys, small_driver, ray_session, tmp_path):
+    answer = bfp(capsys, "submit", jobs.write_spec(tmp_path))
+    assert answer.code == 0
+    assert "warning: a small job" in answer.err
+    assert answer.out.startswith("done in ")
+    for command in ("bfp show runs/small", "bfp report runs/small --open", "report: runs/small/report/index.html"):
+        assert command in answer.out
+
+
+def test_submit_as_json_prints_nothing_else(capsys, small_driver, ray_session, tmp_path):
+    told = bfp(capsys, "submit", jobs.write_spec(tmp_path), "--name", "other", "--json").json
+    assert told["status"]["outcome"] == "done"
+    assert told["status"]["run"] == str(tmp_path / "runs" / "other")
+    assert told["figures"] == {"sessions": 2, "rejected": 0}
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(capsys, small_driver, tmp_path):
+    spec = jobs.write_spec(tmp_path)
+    before = files(tmp_path)
+    assert "units" in bfp(capsys, "submit", spec, "--dry-run").out
+    told = bfp(capsys, "submit", spec, "--dry-run", "--json", "--set", "seed=3").json
+    assert (told["figures"], told["spec"]["seed"]) == ({"units": 200}, 3)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing.yaml"], "nothing.yaml: no such file"),
+        (["job.yaml", "--set", "sed=3"], "no such field; the nearest is seed"),
+        (["job.yaml", "--set", "seed=13"], "model: nothing there"),
+        (["job.yaml", "--set", "output=job.yaml"], "is a file; give a folder"),
+        (["job.yaml", "--on", "cluster"], "--on cluster"),
+        (["job.yaml", "--name", "two words"], "a name of up to 64 letters"),
+        (["job.yaml", "--cpus", "0"], "--cpus"),
+    ],
+)
+def test_wrong_input_is_one_message_exit_2_and_nothing_written(arguments, said, capsys, small_driver, tmp_path):
+    jobs.write_spec(tmp_path)
+    before = files(tmp_path)
+    answer = bfp(capsys, "submit", *arguments)
+    assert answer.code == 2
+    assert said in answer.err
+    assert "Traceback" not in answer.err
+    assert files(tmp_path) == before
+
+
+def test_a_kind_that_cannot_run_yet_says_so(capsys):
+    bfp(capsys, "init", "benchmark")
+    answer = bfp(capsys, "submit", "benchmark.yaml")
+    assert answer.code == 2
+    assert "cannot run them yet" in answer.err
+
+
+def test_an_error_of_our_own_is_one_line_and_with_debug_a_traceback(capsys, small_driver, monkeypatch, tmp_path):
+    monkeypatch.setattr(drivers, "plan", lambda spec: {}["absent"])
+    spec = jobs.write_spec(tmp_path)
+    answer = bfp(capsys, "submit", spec)
+    assert answer.code == 1
+    assert answer.err == "bfp: an error of bfp's own: KeyError: 'absent'\n  --debug shows the whole traceback\n"
+    assert "Traceback" in bfp(capsys, "submit", spec, "--debug").err
+
+
+# looking -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def output(tmp_path) -> Place:
+    return Place(str(tmp_path / "runs"))
+
+
+def test_runs_lists_what_every_run_came_to(capsys, output):
+    make_run(output, "first")
+    make_run(output, "second", outcome="failed")
+    answer = bfp(capsys, "runs")
+    assert "loss 9.10 → 5.21" in answer.out
+    assert "no good <at all>" in answer.out
+    assert [run["outcome"] for run in bfp(capsys, "runs", "runs", "--json").json] == ["done", "failed"]
+
+
+def test_show_renders_every_block(capsys, output):
+    run = make_run(output)
+    answer = bfp(capsys, "show", "runs/brain")
+    for part in ("2 CPUs", "undefined", "By subject.", "0.26 [0.24, 0.28]", "0.500 to 12.0, median 1.50"):
+        assert part in answer.out
+    assert "warning: one session lacks a T1w" in answer.out
+    assert str(run.folder / "pictures" / "qc.png") in answer.out
+    assert bfp(capsys, "show", "runs/brain", "--json").json["figures"]["steps"] == 4
+
+
+def test_status_says_why_a_run_ended_and_how_to_go_on(capsys, output):
+    make_run(output, outcome="interrupted")
+    answer = bfp(capsys, "status", "runs/brain")
+    assert "interrupted" in answer.out
+    assert "3 steps stand" in answer.out
+    assert "bfp submit runs/brain/spec.yaml" in answer.out
+
+
+def test_a_run_that_is_not_there_names_the_nearest(capsys, output):
+    make_run(output)
+    for command in ("status", "show", "logs", "stop", "report"):
+        answer = bfp(capsys, command, "runs/brian")
+        assert answer.code == 2
+        assert "the nearest is" in answer.err
+
+
+def test_logs_tell_the_events_in_order(capsys, output):
+    make_run(output)
+    lines = bfp(capsys, "logs", "runs/brain", "--follow").out.splitlines()
+    assert "pretrain started by bfp 0.1" in lines[0]
+    assert "training, 4/4 steps, loss 2.50" in lines[-3]
+    assert "done after" in lines[-1]
+    events = bfp(capsys, "logs", "runs/brain", "--json").out.splitlines()
+    assert json.loads(events[-1])["outcome"] == "done"
+
+
+def test_stop_refuses_a_run_that_nobody_runs(capsys, output):
+    make_run(output)
+    answer = bfp(capsys, "stop", "runs/brain")
+    assert answer.code == 2
+    assert "nobody runs it now (it is done)" in answer.err
+
+
+def test_export_copies_the_model_whole_into_a_new_folder_only(capsys, output, tmp_path):
+    make_run(output)
+    make_run(output, "failed", outcome="failed")
+    assert bfp(capsys, "export", "runs/brain", "taken").code == 0
+    assert (tmp_path / "taken" / "deep" / "model.safetensors").read_bytes() == b"weights"
+    assert "has files in it" in bfp(capsys, "export", "runs/brain", "taken").err
+    assert "has no exported model (the run is failed)" in bfp(capsys, "export", "runs/failed", "other").err
+
+
+def test_report_makes_the_page_again(capsys, output):
+    run = make_run(output)
+    answer = bfp(capsys, "report", "runs/brain")
+    assert answer.out == "runs/brain/report/index.html\n"
+    assert (run.folder / "report" / "index.html").exists()
+
+
+def test_store_show_says_what_is_in_a_store(capsys, tmp_path):
+    make_store(tmp_path / "store", sessions=3, size_px=28, seed=0)
+    answer = bfp(capsys, "store", "show", "store")
+    assert answer.code == 0
+    assert "T1w" in answer.out
+    assert bfp(capsys, "store", "show", "store", "--json").json["totals"]["sessions"] == 3
+    assert "no slice store there" in bfp(capsys, "store", "show", "runs").err
+
+
+# the command line itself ---------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_command_names_the_nearest_and_exits_with_2(capsys):
+    answer = bfp(capsys, "submti", "a.yaml")
+    assert answer.code == 2
+    assert "Did you mean 'submit'?" in answer.err
+
+
+def test_the_version_is_told(capsys):
+    assert bfp(capsys, "--version").out == f"bfp {__version__}\n"
+
+
+def test_no_colours_reach_a_file(capsys, output):
+    make_run(output)
+    assert "\x1b" not in bfp(capsys, "show", "runs/brain").out

@@ -1,0 +1,189 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from sklearn.metrics import roc_auc_score
+
+from bfp.drivers import finetune
+from bfp.errors import InputError, Interrupted
+from bfp.models.classifier import load_classifier, model_folder
+from bfp.reports.blocks import results_from_json
+from bfp.runs import Run
+from bfp.specs import Finetune
+from bfp.storage import place
+from bfp.store import layout
+from tests.finetuning.makers import make_labelled_store
+
+SHAPE = {"width": 32, "depth": 2, "heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray():
+    ray.init(
+        num_cpus=2, object_store_memory=150_000_000, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_labelled_store(tmp_path_factory.mktemp("store"), subjects=30)
+
+
+def a_spec(at, folder, **fields):
+    told = {
+        "kind": "finetune",
+        "name": "ad",
+        "output": str(folder),
+        "store": at.uri,
+        "encoder": "random:vit_small_patch14_dinov2",
+        "encoder_shape": SHAPE,
+        "task": {"type": "classification", "target": "diagnosis", "classes": ["CN", "AD"]},
+        "folds": 3,
+        "baselines": {"covariates": ["age", "sex"], "oracle": "severity"},
+        "regularisation": [0.001, 0.1],
+    }
+    return Finetune.model_validate(told | fields)
+
+
+def execute(spec, stop_after=None):
+    """Submit it once; stop_after: ask to stop at the first progress of the phase that begins so."""
+    folder = place(spec.output) / spec.name
+    submitted = []
+
+    def listen(event):
+        if stop_after and event["event"] == "progress" and event["phase"].startswith(stop_after) and event["done"]:
+            submitted[0].ask_to_stop()
+
+    with Run(folder, spec_yaml="", kind="finetune", version="0", listener=listen) as run:
+        submitted.append(run)
+        finetune.execute(spec, run)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    return execute(a_spec(store, tmp_path_factory.mktemp("runs")))
+
+
+def figures(run):
+    return json.loads((run / "results.json").read())["figures"]
+
+
+def test_a_class_that_shows_in_the_images_is_found_and_age_and_sex_tell_nothing(run):
+    found = figures(run)
+    assert found["auroc_low"] > 0.5
+    assert found["auroc"] > 0.9
+    assert found["auroc_oracle"] == 1
+    assert found["auroc_covariates_low"] < 0.5 < found["auroc_covariates_high"]
+    assert found["above_covariates_low"] > 0
+
+
+def test_the_figures_are_those_of_the_written_predictions(run):
+    table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
+    for approach, key in {"encoder": "auroc", "histograms": "auroc_histograms"}.items():
+        rows = table[table.approach == approach]
+        assert len(rows) == 30
+        assert set(rows.fold) == {1, 2, 3}
+        by_fold = [roc_auc_score(own["class"] == "AD", own.prob_AD) for _, own in rows.groupby("fold")]
+        assert figures(run)[key] == pytest.approx(np.mean(by_fold), abs=1e-12)
+
+
+def test_the_split_is_written_so_that_others_can_use_it(run):
+    lines = (run / "folds.csv").read().decode().splitlines()
+    assert lines[0] == "cohort,subject,session,class,fold"
+    assert lines[1].startswith("made,00,,CN,")
+    assert len(lines) == 31
+
+
+def test_the_report_says_what_was_compared(run):
+    results = results_from_json(json.loads((run / "results.json").read()))
+    titles = [block.title for block in results.blocks]
+    assert titles[:3] == [
+        "AUROC of each approach",
+        "How much higher the AUROC of the untrained encoder is",
+        "ROC curves",
+    ]
+    assert [row.label for row in results.blocks[0].rows] == [
+        "untrained encoder",
+        "histograms of the slices",
+        "covariates alone (age, sex)",
+        "oracle (severity)",
+    ]
+    assert results.blocks[-1].title == "Methods"
+
+
+def test_the_model_folder_predicts_without_the_run(run):
+    classifier = load_classifier(model_folder(run))
+    assert classifier.classes == ("CN", "AD")
+    assert len(classifier.fold_heads) == 3
+    assert classifier.preprocessing["size"] == 28
+    assert classifier.facts["figures"]["auroc"] == figures(run)["auroc"]
+
+
+def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself_untrained(run, store, tmp_path):
+    again = execute(a_spec(store, tmp_path, encoder=run.uri, encoder_shape=None, baselines={"histograms": False}))
+    found = figures(again)
+    assert found["auroc"] == figures(run)["auroc"]
+    # the same seed made both
+    assert found["above_untrained"] == 0
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, store, tmp_path):
+    spec = a_spec(store, tmp_path)
+    with pytest.raises(Interrupted, match="of 12 folds; submit it again"):
+        execute(spec, stop_after="cross-validation")
+    kept = [file for part in ("features", "checkpoints/folds") for file in (tmp_path / "ad" / part).iterdir()]
+    stamps = {file: file.stat().st_mtime_ns for file in kept}
+    execute(spec)
+    assert {file: file.stat().st_mtime_ns for file in kept} == stamps
+    for file in ("predictions/predictions.parquet", "folds.csv", "model/head.safetensors"):
+        assert (tmp_path / "ad" / file).read_bytes() == (run / file).read()
+
+
+def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
+    growing = make_labelled_store(tmp_path / "grows", subjects=12)
+    spec = a_spec(growing, tmp_path)
+    with Run(place(str(tmp_path / "ad")), spec_yaml="", kind="finetune", version="0") as first:
+        assert finetune.pinned_snapshot(spec, first) == 1
+    commits = [record for record in layout.latest_snapshot(growing).snapshot.commits if record.name != "s11"]
+    layout.take_snapshot(growing, commits, cohorts=["made"])
+    with Run(place(str(tmp_path / "ad")), spec_yaml="", kind="finetune", version="0") as second:
+        assert finetune.pinned_snapshot(spec, second) == 1
+    assert finetune.plan(spec).figures["snapshot"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tune": "lora"}, "tune: lora is not available in bfp .*; frozen is"),
+        ({"task": {"type": "regression", "target": "age"}}, "task.type: regression is not available in bfp"),
+        ({"store": "/nowhere"}, "/nowhere: no slice store there"),
+        ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no finished encoder there"),
+        ({"encoder": "meta:/nowhere.pth", "encoder_shape": None}, "encoder: /nowhere.pth: no such file of weights"),
+        ({"modalities": ["PD"]}, "modalities: PD: the store .* has T1w, T2w, FLAIR"),
+        ({"labels": "/nowhere.csv"}, "/nowhere.csv: cannot read it: nothing is there"),
+        ({"folds": 20}, "class CN has 15 subjects .* fewer than 20 folds"),
+        ({"where": {"cohorts": ["other"]}}, "no stack is left by `where` and `modalities`"),
+        ({"baselines": {"oracle": "severty"}}, "no column severty; did you mean severity"),
+        (
+            {"task": {"type": "classification", "target": "diagnoses", "classes": ["CN", "AD"]}},
+            "no column diagnoses; did you mean diagnosis",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_by_the_plan_and_nothing_is_written(store, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        finetune.plan(a_spec(store, tmp_path / "runs", **fields))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_counts_what_will_be_used(store, tmp_path):
+    planned = finetune.plan(a_spec(store, tmp_path, modalities=["FLAIR"]))
+    assert planned.figures["sessions"] == 20
+    assert dict(planned.rows)["learned"] == (
+        "diagnosis: CN (10 sessions of 10 subjects), AD (10 sessions of 10 subjects)"
+    )

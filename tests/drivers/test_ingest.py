@@ -1,0 +1,367 @@
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bfp.cohorts import Scan, Session, plan_shards
+from bfp.cohorts.sessions import Key
+from bfp.drivers import ingest
+from bfp.errors import InputError, Interrupted, JobFailed
+from bfp.runs import Listener, Run, RunFolder
+from bfp.specs.ingest import Ingest
+from bfp.storage import Entry, Place, place
+from bfp.store import layout
+from bfp.store.reader import SliceStore, pixels_of
+from tests.cohorts.makers import write, write_bids, write_scan
+
+SUBJECTS = 6
+GREY_IS_1, GREY_IS_2 = (
+    {"segmentations": [{"name": "tissue", "suffix": "dseg", "drawn_on": "T1w", "classes": {"grey": [value]}}]}
+    for value in (1, 2)
+)
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[None]:
+    """Ray, unless it is there already."""
+    import ray
+
+    own = not ray.is_initialized()
+    if own:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=100_000_000,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+    yield
+    if own:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six subjects with T1w and FLAIR, of which two scans are broken."""
+    return write_bids(tmp_path_factory.mktemp("cohort") / "bids", subjects=SUBJECTS)
+
+
+def spec_of(folder: Path | str, dataset: Path | str, **fields: Any) -> Ingest:
+    """A quick ingest: coarse stacks, no registration."""
+    preprocessing = {
+        "stacks": {"form": "modalities", "channels": ["T1w", "T2w", "FLAIR"]},
+        "spacing_mm": 5.0,
+        "slice_spacing_mm": 6.0,
+        "size": 44,
+        "register": "none",
+    }
+    given = {
+        "kind": "ingest",
+        "name": "run",
+        "output": f"{folder}/runs",
+        "store": f"{folder}/store",
+        "cohorts": [{"name": "demo", "bids": str(dataset)}],
+        "preprocessing": preprocessing | fields.pop("preprocessing", {}),
+        "sessions_per_shard": 1,
+        "pictures": False,
+    }
+    return Ingest.model_validate(given | fields)
+
+
+def run_of(spec: Ingest, *, listener: Listener | None = None) -> Run:
+    folder = place(spec.output) / spec.name
+    return Run(folder, spec_yaml="kind: ingest\n", kind="ingest", version="0", listener=listener)
+
+
+def executed(spec: Ingest) -> RunFolder:
+    with run_of(spec) as run:
+        ingest.execute(spec, run)
+    return RunFolder(run.folder)
+
+
+def scans_prepared(run: RunFolder) -> int:
+    """How many scans the last submission set out to prepare."""
+    return [event["total"] for event in run.events() if event["event"] == "phase" and event["phase"] == "preparing"][-1]
+
+
+def files_of(store: Place | Path) -> dict[str, bytes]:
+    root = Path(str(store))
+    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory, started: None) -> RunFolder:
+    return executed(spec_of(tmp_path_factory.mktemp("undisturbed"), dataset, pictures=True))
+
+
+# the plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_counts_what_is_to_do_and_writes_nothing(dataset: Path, tmp_path: Path) -> None:
+    plan = ingest.plan(spec_of(tmp_path, dataset))
+    assert plan.figures["sessions"] == SUBJECTS
+    assert plan.figures["scans"] == plan.figures["scans_to_do"] == 2 * SUBJECTS
+    assert plan.figures["shards"] == plan.figures["shards_to_do"] > 1
+    assert ("cohort demo", "6 subjects, 6 sessions: 6 FLAIR, 6 T1w") in plan.rows
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_imports_neither_ray_nor_numpy(dataset: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, json\n"
+        "from bfp.drivers import ingest\n"
+        "from bfp.specs.ingest import Ingest\n"
+        f"ingest.plan(Ingest.model_validate_json({spec_of(tmp_path, dataset).model_dump_json()!r}))\n"
+        "print([name for name in ('ray', 'torch', 'numpy', 'pyarrow') if name in sys.modules])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_links_to_nothing_are_warned_of(dataset: Path, tmp_path: Path) -> None:
+    root = tmp_path / "bids"
+    write_scan(root / "sub-01/anat/sub-01_T1w.nii.gz")
+    (root / "sub-01/anat/sub-01_FLAIR.nii.gz").symlink_to("../.git/annex/gone")
+    plan = ingest.plan(spec_of(tmp_path, root))
+    assert plan.warnings == ["1 files are links to nothing; in a DataLad dataset, `datalad get` them first"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cohorts": [{"name": "a", "bids": "/nowhere/at/all"}]}, "/nowhere/at/all: cannot list it: nothing is there"),
+        ({"cohorts": [{"name": "a", "table": "/nowhere.csv"}]}, "/nowhere.csv: cannot read it: nothing is there"),
+        (
+            {"cohorts": [{"name": "a", "bids": "/x"} | GREY_IS_1, {"name": "b", "bids": "/y"} | GREY_IS_2]},
+            r"segmentation tissue means \{'grey': \[1\]\} in cohort a and \{'grey': \[2\]\} in b",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    dataset: Path, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        ingest.plan(spec_of(tmp_path, dataset, **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+# an ingest ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_scan_is_in_the_store_or_rejected_with_its_reason(undisturbed: RunFolder) -> None:
+    store = SliceStore.open(undisturbed.folder.parent.parent / "store")
+    scans = {(row["subject"], row["modality"]) for row in store.scans().to_pylist()}
+    rejected = {(row["subject"], row["modality"]): row["reason"] for row in store.rejected().to_pylist()}
+    assert rejected == {("01", "T1w"): "file ends early", ("02", "FLAIR"): "not a NIfTI file"}
+    everything = {(f"{number:02d}", modality) for number in range(1, SUBJECTS + 1) for modality in ("T1w", "FLAIR")}
+    assert scans | set(rejected) == everything
+    assert not scans & set(rejected)
+    assert {row["subject"]: dict(row["labels"])["age"] for row in store.sessions().to_pylist()}["03"] == "53"
+
+
+def test_the_results_tell_what_the_store_holds(undisturbed: RunFolder) -> None:
+    store = SliceStore.open(undisturbed.folder.parent.parent / "store")
+    figures = undisturbed.results()["figures"]
+    assert figures["stacks"] == store.totals.stacks == store.stack_index().num_rows > 0
+    assert (figures["scans"], figures["rejected"]) == (2 * SUBJECTS - 2, 2)
+    assert figures["rejected_by_reason"] == "file ends early: 1; not a NIfTI file: 1"
+    blocks = undisturbed.results()["blocks"]
+    assert [block["title"] for block in blocks] == [
+        "Store",
+        "Scans by cohort and modality",
+        "Rejected scans",
+        "Foreground",
+        "Stacks",
+        "Registration",
+        "Methods",
+    ]
+    for block in blocks:
+        if block["block"] == "picture":
+            assert (undisturbed.folder / block["file"]).read().startswith(b"\x89PNG")
+    notes = [event["message"] for event in undisturbed.events() if event["event"] == "note"]
+    assert notes[-1] == "10 done, 2 rejected"
+
+
+def test_submitting_again_prepares_nothing_and_takes_no_snapshot(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder
+) -> None:
+    spec = spec_of(tmp_path, dataset)
+    executed(spec)
+    before = files_of(tmp_path / "store")
+    assert ingest.plan(spec).figures["shards_to_do"] == 0
+    assert scans_prepared(executed(spec)) == 0
+    assert files_of(tmp_path / "store") == before
+
+
+def test_the_same_cohort_gives_the_same_bytes_whatever_the_number_of_workers(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder
+) -> None:
+    executed(spec_of(tmp_path, dataset, compute={"workers": 1}))
+    assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
+
+
+def test_a_new_subject_makes_new_shards_and_new_labels_none(tmp_path: Path, started: None) -> None:
+    root = write_bids(tmp_path / "bids", subjects=SUBJECTS)
+    spec = spec_of(tmp_path, root)
+    executed(spec)
+    before = files_of(tmp_path / "store")
+
+    write(root / "participants.tsv", "participant_id\tage\tsex\nsub-03\t80\tF\n")
+    assert ingest.plan(spec).figures["shards_to_do"] == 0
+    executed(spec)
+    store = SliceStore.open(place(spec.store))
+    assert store.snapshot == 2
+    assert {row["subject"]: dict(row["labels"]) for row in store.sessions().to_pylist()}["03"] == {
+        "age": "80",
+        "sex": "F",
+    }
+    assert SliceStore.open(place(spec.store), snapshot=1).sessions().num_rows == SUBJECTS
+    assert [name for name in files_of(tmp_path / "store") if name.startswith("stacks")] == [
+        name for name in before if name.startswith("stacks")
+    ]
+
+    write_scan(root / "sub-99/anat/sub-99_T1w.nii.gz", seed=99)
+    assert ingest.plan(spec).figures["shards_to_do"] < ingest.plan(spec).figures["shards"]
+    assert scans_prepared(executed(spec)) < 2 * SUBJECTS
+    assert set(SliceStore.open(place(spec.store)).stack_index()["subject"].to_pylist()) >= {"03", "99"}
+    assert before.items() <= files_of(tmp_path / "store").items()
+
+
+def test_another_preprocessing_is_refused_with_the_difference(dataset: Path, undisturbed: RunFolder) -> None:
+    folder = Path(undisturbed.folder.parent.parent.uri)
+    before = files_of(folder / "store")
+    with pytest.raises(InputError, match=r"preprocessing\.size: the store has 44, the spec 56"):
+        ingest.plan(spec_of(folder, dataset, preprocessing={"size": 56}))
+    assert files_of(folder / "store") == before
+
+
+def test_more_rejections_than_allowed_fail_the_run_and_take_no_snapshot(
+    dataset: Path, tmp_path: Path, started: None
+) -> None:
+    spec = spec_of(tmp_path, dataset, max_rejected=0.1)
+    with pytest.raises(JobFailed, match=r"2 of 12 scans \(16\.7%\) are rejected, more than max_rejected: 0\.1"):
+        executed(spec)
+    assert layout.snapshot_numbers(place(spec.store)) == []
+    folder = RunFolder(place(spec.output) / spec.name)
+    assert folder.outcome() == "failed"
+    assert folder.results()["figures"]["rejected"] == 2
+    executed(spec_of(tmp_path, dataset, max_rejected=0.2))
+    assert layout.snapshot_numbers(place(spec.store)) == [1]
+
+
+# what goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_was(dataset: Path, tmp_path: Path, undisturbed: RunFolder) -> None:
+    spec = spec_of(tmp_path, dataset)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["phase"] == "preparing":
+            run.ask_to_stop()
+
+    run = run_of(spec, listener=stop)
+    with pytest.raises(Interrupted, match="submit again"), run:
+        ingest.execute(spec, run)
+    assert RunFolder(run.folder).outcome() == "interrupted"
+    assert layout.snapshot_numbers(place(spec.store)) == []
+    executed(spec)
+    assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
+
+
+def test_a_shard_that_fails_fails_the_run_once_the_others_are_committed(
+    dataset: Path, tmp_path: Path, started: None
+) -> None:
+    spec = spec_of(tmp_path, dataset, compute={"workers": 1})
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "scans").write_text("a file where a folder should be")
+    with pytest.raises(JobFailed, match=r"of \d shards could not be prepared.*\n    .*store/scans"):
+        executed(spec)
+    (tmp_path / "store" / "scans").unlink()
+    executed(spec)
+    assert layout.snapshot_numbers(place(spec.store)) == [1]
+
+
+def test_a_worker_that_dies_costs_its_shard_only(started: None) -> None:
+    def task(row: dict[str, Any]) -> dict[str, Any]:
+        import os
+        import pickle
+
+        shard = pickle.loads(row["shard"])
+        if shard.sessions[0].key.subject == "poison":
+            os._exit(1)
+        return {"name": shard.name}
+
+    sessions = [
+        Session(Key("c", subject, ""), (Scan("T1w", Entry(Place(f"/{subject}"), 1, "")),))
+        for subject in ("a", "poison", "z")
+    ]
+    shards = plan_shards(sessions, mean_sessions=1, preprocessing="", version=1)
+    done = list(ingest.on_ray(shards, task=task, workers=1, retries=1))
+    assert {row["name"] for row in done} == {shards[0].name, shards[2].name}
+
+
+DRIVER = """
+import sys
+import ray
+from bfp.drivers import ingest
+from bfp.runs import Run
+from bfp.specs.ingest import Ingest
+from bfp.storage import place
+
+spec = Ingest.model_validate_json(sys.argv[1])
+ray.init(
+    address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, logging_level="ERROR"
+)
+with Run(place(spec.output) / spec.name, spec_yaml="kind: ingest", kind="ingest", version="0") as run:
+    ingest.execute(spec, run)
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_killed_ingest_repeats_no_committed_shard_and_ends_with_the_same_bytes(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder, seed: int
+) -> None:
+    spec = spec_of(tmp_path, dataset)
+    random = np.random.default_rng(seed)
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, spec.model_dump_json()], stderr=subprocess.DEVNULL)
+    commits = tmp_path / "store" / "commits"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline and not (commits.is_dir() and any(commits.iterdir())):
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    time.sleep(0.5)  # the workers follow their driver; one that is committing may finish that
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in commits.iterdir()}
+    shards = [file for file in before if b'"kind": "shard"' in file.read_bytes()]
+    assert shards
+    assert scans_prepared(executed(spec)) == 2 * (SUBJECTS - len(shards))
+    assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
+    assert {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in before} == before
+
+
+def test_an_ingest_from_and_to_object_storage_makes_the_same_stacks(
+    dataset: Path, undisturbed: RunFolder, s3_bucket: str
+) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().put(str(dataset), f"{s3_bucket}/bids", recursive=True)
+    spec = spec_of(f"{s3_bucket}/ingest", f"{s3_bucket}/bids")
+    assert ingest.plan(spec).figures["scans"] == 2 * SUBJECTS
+    # Workers take the credentials from the environment that their Ray was started in.
+    done = subprocess.run([sys.executable, "-c", DRIVER, spec.model_dump_json()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    there, here = SliceStore.open(place(spec.store)), SliceStore.open(undisturbed.folder.parent.parent / "store")
+    # Parts are named by their content, so that equal names are equal stacks.
+    assert {file.place.name for file in there.stack_files()} == {file.place.name for file in here.stack_files()}
+    assert there.totals.stacks == there.stack_index().num_rows
+    assert pixels_of(there.read_row_group(there.stack_files()[0], 0)).any()
+    assert RunFolder(place(spec.output) / spec.name).outcome() == "done"
+    assert ingest.plan(spec).figures["shards_to_do"] == 0

@@ -1,0 +1,236 @@
+"""kind: pretrain: from a store to an encoder, and to the same encoder whatever happened on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfp.batches.held_out import held_out
+from bfp.drivers import pretrain
+from bfp.errors import InputError, Interrupted
+from bfp.models.encoder import load
+from bfp.reports.blocks import results_from_json
+from bfp.runs import Event, Run, RunFolder
+from bfp.specs import Pretrain, dump
+from bfp.storage import place
+from bfp.store.reader import SliceStore
+from tests.store.makers import make_store
+
+SESSIONS, STEPS = 16, 120
+SHORT = {"epochs": 1, "steps_per_epoch": 10, "batch_size": 8, "log_every": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    make_store(folder / "store", sessions=SESSIONS, segmentation="tissue")
+    return folder
+
+
+def spec_for(folder: Path, name: str, **changes: Any) -> Pretrain:
+    """A pretraining of seconds: 28 pixels, patches of 14, two blocks of width 32."""
+    fields: dict[str, Any] = {
+        "kind": "pretrain",
+        "name": name,
+        "output": str(folder / "runs"),
+        "store": str(folder / "store"),
+        "encoder_shape": {"width": 32, "depth": 2, "heads": 2, "layer_scale": 1.0},
+        "ssl": {"prototypes": 16, "ibot_prototypes": 16, "hidden": 32, "bottleneck": 16, "ibot_bottleneck": 16},
+        "crops": {"local_size_px": 14, "local_count": 2},
+        "train": {
+            "epochs": 2,
+            "steps_per_epoch": STEPS // 2,
+            "batch_size": 8,
+            "checkpoint_every": 10,
+            "log_every": 5,
+        },
+        "probe": {"segmentation": "tissue"},
+    }
+    return Pretrain.model_validate({**fields, **changes})
+
+
+def submit(spec: Pretrain, listener: Callable[[Run, Event], None] | None = None) -> RunFolder:
+    """What the target does, on the Ray that is up."""
+    at = place(spec.output) / spec.name
+    run = Run(at, spec_yaml=dump(spec), kind="pretrain", version="test", listener=lambda event: hear(run, event))
+    hear = listener or (lambda run, event: None)
+    with run:
+        pretrain.execute(spec, run)
+    return RunFolder(at)
+
+
+def weights(run: RunFolder) -> str:
+    """A hash of the exported encoder."""
+    loaded = load(origin="folder", name=None, uri=str(run.folder), size_px=28)
+    return str(loaded.description["weights"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, ray_session: None) -> RunFolder:
+    return submit(spec_for(folder, "undisturbed"))
+
+
+def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None:
+    (folder / "spec.yaml").write_text(dump(spec_for(folder, "planned")))
+    code = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from bfp.drivers import plan\n"
+        "from bfp.specs import load\n"
+        "planned = plan(load(Path('spec.yaml')))\n"
+        "assert not {'torch', 'ray', 'timm'} & set(sys.modules)\n"
+        "print(json.dumps(planned.figures))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    held = [number for number in range(SESSIONS) if held_out("made", f"s{number:02d}", share=0.25)]
+    stacks = sum(12 + number % 5 for number in range(SESSIONS) if number not in held)
+    assert figures == {
+        "snapshots": [1],
+        "stacks": stacks,
+        "subjects": SESSIONS - len(held),
+        "subjects_held_out": len(held),
+        "steps": STEPS,
+    }
+    assert not (folder / "runs" / "planned").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe": {"segmentation": "tissues"}}, "probe.segmentation: .* has no segmentation tissues; it has tissue"),
+        ({"encoder": "meta:/nowhere.pth", "encoder_shape": None}, r"encoder: /nowhere\.pth: no such file of weights"),
+        ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no finished encoder there"),
+        ({"store": "/nowhere"}, "/nowhere: no slice store there"),
+        ({"train": {"batch_size": 4096}}, "fewer than one batch of 4096"),
+        ({"where": {"cohorts": ["other"]}}, "the store has 0 stacks for training"),
+    ],
+)
+def test_what_is_wrong_is_said_by_the_plan(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pretrain.plan(spec_for(folder, "wrong", **changes))
+
+
+def test_held_out_subjects_never_enter_the_order_of_training(folder: Path) -> None:
+    material = pretrain._material(spec_for(folder, "order"), snapshots=None)
+    (seen,) = material.training
+    (everyone,) = material.indices
+    assert {subject for subject in seen["subject"].to_pylist() if held_out("made", subject, share=0.25)} == set()
+    assert len(seen) == material.order.units.stacks < len(everyone)
+
+
+def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path, undisturbed: RunFolder) -> None:
+    results = results_from_json(undisturbed.results())
+    figures = results.figures
+    assert figures["steps"] == STEPS
+    assert figures["loss_last"] < figures["loss_first"]
+    for name in ("pretrained", "untrained", "sorted_pixels"):
+        assert figures[f"tissue_r2_{name}_low"] <= figures[f"tissue_r2_{name}"] <= figures[f"tissue_r2_{name}_high"]
+    assert (undisturbed.folder / "pictures" / "patch-tokens.png").exists()
+    assert "Residual tissue R²" in (undisturbed.folder / "model" / "README.md").read().decode()
+    config = json.loads((undisturbed.folder / "model" / "config.json").read())
+    store = SliceStore.open(place(str(folder / "store")))
+    assert config["bfp"]["stores"][0]["preprocessing"] == store.preprocessing
+    logged = {row["step"] for row in undisturbed.metrics() if row["name"] == "loss"}
+    assert set(range(5, STEPS + 1, 5)) <= logged
+
+
+def test_a_finished_run_submitted_again_changes_nothing(folder: Path, undisturbed: RunFolder) -> None:
+    before = weights(undisturbed)
+    assert weights(submit(spec_for(folder, "undisturbed"))) == before
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(folder: Path, undisturbed: RunFolder) -> None:
+    def stop(run: Run, event: Event) -> None:
+        if event.get("phase") == "training":
+            run.ask_to_stop()
+
+    spec = spec_for(folder, "stopped")
+    with pytest.raises(Interrupted, match=f"stopped after step .* of {STEPS}, with a checkpoint"):
+        submit(spec, stop)
+    assert weights(submit(spec)) == weights(undisturbed)
+
+
+def test_a_lost_worker_comes_back_and_ends_with_the_same_weights(folder: Path, undisturbed: RunFolder) -> None:
+    killed: list[int] = []
+
+    def kill_once(run: Run, event: Event) -> None:
+        if event["event"] == "progress" and event["done"] > 0 and not killed:
+            killed.extend(training_workers())
+            os.kill(killed[0], signal.SIGKILL)
+
+    run = submit(spec_for(folder, "worker-lost"), kill_once)
+    warnings = [event["message"] for event in run.events() if event["event"] == "warning"]
+    assert any(message.startswith("a worker was lost after step") for message in warnings)
+    assert weights(run) == weights(undisturbed)
+
+
+def training_workers() -> list[int]:
+    """The training workers of this process's Ray: children of its raylet."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                grandparent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if b"RayTrainWorker" in command and grandparent == os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+KILLED_DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from bfp.drivers import pretrain
+from bfp.runs import Run
+from bfp.specs import load
+from bfp.storage import place
+from bfp.targets.ray_here import start_ray
+
+spec = load(Path(sys.argv[1]))
+start_ray(cpus=1)
+
+
+def die(event):
+    if event["event"] == "progress" and event["done"] > 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+with Run(place(spec.output) / spec.name, spec_yaml="", kind="pretrain", version="test", listener=die) as run:
+    pretrain.execute(spec, run)
+"""
+
+
+def test_a_driver_killed_in_training_is_followed_by_one_that_ends_with_the_same_weights(
+    folder: Path, undisturbed: RunFolder
+) -> None:
+    spec = spec_for(folder, "driver-killed")
+    (folder / "killed.yaml").write_text(dump(spec))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_DRIVER, str(folder / "killed.yaml")],
+        env={**os.environ, "RAY_TRAIN_V2_ENABLED": "1"},
+    )
+    assert done.returncode == -signal.SIGKILL
+    run = submit(spec)
+    assert any("going on from the checkpoint of step" in event.get("message", "") for event in run.events())
+    assert weights(run) == weights(undisturbed)
+
+
+def test_two_workers_learn_as_one_does(folder: Path, undisturbed: RunFolder) -> None:
+    """The same batches and draws; sums over workers are rounded in another order, so losses agree to some digits."""
+    two = submit(spec_for(folder, "two", compute={"workers": 2}, train=SHORT, probe=None))
+    one = submit(spec_for(folder, "one", train=SHORT, probe=None))
+    losses = [{r["step"]: r["value"] for r in run.metrics() if r["name"] == "loss"} for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,0 +1,176 @@
+"""The target `local`, with a small real driver on a real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bfp import drivers
+from bfp.errors import InputError, Interrupted, JobFailed
+from bfp.runs import Run, RunFolder
+from bfp.specs import dump, load
+from bfp.storage import Place
+from bfp.targets import Local, resolve
+from tests.targets import makers
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small_driver(monkeypatch):
+    """The small driver in the place of the kind's own; call it with how the job goes."""
+
+    def put(mode: str = "well", units: int = 3) -> None:
+        monkeypatch.setattr(drivers, "plan", makers.plan)
+        monkeypatch.setattr(drivers, "execute", lambda spec, run: makers.execute(spec, run, mode=mode, units=units))
+
+    return put
+
+
+def test_a_job_runs_to_its_end_and_leaves_results_events_and_a_page(small_driver, ray_session, tmp_path):
+    small_driver()
+    heard = []
+    spec = load(makers.write_spec(tmp_path))
+    with resolve(None) as target:
+        run = target.submit(spec, listener=heard.append)
+    assert run.outcome() == "done"
+    assert run.results()["figures"]["sessions"] == 3
+    assert [event["event"] for event in heard if event["event"] != "progress"] == ["start", "phase", "phase", "end"]
+    assert "done" in (run.folder / "report" / "index.html").read().decode()
+    assert load(run.folder.path / "spec.yaml") == spec
+
+
+def test_a_failure_on_a_worker_is_told_in_one_line_and_stands_in_the_run(small_driver, ray_session, tmp_path):
+    small_driver("fails")
+    with Local() as target, pytest.raises(JobFailed, match=r"^ValueError: unit 0 is odd$"):
+        target.submit(load(makers.write_spec(tmp_path)), listener=lambda event: None)
+    run = RunFolder(Place(f"{tmp_path}/runs/small"))
+    assert run.outcome() == "failed"
+    assert "unit 0 is odd" in (run.folder / "report" / "index.html").read().decode()
+
+
+def test_a_worker_that_dies_is_told_in_plain_words(small_driver, ray_session, tmp_path):
+    small_driver("dies")
+    with Local() as target, pytest.raises(JobFailed, match="a worker died without a word"):
+        target.submit(load(makers.write_spec(tmp_path)), listener=lambda event: None)
+
+
+def test_a_wish_to_stop_that_comes_as_the_driver_ends_keeps_what_follows_from_starting(
+    monkeypatch, ray_session, tmp_path
+):
+    monkeypatch.setattr(drivers, "execute", lambda spec, run: os.kill(os.getpid(), signal.SIGINT))
+    spec = load(makers.write_spec(tmp_path))
+    with Local() as target, pytest.raises(Interrupted, match="small had just finished"):
+        target.submit(spec, listener=lambda event: None)
+    assert RunFolder(Place(f"{tmp_path}/runs/small")).outcome() == "done"
+
+
+def finished_run(tmp_path, **fields):
+    """A run that a spec with these fields has left behind."""
+    spec = load(makers.write_spec(tmp_path, **fields))
+    with Run(Place(f"{tmp_path}/runs/small"), spec_yaml=dump(spec), kind=spec.kind, version="0"):
+        pass
+    return spec
+
+
+def test_a_name_used_by_another_spec_is_refused_with_the_fields_that_differ(small_driver, tmp_path):
+    small_driver()
+    finished_run(tmp_path, embedding="true", seed=1)
+    before = sorted(tmp_path.rglob("*"))
+    with Local() as target, pytest.raises(InputError, match=r"(?s)seed: 1 → 2\n.*embedding: true → false"):
+        target.plan(load(makers.write_spec(tmp_path, embedding="false", seed=2)))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_says_only_how_a_run_is_run_may_change(small_driver, tmp_path):
+    small_driver()
+    finished_run(tmp_path)
+    with Local() as target:
+        target.plan(load(makers.write_spec(tmp_path, compute="{workers: 2}")))
+
+
+def test_a_run_that_goes_on_elsewhere_is_refused(small_driver, tmp_path):
+    small_driver()
+    spec = load(makers.write_spec(tmp_path))
+    going_on = Run(Place(f"{tmp_path}/runs/small"), spec_yaml=dump(spec), kind=spec.kind, version="0")
+    with going_on, Local() as target, pytest.raises(InputError, match="this run is going on"):
+        target.plan(spec)
+
+
+def test_an_output_that_cannot_be_written_is_refused(small_driver, tmp_path):
+    small_driver()
+    (tmp_path / "runs").write_text("a file")
+    with Local() as target, pytest.raises(InputError, match="is a file; give a folder"):
+        target.plan(load(makers.write_spec(tmp_path)))
+
+
+def test_training_that_claims_more_cpus_than_there_are_is_refused(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("kind: pretrain\nname: a\nstore: s\ncompute: {workers: 4, cpus_per_worker: 8}\n")
+    with Local(cpus=2) as target, pytest.raises(InputError, match="4 × 8 CPUs are claimed and this machine has 2"):
+        target.plan(load(file))
+
+
+def test_a_target_that_no_profile_names_is_refused():
+    with pytest.raises(InputError, match="--on cluster: no profile"):
+        resolve("cluster")
+    with pytest.raises(InputError, match="--detach"):
+        resolve(None, detach=True)
+
+
+def submitted(mode: str, spec: Path) -> subprocess.Popen:
+    """`bfp submit` with the small driver, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.targets.makers", mode, "submit", str(spec), "--cpus", "1"],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_it_counts(run: RunFolder, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while not any(event["event"] == "progress" for event in run.events()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ended_within(process: subprocess.Popen, seconds: float) -> tuple[int, str]:
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < seconds
+    return process.returncode, said
+
+
+def test_ctrl_c_ends_a_run_resumably_with_130_and_without_chatter(tmp_path):
+    run = RunFolder(Place(f"{tmp_path}/runs/small"))
+    process = submitted("well", makers.write_spec(tmp_path))
+    wait_until_it_counts(run, process)
+    os.kill(process.pid, signal.SIGINT)
+    code, said = ended_within(process, 20)
+    assert code == 130
+    assert run.outcome() == "interrupted"
+    assert run.holder() is None
+    assert "units stand" in said
+    assert "submit the same again to go on" in said
+    assert not [word for word in ("Traceback", "chatter", "raylet", "INFO", "Usage stats") if word in said], said
+
+
+def test_a_second_ctrl_c_breaks_off_a_driver_that_does_not_listen(tmp_path):
+    run = RunFolder(Place(f"{tmp_path}/runs/small"))
+    process = submitted("deaf", makers.write_spec(tmp_path))
+    wait_until_it_counts(run, process)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    code, said = ended_within(process, 20)
+    assert (code, run.outcome()) == (130, "interrupted")
+    assert "Traceback" not in said

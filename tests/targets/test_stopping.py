@@ -1,0 +1,57 @@
+"""Signals while a run goes on: real ones, to this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from bfp.runs import Run
+from bfp.storage import Place
+from bfp.targets import stopping
+from bfp.targets.stopping import StopOnSignal
+
+
+def a_run(tmp_path) -> Run:
+    return Run(Place(f"{tmp_path}/run"), spec_yaml="kind: infer\n", kind="infer", version="0")
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_the_first_signal_asks_and_tells_the_second_breaks_off(number, tmp_path):
+    run, told = a_run(tmp_path), []
+    with StopOnSignal(run, tell=told.append):
+        os.kill(os.getpid(), number)
+        assert run.stopping
+        assert len(told) == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # further ones are ignored
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_driver_that_does_not_listen_is_broken_off_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "GRACE_S", 0.1)
+    with StopOnSignal(a_run(tmp_path), tell=lambda text: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(5)
+
+
+def test_a_run_that_stops_in_time_is_not_broken_off_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "GRACE_S", 0.1)
+    with StopOnSignal(a_run(tmp_path), tell=lambda text: None):
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+
+
+def test_once_the_driver_is_done_signals_break_nothing_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "GRACE_S", 0.1)
+    run = a_run(tmp_path)
+    with StopOnSignal(run, tell=lambda text: None) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        signals.settle()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+    assert run.stopping
