@@ -33,7 +33,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from types import TracebackType
 from typing import Any, Self
 
@@ -312,6 +311,8 @@ class Run(RunFolder):
 
 def _environment() -> dict[str, str]:
     """What the run builds on, by name: Python, the system, and the packages that its results depend on."""
+    from importlib import metadata
+
     versions = {"python": platform.python_version(), "system": platform.platform()}
     for package in BUILDS_ON:
         try:

@@ -109,7 +109,8 @@ class Place:
             if self.is_local:
                 return self.path.read_bytes()
             if self.scheme == "s3":
-                with self._arrow().open_input_stream(self._key()) as stream:
+                # By default pyarrow inflates what is named .gz.
+                with self._arrow().open_input_stream(self._key(), compression=None) as stream:
                     return bytes(stream.readall())
             return bytes(_fsspec(self.scheme).cat_file(self.uri))
 
@@ -164,6 +165,19 @@ class Place:
             except FileNotFoundError:
                 return []
             return sorted(info["name"].rpartition("/")[2] for info in found if info["type"] == "file")
+
+    def folders(self) -> list[str]:
+        """The names of the folders directly in this folder, sorted; none where the folder does not exist."""
+        with _plainly(self, "list"):
+            if self.is_local:
+                if not self.path.is_dir():
+                    return []
+                return sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir())
+            try:
+                found = _fsspec(self.scheme).ls(self.uri, detail=True)
+            except FileNotFoundError:
+                return []
+            return sorted(info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory")
 
     # writing ---------------------------------------------------------------------------------------------------
 
