@@ -40,6 +40,7 @@ test: lint types
 
 # The published contracts, from the models and the installed timm; a test holds them in step.
 schemas: $(READY)
+	@$(BIN)/python -m tests.specs.timm_table
 	@$(BIN)/python -m bfp.specs.schema schemas
 
 # Exact versions for every machine, from a fresh environment with the newest that pyproject.toml allows.

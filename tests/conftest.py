@@ -30,6 +30,7 @@ def shared() -> Path:
 def ray_session() -> Iterator[None]:
     """The one embedded Ray; it claims more CPUs than the machine may have, since tests mostly wait."""
     import ray
+
     from bfp.targets.local import start_ray
 
     start_ray(cpus=4)

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from sklearn.metrics import roc_auc_score
 
 from bfp.drivers import finetune
@@ -19,13 +18,7 @@ from tests.finetuning.makers import make_labelled_store
 SHAPE = {"width": 32, "depth": 2, "heads": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    ray.init(
-        num_cpus=2, object_store_memory=150_000_000, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-    )
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import pickle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from bfp.drivers import infer
 from bfp.drivers.inputs import recipe_of
@@ -18,14 +17,7 @@ from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import place
 from tests.inference.makers import ALL, make_model, preprocessing, write_subject
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    ray.init(
-        num_cpus=2, object_store_memory=150_000_000, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-    )
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,6 @@ GREY_IS_1, GREY_IS_2 = (
     {"segmentations": [{"name": "tissue", "suffix": "dseg", "drawn_on": "T1w", "classes": {"grey": [value]}}]}
     for value in (1, 2)
 )
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[None]:
-    """Ray, unless it is there already."""
-    import ray
-
-    own = not ray.is_initialized()
-    if own:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=100_000_000,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-    yield
-    if own:
-        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +76,7 @@ def files_of(store: Place | Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory, started: None) -> RunFolder:
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
     return executed(spec_of(tmp_path_factory.mktemp("undisturbed"), dataset, pictures=True))
 
 
@@ -206,7 +185,7 @@ def test_the_same_cohort_gives_the_same_bytes_whatever_the_number_of_workers(
     assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
 
 
-def test_a_new_subject_makes_new_shards_and_new_labels_none(tmp_path: Path, started: None) -> None:
+def test_a_new_subject_makes_new_shards_and_new_labels_none(tmp_path: Path, ray_session: None) -> None:
     root = write_bids(tmp_path / "bids", subjects=SUBJECTS)
     spec = spec_of(tmp_path, root)
     executed(spec)
@@ -242,7 +221,7 @@ def test_another_preprocessing_is_refused_with_the_difference(dataset: Path, und
 
 
 def test_more_rejections_than_allowed_fail_the_run_and_take_no_snapshot(
-    dataset: Path, tmp_path: Path, started: None
+    dataset: Path, tmp_path: Path, ray_session: None
 ) -> None:
     spec = spec_of(tmp_path, dataset, max_rejected=0.1)
     with pytest.raises(JobFailed, match=r"2 of 12 scans \(16\.7%\) are rejected, more than max_rejected: 0\.1"):
@@ -275,7 +254,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(dataset: Path, tmp_path: Pat
 
 
 def test_a_shard_that_fails_fails_the_run_once_the_others_are_committed(
-    dataset: Path, tmp_path: Path, started: None
+    dataset: Path, tmp_path: Path, ray_session: None
 ) -> None:
     spec = spec_of(tmp_path, dataset, compute={"workers": 1})
     (tmp_path / "store").mkdir()
@@ -287,7 +266,7 @@ def test_a_shard_that_fails_fails_the_run_once_the_others_are_committed(
     assert layout.snapshot_numbers(place(spec.store)) == [1]
 
 
-def test_a_worker_that_dies_costs_its_shard_only(started: None) -> None:
+def test_a_worker_that_dies_costs_its_shard_only(ray_session: None) -> None:
     def task(row: dict[str, Any]) -> dict[str, Any]:
         import os
         import pickle

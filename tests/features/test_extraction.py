@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import ray
 
 from bfp.cohorts.sessions import Key
 from bfp.errors import Interrupted
@@ -21,15 +20,6 @@ SESSIONS = [MadeSession("made", f"s{n}", stacks=18 + n, present=(True, n != 1, n
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return SliceStore.open(make_store(tmp_path_factory.mktemp("store"), sessions=SESSIONS))
-
-
-@pytest.fixture(scope="module")
-def _ray():
-    ray.init(
-        num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-    )
-    yield
-    ray.shutdown()
 
 
 def chunks(store, index=None, *, identity="histograms", shown=ALL, size=30):
@@ -100,7 +90,7 @@ def test_a_chunk_is_named_by_all_that_its_vectors_follow_from(store):
     assert names[0] != names[3]
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("ray_session")
 def test_features_are_computed_once_and_then_read(store, tmp_path):
     first = extract(store, tmp_path, heard=(heard := []))
     assert heard[0] == 0
@@ -111,7 +101,7 @@ def test_features_are_computed_once_and_then_read(store, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("ray_session")
 def test_a_stopped_extraction_says_what_stands(store, tmp_path):
     with pytest.raises(Interrupted, match="stopped after 0 of 78 stacks; submit it again"):
         extract(store, tmp_path, stopping=lambda: True)

@@ -1,19 +1,11 @@
 import numpy as np
 import pytest
-import ray
 
 from bfp.errors import Interrupted
 from bfp.finetuning.crossvalidation import Study, cross_validate, run_fold
 from bfp.storage import place
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    ray.init(
-        num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-    )
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def study(seed=0):
@@ -46,8 +38,9 @@ def test_every_session_is_predicted_by_a_head_that_has_not_seen_its_subject(tmp_
     judged = judge({"encoder": vectors(4)}, tmp_path)["encoder"]
     for fold in range(5):
         alone = run_fold(study(), vectors(4), fold)
-        np.testing.assert_array_equal(judged.probabilities[study().folds == fold], alone.probabilities)
-        np.testing.assert_array_equal(judged.folds[fold].head.weights, alone.head.weights)
+        # not to the bit: a worker sums with another number of threads than this process
+        np.testing.assert_allclose(judged.probabilities[study().folds == fold], alone.probabilities, rtol=1e-3)
+        np.testing.assert_allclose(judged.folds[fold].head.weights, alone.head.weights, atol=1e-4)
     right = judged.probabilities.argmax(axis=1) == study().classes
     assert right.mean() > 0.8
 

@@ -27,11 +27,17 @@ def test_the_head_is_the_logistic_regression_of_scikit_learn(length, classes):
     np.testing.assert_allclose(head.probabilities(vectors), model.predict_proba(scaler.transform(vectors)), atol=2e-4)
 
 
-def test_the_strength_is_chosen_by_what_the_training_sessions_say():
+def test_a_signal_below_a_large_nuisance_asks_for_weaker_regularisation():
     random = np.random.default_rng(1)
-    strengths = (1e-4, 1e-2, 1.0)
-    assert fit(*sessions(random, count=60, length=200, signal=0), strengths).strength == 1e-4
-    assert fit(*sessions(random, count=200, length=3, signal=40), strengths).strength == 1.0
+    _, truth, persons = sessions(random, count=120, length=1, signal=0)
+    nuisance = random.normal(size=(120, 1)) + 0.3 * random.normal(size=(120, 200))
+    signal = 3 * (truth - 0.5)[:, None] + random.normal(size=(120, 2))
+    assert fit(np.hstack([nuisance, signal]), truth, persons, (1e-5, 1e-1)).strength == 1e-1
+
+
+def test_of_equally_good_strengths_the_most_cautious_is_taken():
+    random = np.random.default_rng(2)
+    assert fit(*sessions(random, count=60, length=3, signal=500), (1.0, 1e-3, 1e-1)).strength == 1e-3
 
 
 def test_what_a_session_lacks_counts_as_the_training_mean():

@@ -168,7 +168,7 @@ def _methods(study: Study, said: Said) -> Text:
     strengths = ", ".join(f"{value:g}" for value in study.strengths)
     learned = (
         f"Sessions were classified by {said.target} ({classes}). {said.methods} A standardised, L2-regularised "
-        f"logistic regression was fitted; its inverse strength (C of {strengths}) was chosen by log loss in a "
+        f"logistic regression was fitted; its inverse strength (C of {strengths}) was chosen by AUROC in a "
         "cross-validation inside each fold's training subjects."
     )
     judged = (

@@ -102,7 +102,6 @@ def execute(spec: Pretrain, run: Run) -> None:
     """Run it to its end, or to where the user stops it; Ray is up already."""
     from bfp.drivers.pretrain_results import card, results_of
     from bfp.drivers.training import train_on_ray
-    from bfp.reports import write_page
 
     _check_encoder(spec)
     run.phase("reading the store's index")
@@ -128,7 +127,6 @@ def execute(spec: Pretrain, run: Run) -> None:
     results = results_of(spec, run, trained, probed)
     (run.folder / "model" / "README.md").write(card(spec, run, trained, probed).encode())
     run.result(results.as_json())
-    write_page(run)
 
 
 # what is asked for ---------------------------------------------------------------------------------------------------

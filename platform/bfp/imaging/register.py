@@ -25,7 +25,7 @@ from bfp.imaging.grid import Grid, apply
 from bfp.imaging.nifti import Volume
 from bfp.imaging.resample import resample
 
-# A scan that its header puts further off than this is reported: among the eleven, seven lay within 2.5 mm of where
+# A scan that its header puts further off than this is reported: among the eleven, seven lay within 2.7 mm of where
 # they belong and four at 12 mm and more.
 SUSPICIOUS_SHIFT_MM = 5.0
 

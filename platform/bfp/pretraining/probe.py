@@ -36,7 +36,7 @@ from bfp.metrics.tissue import (
 from bfp.models.encoder import LoadedEncoder
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 
-MAX_PATCHES = 150_000
+MAX_PATCHES = 250_000
 SORTED_PIXELS = "sorted pixels"
 IDENTITY = ("cohort", "subject")
 EXAMPLES, EXAMPLE_HEIGHT = 6, 0.55  # pictures: of so many subjects, a slice about so high in the head
