@@ -70,10 +70,11 @@ def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, sn
 
 
 def _modalities_table(summary: Summary) -> Table:
-    rows: list[list[Cell]] = [
-        [row.cohort, row.modality, row.scans, row.subjects, row.stacks, row.shift_mm, row.foreground, row.flagged]
-        for row in summary.modalities
-    ]
+    rows: list[list[Cell]] = []
+    for row in summary.modalities:
+        shift: Cell = "" if row.shift_mm is None else row.shift_mm  # references alone: nothing to move
+        counts: list[Cell] = [row.scans, row.subjects, row.stacks]
+        rows.append([row.cohort, row.modality, *counts, shift, row.foreground, row.flagged])
     return Table(
         "Scans by cohort and modality",
         ["cohort", "modality", "scans", "subjects", "stacks", "median shift, mm", "median foreground", "flagged"],

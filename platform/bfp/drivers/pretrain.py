@@ -299,6 +299,8 @@ def _recipe(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Recip
             small_scale=crops.local_scale,
             flip=crops.flip,
             modality_views=crops.modality_views,
+            fill=crops.fill,
+            teacher_views=crops.teacher_views,
             contrast=Contrast(
                 brightness=crops.brightness,
                 contrast=crops.contrast,

@@ -63,7 +63,7 @@ def predict_sessions(
         prepared = ray.data.from_items(items, override_num_blocks=len(items)).map(
             partial(prepare_row, recipe=recipe, shown=tuple(shown), scan_timeout_s=scan_timeout_s),
             num_cpus=1,
-            concurrency=machine.workers,
+            compute=ray.data.TaskPoolStrategy(size=machine.workers),
             max_retries=machine.retries,
         )
         device = "cuda" if machine.gpus else "cpu"
@@ -72,8 +72,8 @@ def predict_sessions(
             fn_constructor_kwargs={"model": model, "device": device, "batch_size": machine.batch_size},
             num_cpus=0,
             num_gpus=machine.gpus,
-            concurrency=machine.models,
-            max_restarts=machine.retries,
+            compute=ray.data.ActorPoolStrategy(size=machine.models),
+            max_restarts=-1,  # a pool whose actor has used up its restarts waits for ever
             max_task_retries=machine.retries,
         )
         for row in rows.iter_rows():

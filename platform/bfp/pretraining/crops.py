@@ -11,15 +11,19 @@ Every draw belongs to a place in the global batch (see `draws`), and no step wai
 
 Departures from DINOv2 (random resized crops anywhere, bicubic with antialiasing; arXiv 2304.07193): windows are
 centred where there is head, since half of a slice is air; bilinear, from a grid fine enough that nothing is skipped
-(`_oversampling`). Not here: hue, saturation, greyscale, solarise. They mix contrasts or slices.
+(`_oversampling`). Not here: hue, saturation, greyscale, solarise. They mix contrasts or slices. With `teacher_views`
+"own", the teacher is shown the large views' windows in a choice of channels and a contrast of its own: what two
+contrasts of one place share is its anatomy, and patches of the same place can then be compared (see
+`masks.head_patches`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,10 +42,14 @@ class Crops(NamedTuple):
     """Normalised views, crop-major (all stacks' first view, then all stacks' second, …).
 
     large (2·B, 3, large_px, large_px), small (L·B, 3, small_px, small_px).
+    taught: as large, the same windows as the teacher sees them; None where it sees what the student sees.
+    head: bool (2·B, large_px, large_px), where a large view shows head; None with taught.
     """
 
     large: Tensor
     small: Tensor
+    taught: Tensor | None = None
+    head: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class CropSettings:
     flip: probability of a left-right flip, in [0, 1]. Brains are not symmetric, so 0 unless sides do not matter.
     modality_views: probability that a view shows only some of the stack's modalities, in [0, 1].
     fill: what stands in a channel that is not shown, or absent from the stack (see `batches.absent`).
+    teacher_views: "same", the teacher sees the student's large views; "own", their windows in a contrast of its own.
     contrast: the changes of grey values.
     """
 
@@ -67,6 +76,7 @@ class CropSettings:
     flip: float = 0.0
     modality_views: float = 0.0
     fill: Fill = "zero"
+    teacher_views: Literal["same", "own"] = "same"
 
 
 class Normalisation(NamedTuple):
@@ -83,27 +93,27 @@ def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalis
     pixels = stacks.float() / 255
     present = stacks.flatten(2).amax(2) > 0  # (B, 3)
 
-    def views(kind: str, count: int, size_px: int, scale: tuple[float, float]) -> Tensor:
-        if count == 0:
-            return pixels.new_zeros(0, 3, size_px, size_px)
-
-        def draw(what: str, *shape: int) -> Tensor:
-            rows = draws.uniform(f"{kind} {what}", count, *shape).swapaxes(0, 1).reshape(-1, *shape)  # crop-major
-            return torch.from_numpy(rows)
-
-        source = torch.arange(len(stacks), device=device).repeat(count)  # the stack of each view
+    def windows(kind: str, count: int, size_px: int, scale: tuple[float, float]) -> Tensor:
+        """(count · B, 3, size_px, size_px), before any change of channels or grey values."""
         window = _windows(
             head,
-            source,
-            draw("window", 6).to(device),
+            torch.arange(len(stacks), device=device).repeat(count),  # the stack of each view
+            _crop_major(draws.uniform(f"{kind} window", count, 6)).to(device),
             shape=stacks.shape[-2:],
             scale=scale,
             aspect=settings.aspect,
             flip=settings.flip,
         )
-        resized = _resized(pixels, window, count=count, size_px=size_px, scale=scale)
+        return _resized(pixels, window, count=count, size_px=size_px, scale=scale)
+
+    def seen(resized: Tensor, kind: str, count: int) -> Tensor:
+        """The views as a network sees them: channels chosen, grey values changed, normalised."""
+
+        def draw(what: str, *shape: int) -> Tensor:
+            return _crop_major(draws.uniform(f"{kind} {what}", count, *shape))
+
         shown = _shown(
-            present[source], draw("channels", len(CHOICES) + 1).to(device), probability=settings.modality_views
+            present.repeat(count, 1), draw("channels", len(CHOICES) + 1).to(device), probability=settings.modality_views
         )
         filled = fill_absent(resized, shown, settings.fill)
         noise_seed = draws.torch_seed(f"{kind} noise")
@@ -111,10 +121,21 @@ def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalis
         mean, std = (changed.new_tensor(value)[:, None, None] for value in normalisation)
         return changed.sub_(mean).div_(std)
 
-    return Crops(
-        large=views("large", LARGE_CROPS, settings.large_px, settings.large_scale),
-        small=views("small", settings.small_count, settings.small_px, settings.small_scale),
-    )
+    large = windows("large", LARGE_CROPS, settings.large_px, settings.large_scale)
+    small = pixels.new_zeros(0, 3, settings.small_px, settings.small_px)
+    if settings.small_count:
+        resized = windows("small", settings.small_count, settings.small_px, settings.small_scale)
+        small = seen(resized, "small", settings.small_count)
+    if settings.teacher_views == "same":
+        return Crops(seen(large, "large", LARGE_CROPS), small)
+    lit = large.amax(1) > 0
+    taught = seen(large, "taught", LARGE_CROPS)
+    return Crops(seen(large, "large", LARGE_CROPS), small, taught, lit)
+
+
+def _crop_major(drawn: np.ndarray) -> Tensor:
+    """(B, count, …) -> (count · B, …)."""
+    return torch.from_numpy(drawn.swapaxes(0, 1).reshape(-1, *drawn.shape[2:]))
 
 
 class Windows(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from bfp.models.vit import Backbone
 from bfp.pretraining import checkpoint, monitors
 from bfp.pretraining.crops import LARGE_CROPS, CropSettings, Normalisation, multi_crop
 from bfp.pretraining.draws import Draws
-from bfp.pretraining.masks import block_masks, masked
+from bfp.pretraining.masks import block_masks, head_patches, masked
 from bfp.pretraining.optimiser import weight_norm
 from bfp.pretraining.schedules import Now, Schedules
 from bfp.pretraining.step import (
@@ -191,6 +192,11 @@ def one_step(
         probability=ssl.mask_probability,
         constant=ssl.constant_masks,
     )
+    if crops.head is None:
+        predicted = masked(masks, device=device)
+    else:
+        head = F.avg_pool2d(crops.head.float(), state.student.backbone.patch_px).flatten(1)  # (2·B, N)
+        predicted = head_patches(masks, head=head, draws=draws, smallest_ratio=ssl.mask_ratio[0])
     keep = None
     if ssl.drop_path:
         blocks = len(state.student.backbone.vit.blocks)
@@ -199,7 +205,7 @@ def one_step(
     return train_step(
         state,
         crops=crops,
-        masked=masked(masks, device=device),
+        masked=predicted,
         now=now,
         ssl=ssl,
         group=group,

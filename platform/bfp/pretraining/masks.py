@@ -27,13 +27,15 @@ from bfp.pretraining.draws import Draws
 SMALLEST_BLOCK = 4  # patches
 ASPECT = 0.3  # smallest height over width; its inverse is the largest
 TRIES = 10  # rectangles drawn in vain before a mask is left short
+VISIBLE_SHARE = 0.15  # of a crop's patches, predicted although the student sees them, where the teacher has own views
 
 
 class Masked(NamedTuple):
-    """The hidden patches of 2·B global crops, crop-major, on the training device.
+    """The patches of 2·B global crops that are hidden and those that are predicted, crop-major, on the training device.
 
-    masks: bool (2·B, N). indices: int64 (M,) of the hidden patches in the flattened (2·B · N).
-    weights: float32 (M,), one over the number of hidden patches in the same crop.
+    masks: bool (2·B, N). indices: int64 (M,) of the patches to predict in the flattened (2·B · N): the hidden ones, or
+    those of `head_patches`. weights: float32 (M,), of their losses, which are divided by 2·B; as published, one over
+    the number of hidden patches in the same crop.
     """
 
     masks: Tensor
@@ -46,6 +48,34 @@ def masked(masks: np.ndarray, *, device: torch.device) -> Masked:
     indices = np.flatnonzero(masks)
     weights = (1.0 / np.maximum(masks.sum(1), 1)).astype(np.float32)[indices // masks.shape[1]]
     return Masked(*(torch.from_numpy(array).to(device, non_blocking=True) for array in (masks, indices, weights)))
+
+
+def head_patches(masks: np.ndarray, *, head: Tensor, draws: Draws, smallest_ratio: float) -> Masked:
+    """The patches to predict where the teacher sees the crops in another contrast: of the head, hidden and visible.
+
+    masks: bool (2·B, N). head: float (2·B, N) on the device, the share of head in a patch. Of each masked crop as many
+    hidden patches as the least masked one has, smallest_ratio · N; of every crop VISIBLE_SHARE · N visible ones.
+    Patches with head come first, chosen at random; air would take half of the prototypes. All weigh the same.
+    """
+    N = masks.shape[1]
+    order = torch.from_numpy(_crop_major(draws.uniform("patch order", LARGE_CROPS, N))).to(head.device)
+    order = order + (head > 0.5)
+    hidden = torch.from_numpy(masks).to(head.device, non_blocking=True)
+    masked_crops = torch.from_numpy(np.flatnonzero(masks.any(1))).to(head.device)
+    every_crop = torch.arange(len(masks), device=head.device)
+
+    def first(wanted: Tensor, crops: Tensor, count: int) -> Tensor:
+        places = torch.where(wanted, order, -1.0)[crops].topk(count, dim=1).indices
+        return (crops[:, None] * N + places).flatten()
+
+    indices = torch.cat(
+        [
+            first(hidden, masked_crops, max(1, int(smallest_ratio * N))),
+            first(~hidden, every_crop, max(1, int(VISIBLE_SHARE * N))),
+        ]
+    )
+    weights = torch.full((len(indices),), len(masks) / len(indices), device=head.device)
+    return Masked(hidden, indices, weights)
 
 
 def block_masks(

@@ -212,7 +212,7 @@ def train_step(
     """
     with precision:
         with torch.no_grad():
-            taught = state.teacher(crops.large, masked.indices)
+            taught = state.teacher(crops.large if crops.taught is None else crops.taught, masked.indices)
         predicted = state.student(crops.large, masked.indices, masks=masked.masks, small=crops.small, keep=keep)
     targets = make_targets(state, taught, now=now, ssl=ssl, group=group)
     figures = losses(predicted, targets, masked, ssl=ssl, group=group)

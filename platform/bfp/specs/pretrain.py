@@ -99,6 +99,15 @@ class Crops(Strict):
     modality_views: Share = Field(
         0.5, description="Probability that a crop shows a random part of the stack's modalities only."
     )
+    fill: Literal["zero", "repeat"] = Field(
+        "zero", description="What stands in a channel that a crop does not show: zeros, or one that it does show."
+    )
+    teacher_views: Literal["same", "own"] = Field(
+        "same",
+        description="same: the teacher sees the student's global crops, as published. own: the same places in "
+        "modalities and a contrast of its own, and patches of the head are predicted whether hidden or not, so that "
+        "what is learned is what contrasts share.",
+    )
     flip: Share = Field(0.0, description="Probability of a left-right flip.")
     brightness: float = Field(0.2, ge=0, le=1, description="Largest shift of intensity, as a share of the range.")
     contrast: float = Field(0.3, ge=0, lt=1, description="Largest relative change of contrast.")
