@@ -28,11 +28,11 @@ def test_tokens_are_those_of_the_plain_model_without_its_registers(encoder):
     torch.testing.assert_close(found.patches, plain[:, 5:])
 
 
-def test_an_encoder_describes_a_stack_by_class_token_and_mean_patch(encoder):
+def test_an_encoder_describes_a_stack_by_class_token_and_spread_of_its_patches(encoder):
     vectors = EncoderVectors(encoder)(some_stacks())
     found = tokens(encoder.model, some_stacks(), mean=encoder.mean, std=encoder.std)
     np.testing.assert_allclose(vectors[:, :32], found.cls, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(vectors[:, 32:], found.patches.mean(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vectors[:, 32:], found.patches.numpy().std(axis=1), rtol=1e-5, atol=1e-6)
 
 
 def test_equal_weights_have_equal_identities_and_others_do_not(encoder):

@@ -66,7 +66,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
     classifier = Classifier(
         target="diagnosis",
         classes=CLASSES,
-        pooling=Pooling(BANDS, tuple(parts)),
+        pooling=Pooling(BANDS, tuple(parts), relative=True),
         shown=tuple(shown),
         preprocessing=told,
         head=_a_head(random, length),

@@ -4,7 +4,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from bfp.metrics.auroc import auroc, auroc_difference, cross_validated_auroc, roc_curve, weighted_auroc
+from bfp.metrics.auroc import auroc, auroc_difference, cross_validated_auroc, mean_roc_curve, roc_curve, weighted_auroc
 
 
 def as_probabilities(scores: np.ndarray) -> np.ndarray:
@@ -114,3 +114,14 @@ def test_the_roc_curve_is_that_of_scikit_learn():
     curve = roc_curve(positive, scores)
     np.testing.assert_allclose(curve.false_positive, false)
     np.testing.assert_allclose(curve.true_positive, true)
+
+
+def test_the_area_below_the_mean_curve_is_the_mean_auroc_even_when_folds_score_on_other_scales():
+    random = np.random.default_rng(8)
+    classes, probabilities, folds, subjects = a_study(random, subjects=43, true_auroc=0.8, folds=4)
+    scores = (probabilities[:, 1].round(1) + 100 * folds) * (1.0 + folds)
+    curve = mean_roc_curve(classes == 1, scores, folds=folds)
+    mean = cross_validated_auroc(classes, probabilities.round(1), folds=folds, subjects=subjects, seed=0).mean.value
+    assert np.trapezoid(curve.true_positive, curve.false_positive) == pytest.approx(mean, abs=1e-12)
+    assert (np.diff(curve.true_positive) >= -1e-12).all()
+    assert (curve.true_positive[0], curve.true_positive[-1]) == (0, 1)

@@ -20,7 +20,7 @@ def a_classifier(folds=4):
     return Classifier(
         target="diagnosis",
         classes=("CN", "MCI", "AD"),
-        pooling=Pooling(3, ("",)),
+        pooling=Pooling(3, ("",), relative=True),
         shown=("T1w", "FLAIR"),
         preprocessing={"size": 28, "window": [0.5, 99.5]},
         head=a_head(random),

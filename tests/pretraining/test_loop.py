@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from bfp.errors import JobFailed, StorageError
 from bfp.pretraining import checkpoint, monitors
-from bfp.pretraining.loop import Cadence, prepare, teacher_weights, worker
+from bfp.pretraining.draws import Draws
+from bfp.pretraining.loop import Cadence, one_step, prepare, shard, teacher_weights, worker
+from bfp.pretraining.step import start
 from bfp.storage import place
 from tests.pretraining.makers import make_recipe, make_vit, open_batches
 
@@ -213,3 +216,26 @@ def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
         for name, value in alone[how.split()[0]].items():
             # A fiftieth of a learning rate; without the teacher's slow pace Adam makes up to a whole one of rounding.
             assert torch.allclose(weights[name], value, atol=2e-5), f"{how}: {name}"
+
+
+def test_stochastic_depth_works_on_sharded_parameters():
+    """It calls the parts of a block one by one; a mesh of one worker shards as any other."""
+    recipe = make_recipe(drop_path=0.4)
+    (stacks,) = (batch for batch, _ in zip(open_batches(0, 0, 1), range(1), strict=False))
+    draws = Draws(recipe.seed, 0, first=0, count=recipe.batch_size, total=recipe.batch_size)
+    now = recipe.schedules.at(3)
+    losses = []
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        for sharded in (False, True):
+            state = prepare(make_vit(), recipe=recipe, device=CPU, workers=1)
+            if sharded:
+                mesh = dist.init_device_mesh("cpu", (1,))
+                shard(state.student, mesh)
+                shard(state.teacher, mesh)
+                state = start(state.student, state.teacher, recipe.ssl)
+            result = one_step(state, stacks, draws=draws, now=now, recipe=recipe, group=None)
+            losses.append({name: value.item() for name, value in result.figures.items()})
+    finally:
+        dist.destroy_process_group()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -43,8 +43,8 @@ BRIGHTNESS = {
     "T2w": Brightness(grey=0.62, white=0.42, fluid=1.0, core=0.92, oedema=0.85),
     "FLAIR": Brightness(grey=0.72, white=0.55, fluid=0.17, core=1.0, oedema=1.05),
 }
-TISSUE_JITTER = 0.10  # standard deviation of a tissue's brightness between scans, as a share
-GAMMA_SPREAD = 0.3  # standard deviation of the logarithm of a scan's gamma
+TISSUE_JITTER = 0.06  # standard deviation of a tissue's brightness between scans, as a share
+GAMMA_SPREAD = 0.15  # standard deviation of the logarithm of a scan's gamma
 GRAIN, CORE_GRAIN = 0.025, 0.12  # standard deviation within a tissue, and within a tumour's core, as a share
 STILL_DEG, STILL_MM = 0.3, 0.3  # movement between the scans of a session, standard deviation
 MOVED_DEG, MOVED_MM = 1.5, 2.5  # the same where the subject moved

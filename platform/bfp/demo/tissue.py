@@ -19,8 +19,8 @@ from bfp.demo.warp import displacement, pull_back, refine, smooth_noise
 NODE_MM = SPACING_MM * VELOCITY_STEP
 FOLDS_MM, FOLDS_WAVELENGTH_MM = 2.0, 28.0  # standard deviation of the velocity, about one fold of the cortex wide
 LOBES_MM, LOBES_WAVELENGTH_MM = 2.5, 100.0
-WIDENING_MM, WIDENING_PER_SEVERITY_MM, WIDENING_SPREAD_MM = 3.5, 2.6, 0.8
-THINNING, THINNING_PER_SEVERITY, THINNING_SPREAD = 0.35, 0.09, 0.06  # share of the outermost grey matter
+WIDENING_MM, WIDENING_PER_SEVERITY_MM, WIDENING_SPREAD_MM = 5.0, 4.2, 0.8
+THINNING, THINNING_PER_SEVERITY, THINNING_SPREAD = 0.35, 0.14, 0.06  # share of the outermost grey matter
 RIM_LIMITS_MM = (1.5, 3.0)  # fluid around the brain that skull stripping left
 CORE_RADIUS_MM = (9.0, 15.0)
 OEDEMA_RADII = 1.8  # of the core

@@ -1,6 +1,6 @@
 """kind: finetune — a store, an encoder and labels become a classifier of sessions, with its cross-validated figures.
 
-1. each stack becomes a vector: the encoder's class token and mean patch token (frozen), kept in the run
+1. each stack becomes a vector: the encoder's class token and spread of patch tokens (frozen), kept
 2. the vectors of a session are pooled by slice position to one
 3. folds: subjects dealt out, stratified by class and cohort
 4. for each fold a logistic regression, its strength chosen inside the training subjects; the same for
@@ -311,7 +311,8 @@ def _pooling(spec: Finetune, material: Material) -> Pooling:
     from bfp.models.pooling import Pooling
 
     parts = material.shown if material.store.form == "neighbours" else ("",)
-    return Pooling(bands=POSITION_BANDS if spec.pooling == "position" else 1, parts=parts)
+    by_position = spec.pooling == "position"
+    return Pooling(bands=POSITION_BANDS if by_position else 1, parts=parts, relative=by_position)
 
 
 def _vectors(
@@ -362,7 +363,7 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
     from bfp.drivers.finetune_results import Said
 
     told, store = encoder.description, material.store
-    by_position = f"averaged within {POSITION_BANDS} bands of head height, so that a session is described by position"
+    by_position = f"taken relative to the session's mean and spread and averaged in {POSITION_BANDS} bands of height"
     pooled = by_position if spec.pooling == "position" else "averaged over all slices"
     return Said(
         target=material.task.target,
@@ -390,8 +391,8 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
         ],
         methods=(
             f"Axial slice stacks of {', '.join(material.shown)} were passed through a frozen {told['architecture']} "
-            f"({told['parameters'] / 1e6:.1f} million parameters; {spec.encoder}). The class token and the mean patch "
-            f"token of the stacks were {pooled}; what a session lacked took the training mean."
+            f"({told['parameters'] / 1e6:.1f} million parameters; {spec.encoder}). The class token and the standard "
+            f"deviation of the patch tokens of each stack were {pooled}; what a session lacked took the training mean."
         ),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bfp import __version__
 from bfp.finetuning.crossvalidation import Judged, Study
 from bfp.finetuning.labels import Labelled
-from bfp.metrics.auroc import CrossValidated, auroc_difference, cross_validated_auroc, roc_curve
+from bfp.metrics.auroc import CrossValidated, auroc_difference, cross_validated_auroc, mean_roc_curve
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.reports.blocks import Block, Cell, Facts, IntervalRow, Intervals, Results, Roc, RocCurve, Table, Text
 from bfp.reports.numbers import interval_text
@@ -81,7 +81,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
         Roc(
             title="ROC curves",
             curves=_roc_curves(study, judged, said),
-            note="All folds together, each session judged by the head that did not see its subject.",
+            note="The mean of the folds' curves, each session judged by the head that did not see its subject.",
         ),
         _folds(study, judged, figures, said),
         Facts(
@@ -157,7 +157,7 @@ def _roc_curves(study: Study, judged: dict[str, Judged], said: Said) -> list[Roc
         scored = [(f"{name} against the rest", k, ours) for k, name in enumerate(said.classes)]
     curves = []
     for label, k, probabilities in scored:
-        points = roc_curve(study.classes == k, probabilities[:, k])
+        points = mean_roc_curve(study.classes == k, probabilities[:, k], folds=study.folds)
         curves.append(RocCurve(label, points.false_positive.tolist(), points.true_positive.tolist()))
     return curves
 

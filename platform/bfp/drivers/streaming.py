@@ -13,7 +13,10 @@ Row = TypeVar("Row")
 
 
 def until_stopped(rows: Iterable[Row], stopping: Callable[[], bool]) -> Iterator[Row]:
-    """The rows as they come; ends early, also while none comes, as soon as `stopping` says so."""
+    """The rows as they come; ends early, also while none comes, as soon as `stopping` says so.
+
+    What makes the rows is not ended by that: Ray's shutdown, which follows, does it.
+    """
     arrived: queue.Queue[Callable[[], Row]] = queue.Queue()
 
     def fetch() -> None:
@@ -25,7 +28,8 @@ def until_stopped(rows: Iterable[Row], stopping: Callable[[], bool]) -> Iterator
             failure = error
             arrived.put(lambda: _raise(failure))
 
-    threading.Thread(target=fetch, daemon=True).start()
+    if not stopping():
+        threading.Thread(target=fetch, daemon=True).start()
     while not stopping():
         try:
             yield arrived.get(timeout=POLL_S)()

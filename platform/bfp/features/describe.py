@@ -28,16 +28,22 @@ class Describe(Protocol):
 
 
 class EncoderVectors:
-    """The class token, then the mean of the patch tokens, as DINOv2's linear evaluation takes them: D = 2 widths."""
+    """The class token, then the standard deviation of the patch tokens: D = 2 widths.
+
+    Departure from DINOv2's linear evaluation, which takes the mean of the patch tokens: that is mostly grey level and
+    contrast, and the class token holds it already; how much patches differ within a slice tells what tissue it holds.
+    On 72 sessions of the demo cohort: AUROC 0.67 instead of 0.58 pretrained, 0.60 instead of 0.59 untrained.
+    """
 
     def __init__(self, encoder: LoadedEncoder) -> None:
         self._encoder = encoder
         normalised = ",".join(f"{value:.6f}" for value in (*encoder.mean, *encoder.std))
-        self.identity = f"encoder {encoder.description['weights']} normalised by {normalised}"
+        weights = encoder.description["weights"]
+        self.identity = f"class token and spread of patch tokens of {weights}, pixels normalised by {normalised}"
 
     def __call__(self, pixels: Tensor) -> np.ndarray:
         found = tokens(self._encoder.model, pixels, mean=self._encoder.mean, std=self._encoder.std)
-        return torch.cat([found.cls, found.patches.mean(dim=1)], dim=1).cpu().numpy()
+        return torch.cat([found.cls, found.patches.std(dim=1, correction=0)], dim=1).cpu().numpy()
 
     def to(self, device: str) -> Self:
         self._encoder.model.to(device)

@@ -4,7 +4,8 @@ The inverse strength C with the highest AUROC in a cross-validation of the train
 the outer one, is used to fit all of them (nested cross-validation: the tested sessions choose nothing). AUROC, the
 figure that is reported, and not log loss: with few sessions and a weak signal log loss prefers the least confident
 head, whose ranking is that of the largest nuisance (untrained tokens of 72 sessions: AUROC 0.43 where choosing by AUROC
-gave 0.57 and the best single C 0.57). Several classes are one multinomial model.
+gave 0.57 and the best single C 0.57). Of strengths that rank alike, log loss takes the best calibrated. Several classes
+are one multinomial model.
 """
 
 from __future__ import annotations
@@ -41,13 +42,12 @@ def fit_head(
     """A head for the training sessions.
 
     vectors: float (n, F), NaN where a session lacks a component; classes: int (n,), each of 0 … class_count-1 present;
-    strengths: values of C to choose from; of equally good ones the smallest is taken.
+    strengths: values of C to choose from.
     """
-    choices = sorted(strengths)
-    chosen = choices[0]
     whose = np.asarray(persons)
     fewest = min(len(np.unique(whose[classes == k])) for k in range(class_count))
-    if len(choices) > 1 and fewest > 1:
+    chosen = min(strengths)  # the most cautious, where there is nothing to choose by
+    if len(strengths) > 1 and fewest > 1:
         folds = grouped_folds(
             persons=persons,
             classes=classes,
@@ -56,20 +56,28 @@ def fit_head(
             folds=min(INNER_FOLDS, fewest),
             seed=seed,
         )
-        chosen = choices[int(np.argmax(_inner_aurocs(vectors, classes, folds, choices)))]
+        merits = _merits(vectors, classes, folds, strengths)
+        chosen = max(zip(merits, strengths, strict=True))[1]
     return FittedHead(_fit(vectors, classes, [chosen])[0], chosen)
 
 
-def _inner_aurocs(vectors: np.ndarray, classes: np.ndarray, folds: np.ndarray, choices: list[float]) -> np.ndarray:
-    """Of each strength the mean AUROC over the folds in which it is defined, rounded so that ties are ties."""
-    by_fold = []
+def _merits(
+    vectors: np.ndarray, classes: np.ndarray, folds: np.ndarray, strengths: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Of each strength the mean AUROC over the folds (rounded, so that ties are ties), then minus the mean log loss."""
+    aurocs: list[list[float]] = [[] for _ in strengths]
+    losses: list[list[float]] = [[] for _ in strengths]
     for fold in np.unique(folds):
         tested = folds == fold
-        heads = _fit(vectors[~tested], classes[~tested], choices)
-        found = [auroc(classes[tested], head.probabilities(vectors[tested])) for head in heads]
-        by_fold.append([np.nan if value is None else value for value in found])
-    defined = np.isfinite(by_fold)
-    return np.round(np.where(defined, by_fold, 0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1), 9)
+        for number, head in enumerate(_fit(vectors[~tested], classes[~tested], strengths)):
+            said = head.probabilities(vectors[tested])
+            found = auroc(classes[tested], said)
+            aurocs[number] += [found] if found is not None else []
+            losses[number] += list(-np.log(np.maximum(said[np.arange(len(said)), classes[tested]], 1e-12)))
+    return [
+        (round(float(np.mean(own or [0.5])), 9), -float(np.mean(lost)))
+        for own, lost in zip(aurocs, losses, strict=True)
+    ]
 
 
 def _fit(vectors: np.ndarray, classes: np.ndarray, strengths: Sequence[float]) -> list[LinearHead]:

@@ -105,6 +105,34 @@ def roc_curve(positive: np.ndarray, scores: np.ndarray) -> RocPoints:
     return RocPoints(np.r_[0, false] / max(false[-1], 1), np.r_[0, true] / max(true[-1], 1))
 
 
+def mean_roc_curve(positive: np.ndarray, scores: np.ndarray, *, folds: np.ndarray) -> RocPoints:
+    """The mean of the folds' curves at each false positive rate; its area is the mean of their AUROCs.
+
+    Scores of different folds are never compared: their heads differ (vertical averaging, Fawcett 2006,
+    doi 10.1016/j.patrec.2005.10.010). Folds without both kinds of sessions are left out.
+    """
+    defined = [fold for fold in np.unique(folds) if len(np.unique(positive[folds == fold])) == 2]
+    curves = [roc_curve(positive[folds == fold], scores[folds == fold]) for fold in defined]
+    if not curves:
+        return RocPoints(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    rates = np.unique(np.concatenate([curve.false_positive for curve in curves]))
+    ends = np.mean([_at(curve, rates) for curve in curves], axis=0)  # (2, rates)
+    return RocPoints(np.repeat(rates, 2), ends.T.ravel())
+
+
+def _at(curve: RocPoints, rates: np.ndarray) -> np.ndarray:
+    """The lowest and the highest true positive rate of a curve at these false positive rates, (2, rates)."""
+    corners = np.unique(curve.false_positive)
+    lowest = np.array([curve.true_positive[curve.false_positive == rate].min() for rate in corners])
+    highest = np.array([curve.true_positive[curve.false_positive == rate].max() for rate in corners])
+    left = np.searchsorted(corners, rates, side="right") - 1
+    right = np.minimum(left + 1, len(corners) - 1)
+    width = np.where(right > left, corners[right] - corners[left], 1.0)
+    between = highest[left] + (lowest[right] - highest[left]) * (rates - corners[left]) / width
+    on_corner = corners[left] == rates
+    return np.stack([np.where(on_corner, lowest[left], between), np.where(on_corner, highest[left], between)])
+
+
 def _mean_over_folds(
     classes: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:

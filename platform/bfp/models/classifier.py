@@ -5,7 +5,8 @@
     <folder>/model.json          classes, pooling, modalities, preprocessing, figures; written last
     <folder>/README.md           the model card
 
-`infer` needs nothing else. A session's vector is, for each stack, the class token and the mean patch token, pooled.
+`infer` needs nothing else. A session's vector is made of each stack's class token and spread of patch
+tokens (`bfp.features.describe`), pooled.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def load_classifier(folder: Place) -> Classifier:
         return Classifier(
             target=told["target"],
             classes=tuple(told["classes"]),
-            pooling=Pooling(bands=told["pooling"]["bands"], parts=tuple(told["pooling"]["parts"])),
+            pooling=Pooling(**{**told["pooling"], "parts": tuple(told["pooling"]["parts"])}),
             shown=tuple(told["shown"]),
             preprocessing=told["preprocessing"],
             head=LinearHead.from_tensors(tensors, "head."),

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import DeviceMesh, ProcessGroup
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -126,10 +126,18 @@ def prepare(vit: VisionTransformer, *, recipe: Recipe, device: torch.device, wor
 
 
 def shard(network: Network, mesh: DeviceMesh) -> None:
-    """Shard a network's parameters over the mesh: each block and head by itself, the rest together."""
-    parts: list[nn.Module] = [*network.backbone.vit.blocks, network.dino_head]
-    for part in parts if network.ibot_head is None else [*parts, network.ibot_head]:
-        fully_shard(part, mesh=mesh)
+    """Shard a network's parameters over the mesh: each branch of a block and each head by itself, the rest together.
+
+    By branches and not by blocks, since stochastic depth calls the parts of a block one by one (see `models.vit`) and
+    a parameter is whole only while what it was sharded with is being called.
+    """
+    block: Any
+    for block in network.backbone.vit.blocks:
+        fully_shard([block.norm1, block.attn, block.ls1], mesh=mesh)
+        fully_shard([block.norm2, block.mlp, block.ls2], mesh=mesh)
+    for head in (network.dino_head, network.ibot_head):
+        if head is not None:
+            fully_shard(head, mesh=mesh)
     # By default the outermost module stays whole after a forward pass, and only a backward pass would shard it again,
     # which the teacher never has.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
