@@ -84,6 +84,10 @@ def methods(spec: Pretrain, trained: Trained, probed: ProbeResult | None) -> lis
 def _training_text(spec: Pretrain, trained: Trained) -> str:
     ssl, encoder = spec.ssl, trained.encoder
     centring = "Sinkhorn-Knopp" if ssl.centring == "sinkhorn" else "softmax centring"
+    own_views = (
+        "Departing from DINOv2, the teacher saw the global crops in modalities and a contrast of its own, and patches "
+        "of the head were predicted whether hidden or not. "
+    )
     return (
         f"A vision transformer ({encoder['architecture']}, width {encoder['width']}, {encoder['depth']} blocks, "
         f"patches of {encoder['patch_px']} pixels; started from {spec.encoder}) was pretrained without labels by "
@@ -94,7 +98,8 @@ def _training_text(spec: Pretrain, trained: Trained) -> str:
         f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
         f"{ssl.momentum[1]:g}. Augmentation was limited to what a scanner could change: crops, contrast, brightness, "
         "gamma, bias field, noise, blur, and views that show only some of the modalities (probability "
-        f"{spec.crops.modality_views:g}). Software: bfp {__version__}."
+        f"{spec.crops.modality_views:g}). {own_views if spec.crops.teacher_views == 'own' else ''}"
+        f"Software: bfp {__version__}."
     )
 
 

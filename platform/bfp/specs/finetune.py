@@ -108,8 +108,8 @@ class Finetune(Job):
     tune: Literal["frozen", "lora", "full"] = Field("frozen", description="What is trained beside the head.")
     pooling: Literal["position", "mean"] = Field(
         "position",
-        description="From the stacks of a session to one vector: mean of the slices in each of several bands of "
-        "height, or one mean of all.",
+        description="From the stacks of a session to one vector. position: the mean of the slices in each of several "
+        "bands of height, relative to the session's own mean and spread; mean: one mean of all.",
     )
     regularisation: list[Positive] = Field(
         default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0],
