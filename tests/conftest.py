@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # read at Ray's import; a thread left over from a test would start it again
 S3_PORT = 7481
 
 
