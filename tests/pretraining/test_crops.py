@@ -39,6 +39,24 @@ def test_views_come_crop_major_normalised_and_sized():
     assert torch.allclose(crops.large.unflatten(0, (2, 3)), expected.expand(2, -1, -1, -1, -1), atol=1e-3)
 
 
+def test_the_teacher_s_own_views_show_the_same_places_in_another_contrast():
+    stacks = make_stacks(3, shape=(56, 56))
+    plain = crop(stacks, dataclasses.replace(STILL, large_scale=(0.3, 0.6), teacher_views="own"))
+    assert torch.equal(plain.taught, plain.large)  # no contrast to change: the same windows
+    assert torch.equal(plain.head, plain.large.amax(1) > 0)
+    changed = crop(stacks, dataclasses.replace(STILL, contrast=Contrast(brightness=0.3), teacher_views="own"))
+    assert not torch.allclose(changed.taught, changed.large, atol=0.01)
+
+
+def test_what_the_student_sees_does_not_depend_on_the_teacher_s_views():
+    stacks = make_stacks(3, shape=(56, 56))
+    busy = dataclasses.replace(STILL, modality_views=0.8, contrast=Contrast(brightness=0.3, gamma=0.3, noise=0.1))
+    same, own = crop(stacks, busy), crop(stacks, dataclasses.replace(busy, teacher_views="own"))
+    assert same.taught is None
+    assert torch.equal(same.large, own.large)
+    assert torch.equal(same.small, own.small)
+
+
 def test_no_local_crops_make_an_empty_stack():
     assert crop(make_stacks(2), dataclasses.replace(STILL, small_count=0)).small.shape == (0, 3, 28, 28)
 

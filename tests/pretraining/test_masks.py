@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bfp.pretraining.draws import Draws
-from bfp.pretraining.masks import block_masks, largest_block, masked
+from bfp.pretraining.masks import VISIBLE_SHARE, block_masks, head_patches, largest_block, masked
 from tests.models.golden import GOLDEN, needs_golden
 
 
@@ -53,6 +53,49 @@ def test_indices_and_weights_belong_to_the_hidden_patches():
     assert (np.flatnonzero(masks) == found.indices.numpy()).all()
     per_crop = torch.zeros(len(masks)).index_add_(0, found.indices // masks.shape[1], found.weights)
     assert torch.allclose(per_crop, torch.from_numpy(masks.any(1)).float())
+
+
+def of_the_head(masks, head, *, first=0, count=6, smallest_ratio=0.1):
+    draws = Draws(7, 0, first=first, count=count, total=6)
+    return head_patches(masks, head=head, draws=draws, smallest_ratio=smallest_ratio)
+
+
+def test_patches_of_the_head_are_predicted_hidden_or_not_and_air_only_where_the_head_ends():
+    masks = draw(constant=True)
+    N = masks.shape[1]
+    found = of_the_head(masks, torch.ones(12, N))
+    assert len(found.indices.unique()) == len(found.indices)
+    hidden = torch.from_numpy(masks).flatten()[found.indices]
+    assert int(hidden.sum()) == int(0.1 * N) * int(masks.any(1).sum())
+    assert int((~hidden).sum()) == int(VISIBLE_SHARE * N) * 12
+    assert found.weights.sum().item() == pytest.approx(12)
+    half = (torch.arange(N) < N // 2).float().expand(12, N)
+    shown = ~torch.from_numpy(masks).flatten()[of_the_head(masks, half).indices]
+    columns = of_the_head(masks, half).indices[shown] % N
+    enough = (~torch.from_numpy(masks)[:, : N // 2]).sum(1).min() >= int(VISIBLE_SHARE * N)
+    assert enough
+    assert (columns < N // 2).all()
+
+
+def test_a_patch_that_stands_in_where_a_crop_hides_too_few_weighs_nothing():
+    masks = np.zeros((12, 48), bool)
+    masks[0, :2] = True
+    found = of_the_head(masks, torch.ones(12, 48))
+    stand_ins = ~torch.from_numpy(masks).flatten()[found.indices[:4]]
+    assert stand_ins.tolist() == (found.weights[:4] == 0).tolist() == [False, False, True, True]
+    assert found.weights.sum().item() == pytest.approx(12)
+
+
+def test_two_workers_predict_the_patches_of_one():
+    masks, head = draw(constant=True), torch.from_numpy(np.random.default_rng(0).random((12, 48), np.float32))
+    N = masks.shape[1]
+    whole = {(int(index) // N, int(index) % N) for index in of_the_head(masks, head).indices}
+    joined = set()
+    for first, count in ((0, 2), (2, 4)):
+        crops = np.concatenate([np.arange(first, first + count), np.arange(first, first + count) + 6])
+        part = of_the_head(masks[crops], head[crops], first=first, count=count)
+        joined |= {(int(crops[int(index) // N]), int(index) % N) for index in part.indices}
+    assert joined == whole
 
 
 def test_no_masks_make_empty_indices():

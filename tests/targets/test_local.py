@@ -92,7 +92,7 @@ def test_what_says_only_how_a_run_is_run_may_change(small_driver, tmp_path):
     small_driver()
     finished_run(tmp_path)
     with Local() as target:
-        target.plan(load(makers.write_spec(tmp_path, compute="{workers: 2}")))
+        assert target.plan(load(makers.write_spec(tmp_path, compute="{workers: 2}"))).rows
 
 
 def test_a_run_that_goes_on_elsewhere_is_refused(small_driver, tmp_path):

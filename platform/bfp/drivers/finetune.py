@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
+from bfp.drivers.inputs import check_encoder
 from bfp.drivers.plan import Plan
 from bfp.errors import InputError
 from bfp.runs import Run
@@ -63,7 +64,7 @@ class Material:
 def plan(spec: Finetune) -> Plan:
     """Opens the store and the labels: whatever is wrong with them is said before anything is written."""
     _check_available(spec)
-    _check_encoder(spec)
+    check_encoder(spec.encoder)
     material = _material(spec, snapshot=None)
     per_class = _per_class(material)
     approaches = [name for name in _approaches(spec) if name != ORACLE]
@@ -150,20 +151,6 @@ def _check_available(spec: Finetune) -> None:
         raise InputError(f"task.type: {spec.task.type} is not available in bfp {__version__}; classification is")
     if spec.tune != "frozen":
         raise InputError(f"tune: {spec.tune} is not available in bfp {__version__}; frozen is")
-
-
-def _check_encoder(spec: Finetune) -> None:
-    """What can be known of the encoder without loading it."""
-    reference = parse_encoder(spec.encoder)
-    if reference.origin in ("timm", "meta") and reference.uri is not None and not place(reference.uri).exists():
-        raise InputError(f"encoder: {reference.uri}: no such file of weights")
-    if reference.origin == "folder" and reference.uri is not None:
-        at = place(reference.uri)
-        folders = (at, at / "encoder", at / "model", at / "model" / "encoder")
-        if not any((folder / "config.json").exists() for folder in folders):
-            raise InputError(
-                f"encoder: {at}: no finished encoder there; give a pretraining run that is done, or a model folder"
-            )
 
 
 def _approaches(spec: Finetune) -> list[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
+from bfp.drivers.inputs import check_encoder
 from bfp.drivers.plan import Plan
 from bfp.errors import InputError, Interrupted
 from bfp.runs import Run
@@ -70,7 +71,7 @@ class Material:
 
 def plan(spec: Pretrain) -> Plan:
     """Opens the stores: whatever is wrong with them, the encoder or the crops is said before anything is written."""
-    _check_encoder(spec)
+    check_encoder(spec.encoder)
     material = _material(spec, snapshots=None)
     subjects, held = material.subjects
     steps = f"{material.steps:,} of {spec.train.batch_size} stacks, {material.steps_per_epoch:,} an epoch"
@@ -103,7 +104,7 @@ def execute(spec: Pretrain, run: Run) -> None:
     from bfp.drivers.pretrain_results import card, results_of
     from bfp.drivers.training import train_on_ray
 
-    _check_encoder(spec)
+    check_encoder(spec.encoder)
     run.phase("reading the store's index")
     material = _material(spec, snapshots=_pinned_snapshots(spec, run))
     task = _task(spec, run, material)
@@ -130,19 +131,6 @@ def execute(spec: Pretrain, run: Run) -> None:
 
 
 # what is asked for ---------------------------------------------------------------------------------------------------
-
-
-def _check_encoder(spec: Pretrain) -> None:
-    """What can be known of the encoder without loading it."""
-    reference = parse_encoder(spec.encoder)
-    if reference.uri is None:
-        return
-    at = place(reference.uri)
-    if reference.origin != "folder" and not at.exists():
-        raise InputError(f"encoder: {at}: no such file of weights")
-    folders = (at, at / "encoder", at / "model", at / "model" / "encoder")
-    if reference.origin == "folder" and not any((folder / "config.json").exists() for folder in folders):
-        raise InputError(f"encoder: {at}: no finished encoder there; give a pretraining run that is done, or a folder")
 
 
 def _store_places(spec: Pretrain) -> list[str]:

@@ -6,8 +6,9 @@ to the session's own mean and spread before: what all slices of a session share 
 modalities are missing, and it hides what differs between the slices. A store of the form `neighbours` has stacks of
 several modalities, and each modality (`part`) is taken for itself.
 
-Measured on 72 sessions of the demo cohort, pretrained and untrained encoder (AUROC, mean of 3 splits): bands 0.61 and
-0.62, relative bands 0.67 and 0.60, of T1w alone 0.59 and 0.51, relative 0.70 and 0.64.
+Measured on 72 sessions of an earlier demo cohort, by whose labels this was chosen, with a pretrained and an untrained
+encoder (AUROC, mean of 3 splits): bands 0.61 and 0.62, relative bands 0.67 and 0.60, of T1w alone 0.59 and 0.51,
+relative 0.70 and 0.64.
 
 What a session lacks (a band without a slice, a modality that was not scanned) is NaN here; a head fills it with the
 mean of the sessions that it was trained on.

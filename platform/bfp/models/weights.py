@@ -115,7 +115,7 @@ def fill_from_timm(model: VisionTransformer, file: Place) -> None:
             if path.suffix == ".npz":
                 model.load_pretrained(str(path))
                 return
-            state = checkpoint_filter_fn(timm.models.load_state_dict(str(path)), model)
+            state = checkpoint_filter_fn(timm.models.load_state_dict(str(path), weights_only=True), model)
         except _UNREADABLE as error:
             raise InputError(f"{file}: no weights that timm can read: {error}") from error
     fill(model, {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}, source=file)

@@ -55,7 +55,8 @@ def head_patches(masks: np.ndarray, *, head: Tensor, draws: Draws, smallest_rati
 
     masks: bool (2·B, N). head: float (2·B, N) on the device, the share of head in a patch. Of each masked crop as many
     hidden patches as the least masked one has, smallest_ratio · N; of every crop VISIBLE_SHARE · N visible ones.
-    Patches with head come first, chosen at random; air would take half of the prototypes. All weigh the same.
+    Patches with head come first, chosen at random; air would take half of the prototypes. All weigh the same, but for
+    one that had to stand in where a crop has too few of its kind: it weighs nothing.
     """
     N = masks.shape[1]
     order = torch.from_numpy(_crop_major(draws.uniform("patch order", LARGE_CROPS, N))).to(head.device)
@@ -64,18 +65,19 @@ def head_patches(masks: np.ndarray, *, head: Tensor, draws: Draws, smallest_rati
     masked_crops = torch.from_numpy(np.flatnonzero(masks.any(1))).to(head.device)
     every_crop = torch.arange(len(masks), device=head.device)
 
-    def first(wanted: Tensor, crops: Tensor, count: int) -> Tensor:
-        places = torch.where(wanted, order, -1.0)[crops].topk(count, dim=1).indices
-        return (crops[:, None] * N + places).flatten()
+    def first(wanted: Tensor, crops: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        best = torch.where(wanted, order, -1.0)[crops].topk(count, dim=1)
+        return (crops[:, None] * N + best.indices).flatten(), (best.values >= 0).flatten()
 
-    indices = torch.cat(
-        [
-            first(hidden, masked_crops, max(1, int(smallest_ratio * N))),
+    indices, counted = (
+        torch.cat(parts)
+        for parts in zip(
+            first(hidden, masked_crops, int(smallest_ratio * N)),
             first(~hidden, every_crop, max(1, int(VISIBLE_SHARE * N))),
-        ]
+            strict=True,
+        )
     )
-    weights = torch.full((len(indices),), len(masks) / len(indices), device=head.device)
-    return Masked(hidden, indices, weights)
+    return Masked(hidden, indices, counted * (len(masks) / counted.sum()))
 
 
 def block_masks(
