@@ -38,14 +38,15 @@ test: lint types
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest
 
-# The published contracts, from the models and the installed timm; a test holds them in step.
+# The published contracts, from the models, the Arrow schemas and the installed timm; tests hold them in step.
 schemas: $(READY)
 	@$(BIN)/python -m tests.specs.timm_table
-	@$(BIN)/python -m bfp.specs.schema schemas
+	@$(BIN)/bfp schema --all schemas
+	@$(BIN)/python -m bfp.cli.columns schemas
 
 # Exact versions for every machine, from a fresh environment with the newest that pyproject.toml allows.
 lock:
-	@./.ci/lock
+	@PYTHON=$(PYTHON) ./.ci/lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -29,6 +29,7 @@ LINES = [
     {"runs"},
     {"storage"},
     {"specs", "errors"},
+    {"words"},
 ]
 """Each line may import the lines below it; peers on one line do not import one another."""
 
@@ -49,7 +50,7 @@ def allowed(importer: str, imported: str) -> bool:
         return importer == "cli"
     if imported == "specs" and importer not in SPEC_READERS:
         return False
-    # `errors` is the one word that everybody, `specs` too, has in common.
+    # `errors` is what everybody, `specs` too, has in common.
     return imported == "errors" or LEVEL[importer] < LEVEL[imported]
 
 

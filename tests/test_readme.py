@@ -25,7 +25,7 @@ SMALL = {
     "ingest": ["preprocessing.size=56", "preprocessing.spacing_mm=4.0", "preprocessing.slice_spacing_mm=12.0"],
     "pretrain": [
         *("train.epochs=1", "train.steps_per_epoch=4", "train.batch_size=8", "compute.cpus_per_worker=1"),
-        *("crops.local_size_px=28", "encoder_shape.width=32", "encoder_shape.depth=2", "encoder_shape.heads=2"),
+        *("crops.local_size_px=24", "encoder_shape.width=32", "encoder_shape.depth=2", "encoder_shape.heads=2"),
     ],
     "finetune": ["folds=2"],
     "infer": [],

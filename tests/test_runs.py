@@ -1,17 +1,26 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from bfp.errors import InputError, Interrupted
-from bfp.runs import Event, Run, RunFolder
+from bfp import runs
+from bfp.errors import InputError, Interrupted, JobFailed, StorageError
+from bfp.runs import Event, Journal, Run, RunFolder
 from bfp.storage import Place
+
+LONG_AGO = "2026-01-01T00:00:00.000Z"
 
 
 def _run(folder: Path | str, **more: object) -> Run:
@@ -31,7 +40,7 @@ def test_a_run_that_ends_says_done_and_keeps_every_figure(tmp_path: Path) -> Non
     assert [(row["step"], row["value"]) for row in folder.metrics()] == [(1, 0.5), (2, None)]
     assert [event["event"] for event in folder.events()] == ["start", "phase", "progress", "warning", "end"]
     assert heard == folder.events()
-    assert not (tmp_path / "a/lease.json").exists()
+    assert not list((tmp_path / "a").glob("lease.*"))
 
 
 def test_a_run_goes_on_where_it_was_left_and_a_step_logged_twice_counts_once(tmp_path: Path) -> None:
@@ -65,6 +74,130 @@ def test_two_submitters_never_run_one_run(tmp_path: Path) -> None:
         pass
 
 
+def _lease_of_another_machine(number: int, folder: Path, *, beat: str) -> Path:
+    file = folder / f"lease.{number}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
+        json.dumps({"host": f"not-{socket.gethostname()}", "pid": 1, "born": "", "since": LONG_AGO, "beat": beat})
+    )
+    return file
+
+
+@pytest.mark.parametrize("turn", range(7))
+def test_of_two_submitters_that_find_a_dead_one_s_lease_one_runs_however_their_steps_fall(
+    turn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _lease_of_another_machine(1, tmp_path / "a", beat=LONG_AGO)
+    with ExitStack() as running:
+        one, other, entered = _run(tmp_path / "a"), _run(tmp_path / "a"), []
+        steps = iter(range(100))
+
+        def enter(run: Run) -> None:
+            with suppress(InputError):
+                entered.append(running.enter_context(run))
+
+        def step_by_step(act: Callable) -> Callable:
+            def acting(*arguments: object) -> object:
+                if next(steps) == turn:
+                    enter(other)  # between two steps of the first, the second goes all the way
+                return act(*arguments)
+
+            return acting
+
+        with monkeypatch.context() as interleaved:
+            for name in ("names", "read", "create", "delete"):
+                interleaved.setattr(Place, name, step_by_step(getattr(Place, name)))
+            enter(one)
+        assert next(steps) > turn
+        assert len(entered) == 1
+
+
+def test_another_machine_s_lease_counts_while_it_is_renewed(tmp_path: Path) -> None:
+    _lease_of_another_machine(1, tmp_path / "a", beat=runs.utc_now())
+    with pytest.raises(InputError, match="already going on \\(process 1 on not-"), _run(tmp_path / "a"):
+        pass
+    _lease_of_another_machine(1, tmp_path / "a", beat=LONG_AGO)
+    with _run(tmp_path / "a"):
+        assert [file.name for file in (tmp_path / "a").glob("lease.*")] == ["lease.2.json"]
+
+
+def test_a_run_that_was_taken_over_stops_and_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    with pytest.raises(JobFailed, match="another submitter has taken this run over"), _run(tmp_path / "a") as run:
+        other = _lease_of_another_machine(2, tmp_path / "a", beat=runs.utc_now())
+        deadline = time.monotonic() + 10
+        while not run.stopping:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        raise Interrupted("stopped, as asked")
+    assert [event["event"] for event in RunFolder(run.folder).events()] == ["start"]
+    assert list((tmp_path / "a").glob("lease.*")) == [other]
+
+
+def test_a_lease_is_renewed_again_once_a_lost_store_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(self: Place) -> bytes:
+        raise StorageError(f"{self}: cannot read it: the store is away")
+
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    with _run(tmp_path / "a") as run:
+        lease = tmp_path / "a/lease.1.json"
+        with monkeypatch.context() as outage:
+            outage.setattr(Place, "read", away)
+            time.sleep(0.1)
+        before = lease.read_text()
+        deadline = time.monotonic() + 10
+        while lease.read_text() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not run.stopping
+
+
+def test_what_stands_there_is_looked_at_again_under_the_lease(tmp_path: Path) -> None:
+    def refuse(spec_yaml: str) -> None:
+        raise InputError(f"another spec: {spec_yaml}")
+
+    with _run(tmp_path / "a"):
+        pass
+    before = sorted((tmp_path / "a").iterdir())
+    with pytest.raises(InputError, match="another spec: kind: ingest"), _run(tmp_path / "a", accepts=refuse):
+        pass
+    assert sorted((tmp_path / "a").iterdir()) == before
+
+
+def test_what_went_wrong_is_not_hidden_by_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    def lose(folder: Path) -> None:
+        folder.rename(tmp_path / f"{folder.name}-away")
+        folder.write_text("a file: nothing can be written below it")
+
+    with pytest.raises(ZeroDivisionError), _run(tmp_path / "a"):
+        lose(tmp_path / "a")
+        _ = 1 / 0
+    with pytest.raises(StorageError, match="cannot write it"), _run(tmp_path / "b"):
+        lose(tmp_path / "b")
+
+
+def _records(file: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: length (8 bytes), its checksum (4), the record, its checksum (4)."""
+    data = file.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield data[12 : 12 + length]
+        data = data[16 + length :]
+
+
+def test_tensorboard_reads_the_figures_of_every_submission(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event as BoardEvent
+
+    for step in (1, 2):
+        with _run(tmp_path / "a") as run:
+            run.figures(step, {"loss": 1 / step, "rate": 3.0})
+    files = sorted((tmp_path / "a").glob("events.out.tfevents.*"))
+    events = [BoardEvent.FromString(record) for file in files for record in _records(file)]
+    assert [event.file_version for event in events] == ["brain.Event:2", "", "brain.Event:2", ""]
+    logged = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert logged == [(1, "loss", 1.0), (1, "rate", 3.0), (2, "loss", 0.5), (2, "rate", 3.0)]
+
+
 def test_a_killed_run_is_lost_and_can_be_taken_up_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time; from tests.test_runs import _run\n"
@@ -92,13 +225,49 @@ def test_a_line_cut_short_by_a_crash_hides_no_other(tmp_path: Path) -> None:
     assert [event["event"] for event in RunFolder(Place(str(tmp_path / "a"))).events()] == ["start", "note", "end"]
 
 
+def test_a_line_after_one_cut_short_stands_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"event": "start"}\n{"event": "no')
+    journal = Journal(Place(str(tmp_path / "events.jsonl")))
+    journal.append({"event": "note"})
+    assert journal.rows() == [{"event": "start"}, {"event": "note"}]
+
+
+def test_a_fold_killed_before_its_segments_were_deleted_doubles_nothing(s3_bucket: str) -> None:
+    file = Place(s3_bucket) / "folding/events.jsonl"
+    journal = Journal(file)
+    rows = [{"time": str(number), "event": "note"} for number in range(4)]
+    for row in rows[:3]:
+        journal.append(row)
+        journal.flush()
+    journal.fold()
+    for number in (2, 3):  # what a kill leaves behind
+        (file.parent / f"events.jsonl.{number:06d}").write(json.dumps(rows[number - 1]).encode() + b"\n")
+    assert Journal(file).rows() == rows[:3]
+    again = Journal(file)
+    again.append(rows[3])
+    again.fold()
+    assert Journal(file).rows() == rows
+    assert file.parent.names() == ["events.jsonl"]
+
+
+def test_two_writers_of_one_journal_overwrite_none_of_each_other_s_segments(s3_bucket: str) -> None:
+    file = Place(s3_bucket) / "two-writers/events.jsonl"
+    one, other = Journal(file), Journal(file)
+    for journal, time_ in ((one, "1"), (other, "2")):
+        journal.append({"time": time_})
+        journal.flush()
+    assert [row["time"] for row in Journal(file).rows()] == ["1", "2"]
+
+
 def test_a_run_on_an_object_store_ends_as_one_file_each(s3_bucket: str) -> None:
     folder = Place(s3_bucket) / "runs/a"
     with _run(folder.uri) as run:
         run.note("one")
         run.figures(1, {"loss": 1.0})
         run.result({"figures": {"loss": 1.0}})
-    assert folder.names() == ["events.jsonl", "metrics.parquet", "results.json", "spec.yaml"]
+    board, names = [[name for name in folder.names() if ("tfevents" in name) is wanted] for wanted in (True, False)]
+    assert names == ["events.jsonl", "metrics.parquet", "results.json", "spec.yaml"]
+    assert len(board) == 1
     found = RunFolder(folder)
     assert [event["event"] for event in found.events()] == ["start", "note", "end"]
     assert found.metrics()[0]["value"] == 1.0

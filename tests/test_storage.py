@@ -5,7 +5,9 @@ import os
 import pickle
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from bfp.errors import InputError, StorageError
 from bfp.storage import Place, place
@@ -90,6 +92,31 @@ def test_an_unknown_scheme_is_said_in_words() -> None:
         Place("gopher://host/x").exists()
 
 
+def test_a_package_that_a_scheme_needs_is_named() -> None:
+    with pytest.raises(InputError, match="needs a package that is not installed: Please install gcsfs"):
+        Place("gs://bucket/x").exists()
+
+
+class CarelessStore(MemoryFileSystem):
+    """A store that ignores `If-None-Match`."""
+
+    protocol = "careless"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: object) -> None:
+        super().pipe_file(path, value, mode="overwrite", **more)
+
+
+def test_a_store_that_lets_everybody_create_is_found_out_and_nothing_is_left_there(tmp_path: Path) -> None:
+    fsspec.register_implementation("careless", CarelessStore)
+    for folder, kept in (
+        (Place("careless://runs"), False),
+        (Place("memory://runs"), True),
+        (Place(f"{tmp_path}"), True),
+    ):
+        assert folder.creates_once() is kept
+        assert folder.names() == []
+
+
 def test_an_object_store_keeps_the_same_promises(s3_bucket: str, tmp_path: Path) -> None:
     folder = Place(s3_bucket) / "storage"
     file = folder / "commit.json"
@@ -105,6 +132,8 @@ def test_an_object_store_keeps_the_same_promises(s3_bucket: str, tmp_path: Path)
     assert [(entry.place.name, entry.size) for entry in folder.files()] == [("commit.json", 5), ("big", 1_000_000)]
     assert folder.names() == ["commit.json"]
     folder.check_writable()
+    assert folder.creates_once()
+    assert folder.names() == ["commit.json"]
     file.delete()
     file.delete()
     assert not file.exists()

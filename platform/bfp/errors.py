@@ -4,7 +4,7 @@
     ├── InputError         what the user gave is wrong: a spec, a file, a name, a place          exit 2
     │   ├── SpecError      every mistake of one spec at once, in the file's order
     │   └── StorageError   a place that cannot be read or written
-    ├── JobFailed          a run started and could not finish                                    exit 1
+    ├── JobFailed          a run started and could not finish, whatever the cause                exit 1
     ├── Interrupted        the user asked to stop; the run can be resumed                        exit 130
     └── Unusable           one scan that cannot be used: a row of `rejected`, never the end of a run
 

@@ -1,15 +1,21 @@
 """Runs: the folder of one execution of a job, and what is written there while it goes on.
 
     <output>/<name>/spec.yaml         the resolved spec, with the code's version
-    <output>/<name>/lease.json        who runs it now; gone when nobody does
+    <output>/<name>/lease.<n>.json    who runs it now; gone when nobody does
     <output>/<name>/events.jsonl      what happened, one JSON object a line
     <output>/<name>/metrics.parquet   every logged figure: step, name, value, time
+    <output>/<name>/events.out.tfevents.<time>   the same for TensorBoard, a file for each submission
     <output>/<name>/results.json      what came out: figures, tables, pictures with their captions
     <output>/<name>/pictures/ checkpoints/ model/ predictions/ report/
 
 `Run` is the one writer. A driver tells it phases, progress, warnings and figures; a listener (the live display) hears
 the same events. On disk a journal is appended to; on object storage, where nothing can be, it is a row of numbered
 segments that are folded into one file at the end.
+
+One submitter at a time: whoever wants to run it creates the next lease, which only one can, and goes on when no other
+lease is held. A lease is held by a living process of this machine, or by another machine's while it is renewed; one
+that is not is passed over, so a run is taken up again after a kill. Who finds a lease above its own has been taken for
+dead: it stops, and writes no more.
 
 An event is a flat JSON object: `time` (UTC), `event` (start, phase, progress, warning, note, failure, end) and:
 
@@ -28,16 +34,20 @@ import json
 import math
 import os
 import platform
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bfp.errors import InputError
-from bfp.storage import Place
+from bfp.errors import InputError, JobFailed, StorageError
+from bfp.storage import Place, plainly
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -62,7 +72,7 @@ class Journal:
     def __init__(self, file: Place) -> None:
         self._file = file
         self._pending: list[str] = []
-        self._segment = len(self._segments())
+        self._segment = max((int(segment.name.rpartition(".")[2]) for segment in self._segments()), default=0)
         self._written_at = time.monotonic()
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -78,38 +88,41 @@ class Journal:
         self._pending.clear()
         self._written_at = time.monotonic()
         if self._file.is_local:
-            self._file.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._file.path, "ab") as stream:
-                stream.write(data)
+            self._file.append(data)
             return
         self._segment += 1
-        self._segment_place(self._segment).write(data)
+        while not self._segment_place(self._segment).create(data):
+            self._segment += 1
 
     def fold(self) -> None:
         """Turn the segments into the one file."""
         self.flush()
         if self._file.is_local or not self._segment:
             return
-        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in self.rows()))
+        self._file.write(b"".join(line + b"\n" for line in self._lines()))
         for segment in self._segments():
             segment.delete()
         self._segment = 0
 
     def rows(self) -> list[dict[str, Any]]:
         """Every row that is visible, oldest first; a last line cut short by a crash is left out."""
-        parts = [self._file] if self._file.exists() else []
-        lines = [line for part in (*parts, *self._segments()) for line in part.read().splitlines() if line]
         rows = []
-        for line in lines:
-            try:
+        for line in self._lines():
+            with suppress(ValueError):
                 rows.append(json.loads(line))
-            except ValueError:
-                continue
         return rows
 
     def delete(self) -> None:
         for part in (self._file, *self._segments()):
             part.delete()
+
+    def _lines(self) -> list[bytes]:
+        """The lines of the file and of its segments, but for segments that a killed `fold` left behind."""
+        folded = self._file.read().splitlines() if self._file.exists() else []
+        known = set(folded)  # a line holds its time of day: none is said twice
+        return folded + [
+            line for segment in self._segments() for line in segment.read().splitlines() if line not in known
+        ]
 
     def _segments(self) -> list[Place]:
         if self._file.is_local:
@@ -119,6 +132,35 @@ class Journal:
 
     def _segment_place(self, number: int) -> Place:
         return self._file.parent / f"{self._file.name}.{number:06d}"
+
+
+class EventFile:
+    """The figures of one submission as TensorBoard reads them; on object storage the file is put there at the end."""
+
+    def __init__(self, file: Place) -> None:
+        from tensorboardX.proto.event_pb2 import Event as BoardEvent
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
+
+        self._event, self._summary = BoardEvent, Summary
+        self._file = file
+        self._here = file.path if file.is_local else Path(tempfile.mkdtemp(prefix="bfp-"), file.name)
+        self._records = RecordWriter(str(self._here))
+        self._records.write(BoardEvent(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        self._flushed_at = 0.0
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        summary = self._summary(value=[self._summary.Value(tag=name, simple_value=v) for name, v in values.items()])
+        self._records.write(self._event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
+        if time.monotonic() - self._flushed_at > SEGMENT_S:
+            self._records.flush()
+            self._flushed_at = time.monotonic()
+
+    def close(self) -> None:
+        self._records.close()
+        if not self._file.is_local:
+            self._file.upload(self._here)
+            shutil.rmtree(self._here.parent)
 
 
 class RunFolder:
@@ -164,59 +206,87 @@ class RunFolder:
 
     def holder(self) -> dict[str, Any] | None:
         """Who runs this now ({host, pid, since, beat}), or None."""
-        file = self.folder / "lease.json"
-        if not file.exists():
-            return None
-        lease: dict[str, Any] = json.loads(file.read())
-        if lease["host"] == socket.gethostname():
-            return lease if _alive(lease["pid"], lease["born"]) else None
-        beat = datetime.fromisoformat(lease["beat"])
-        return lease if (datetime.now(UTC) - beat).total_seconds() < LEASE_EXPIRES_S else None
+        return next((lease for lease in self._leases().values() if _is_held(lease)), None)
+
+    def _leases(self) -> dict[int, dict[str, Any]]:
+        """All leases that lie here, by number, held or not."""
+        found = {}
+        for name in self.folder.names():
+            if not name.startswith("lease."):
+                continue
+            try:
+                found[int(name.split(".")[1])] = json.loads((self.folder / name).read())
+            except StorageError:
+                if (self.folder / name).exists():  # else it was let go of between the listing and here
+                    raise
+        return found
 
 
 class Run(RunFolder):
     """The one writer of a run folder, from `with Run(...)` to its end.
 
-    Raises InputError on entering where somebody else is running it.
+    accepts is given the spec.yaml that already stands there, once nobody else can change it, and raises InputError
+    where this run must not go on from it. Entering also raises InputError where somebody else runs it; leaving raises
+    JobFailed where somebody has taken it over.
     """
 
     def __init__(
-        self, folder: Place, *, spec_yaml: str, kind: str, version: str, listener: Listener | None = None
+        self,
+        folder: Place,
+        *,
+        spec_yaml: str,
+        kind: str,
+        version: str,
+        listener: Listener = lambda event: None,
+        accepts: Callable[[str], None] = lambda spec_yaml: None,
     ) -> None:
         super().__init__(folder)
         self._spec_yaml = spec_yaml
         self._kind = kind
         self._version = version
-        self._listener = listener or (lambda event: None)
+        self._listener = listener
+        self._accepts = accepts
+        self._since = utc_now()
         self._stop = threading.Event()
         self._ended = threading.Event()
+        self._taken_over = False
+        self._board: EventFile | None = None
         self._progress_at = 0.0
         self._phase: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        self._take_lease()
-        resumed = self.spec_text() is not None
-        (self.folder / "spec.yaml").write(self._spec_yaml.encode())
-        self._events = Journal(self.folder / "events.jsonl")
-        self._metrics = Journal(self.folder / "metrics.jsonl")
-        self._started = time.monotonic()
+        self._number = self._take_lease()
+        try:
+            before = self.spec_text()
+            if before is not None:
+                self._accepts(before)
+            (self.folder / "spec.yaml").write(self._spec_yaml.encode())
+            self._events = Journal(self.folder / "events.jsonl")
+            self._metrics = Journal(self.folder / "metrics.jsonl")
+            self._started = time.monotonic()
+            resumed = before is not None
+            self._emit("start", version=self._version, kind=self._kind, resumed=resumed, environment=_environment())
+        except BaseException:
+            self._let_go()
+            raise
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
-        self._emit("start", version=self._version, kind=self._kind, resumed=resumed, environment=_environment())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        outcome = "done" if error is None else "interrupted" if self.stopping or _is_interrupt(error) else "failed"
-        if outcome == "failed":
-            self._emit("failure", message=str(error), cause=type(error).__name__)
-        self._fold_metrics()
-        self._emit("end", outcome=outcome, message=str(error or ""), seconds=round(time.monotonic() - self._started, 3))
-        self._events.fold()
-        self._ended.set()
-        self._beating.join()
-        (self.folder / "lease.json").delete()
+        try:
+            if self._taken_over:
+                raise JobFailed(f"{self.folder}: stopped, since another submitter has taken this run over") from error
+            self._say_the_end(error)
+        except StorageError:
+            if error is None:  # else what went wrong first is what matters
+                raise
+        finally:
+            self._ended.set()
+            self._beating.join()
+            self._let_go()
 
     # what a driver says ------------------------------------------------------------------------------------------
 
@@ -244,6 +314,10 @@ class Run(RunFolder):
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
         """Log figures of one step."""
+        with plainly(self.folder, "write"):
+            if self._board is None:
+                self._board = EventFile(self.folder / f"events.out.tfevents.{time.time_ns()}")
+            self._board.add(step, values)
         now = utc_now()
         for name, value in values.items():
             self._metrics.append({"step": step, "name": name, "value": float(value), "time": now})
@@ -269,32 +343,73 @@ class Run(RunFolder):
         self._events.append(event)
         self._listener(event)
 
+    def _say_the_end(self, error: BaseException | None) -> None:
+        outcome = "done" if error is None else "interrupted" if self.stopping or _is_interrupt(error) else "failed"
+        if outcome == "failed":
+            self._emit("failure", message=str(error), cause=type(error).__name__)
+        self._fold_metrics()
+        self._emit("end", outcome=outcome, message=str(error or ""), seconds=round(time.monotonic() - self._started, 3))
+        self._events.fold()
+
+    # the lease ---------------------------------------------------------------------------------------------------
+
+    def _lease_file(self, number: int) -> Place:
+        return self.folder / f"lease.{number}.json"
+
     def _lease(self) -> bytes:
-        now = utc_now()
-        self._since = getattr(self, "_since", now)
         pid = os.getpid()
-        fields = {"host": socket.gethostname(), "pid": pid, "born": _born(pid), "since": self._since, "beat": now}
+        fields = {"host": socket.gethostname(), "pid": pid, "born": _born(pid), "since": self._since, "beat": utc_now()}
         return json.dumps(fields).encode()
 
-    def _take_lease(self) -> None:
-        file = self.folder / "lease.json"
-        for _ in range(3):
-            if file.create(self._lease()):
-                return
-            if holder := self.holder():
+    def _take_lease(self) -> int:
+        """Create the next lease, and clear away those that nobody holds; its number."""
+        found = self._leases()
+        self._refuse_if_held(found)
+        mine = max(found, default=0) + 1
+        if not self._lease_file(mine).create(self._lease()):
+            raise InputError(
+                f"{self.folder}: another submitter has just taken this run; wait for it, or give --name another"
+            )
+        # Looked at again with this lease in place: of two who both passed the first look, the later one stops here.
+        others = {number: lease for number, lease in self._leases().items() if number != mine}
+        try:
+            self._refuse_if_held(others)
+        except InputError:
+            self._lease_file(mine).delete()
+            raise
+        for number in others:
+            self._lease_file(number).delete()
+        return mine
+
+    def _let_go(self) -> None:
+        with suppress(StorageError):  # it expires by itself
+            self._lease_file(self._number).delete()
+
+    def _refuse_if_held(self, leases: Mapping[int, dict[str, Any]]) -> None:
+        for lease in leases.values():
+            if _is_held(lease):
                 raise InputError(
-                    f"{self.folder}: this run is already going on (process {holder['pid']} on {holder['host']}, "
-                    f"since {holder['since']}); wait for it, stop it, or give --name another"
+                    f"{self.folder}: this run is already going on (process {lease['pid']} on {lease['host']}, "
+                    f"since {lease['since']}); wait for it, stop it, or give --name another"
                 )
-            file.delete()
-        raise InputError(f"{self.folder}: another submitter keeps taking this run; wait for it, or give --name another")
 
     def _beat(self) -> None:
+        """Renew the lease for as long as the run goes on, unless somebody has taken it for expired."""
         while not self._ended.wait(HEARTBEAT_S):
-            (self.folder / "lease.json").write(self._lease())
+            with suppress(StorageError):  # the store is away for a while: what happened meanwhile is seen next time
+                if max(self._leases(), default=0) != self._number:
+                    self._taken_over = True
+                    self.ask_to_stop()
+                    return
+                self._lease_file(self._number).write(self._lease())
+
+    # its end -----------------------------------------------------------------------------------------------------
 
     def _fold_metrics(self) -> None:
         """Write every figure, of earlier submissions too, into metrics.parquet."""
+        if self._board is not None:
+            with plainly(self.folder, "write"):
+                self._board.close()
         self._metrics.flush()
         rows = self.metrics()
         if not rows:
@@ -337,6 +452,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return value
+
+
+def _is_held(lease: Mapping[str, Any]) -> bool:
+    if lease["host"] == socket.gethostname():
+        return _alive(lease["pid"], lease["born"])
+    beat = datetime.fromisoformat(lease["beat"])
+    return (datetime.now(UTC) - beat).total_seconds() < LEASE_EXPIRES_S
 
 
 def _alive(pid: int, born: str) -> bool:

@@ -81,31 +81,31 @@ class Place:
         """Whether a file stands here (a folder of an object store is no file)."""
         if self.is_local:
             return self.path.exists()
-        with _plainly(self, "look for"):
+        with plainly(self, "look for"):
             return bool(_fsspec(self.scheme).isfile(self.uri))
 
     def size(self) -> int:
         """Bytes of the file."""
-        with _plainly(self, "read"):
+        with plainly(self, "read"):
             return self.path.stat().st_size if self.is_local else int(_fsspec(self.scheme).size(self.uri))
 
     def entry(self) -> Entry | None:
         """The file as a listing would show it (a dangling link has size -1), or None where there is none."""
         if not self.is_local:
-            with _plainly(self, "look for"):
+            with plainly(self, "look for"):
                 try:
                     info = _fsspec(self.scheme).info(self.uri, refresh=True)
                 except FileNotFoundError:
                     return None
             return _remote_entry(self.uri, info) if info.get("type", "file") == "file" else None
-        with _plainly(self, "look for"):
+        with plainly(self, "look for"):
             if not os.path.lexists(self.uri):
                 return None
             return None if self.path.is_dir() else _local_entry(self)
 
     def read(self) -> bytes:
         """The whole file."""
-        with _plainly(self, "read"):
+        with plainly(self, "read"):
             if self.is_local:
                 return self.path.read_bytes()
             if self.scheme == "s3":
@@ -121,7 +121,7 @@ class Place:
         """
         import pyarrow.parquet
 
-        with _plainly(self, "read"):
+        with plainly(self, "read"):
             if self.is_local or self.scheme == "s3":
                 return pyarrow.parquet.ParquetFile(self._key(), filesystem=self._arrow(), pre_buffer=pre_buffer)
             return pyarrow.parquet.ParquetFile(_fsspec(self.scheme).open(self.uri, "rb"), pre_buffer=pre_buffer)
@@ -135,7 +135,7 @@ class Place:
         if self.is_local:
             yield from self._local_files()
             return
-        with _plainly(self, "list"):
+        with plainly(self, "list"):
             found = _fsspec(self.scheme).find(self.uri, detail=True)
         for key in sorted(found):
             info = found[key]
@@ -143,7 +143,7 @@ class Place:
                 yield _remote_entry(f"{self.scheme}://{key.removeprefix(self.scheme + '://')}", info)
 
     def _local_files(self) -> Iterator[Entry]:
-        with _plainly(self, "list"):
+        with plainly(self, "list"):
             entries = sorted(os.scandir(self.path), key=lambda entry: entry.name + "/" * entry.is_dir())
         for entry in entries:
             here = Place(os.path.join(self.uri, entry.name))
@@ -154,7 +154,7 @@ class Place:
 
     def names(self) -> list[str]:
         """The names of the files directly in this folder, sorted; none where the folder does not exist."""
-        with _plainly(self, "list"):
+        with plainly(self, "list"):
             if self.is_local:
                 if not self.path.is_dir():
                     return []
@@ -168,7 +168,7 @@ class Place:
 
     def folders(self) -> list[str]:
         """The names of the folders directly in this folder, sorted; none where the folder does not exist."""
-        with _plainly(self, "list"):
+        with plainly(self, "list"):
             if self.is_local:
                 if not self.path.is_dir():
                     return []
@@ -183,16 +183,26 @@ class Place:
 
     def write(self, data: bytes) -> None:
         """Replace the file, whole."""
-        with _plainly(self, "write"):
+        with plainly(self, "write"):
             if not self.is_local:
                 _fsspec(self.scheme).pipe_file(self.uri, data)
                 return
             aside = self._write_aside(data)
             os.replace(aside, self.path)
 
+    def append(self, data: bytes) -> None:
+        """Add whole lines to a local file; a last line that a crash cut short is ended first."""
+        with plainly(self, "write"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    data = data if file.read(1) == b"\n" else b"\n" + data
+                file.write(data)
+
     def create(self, data: bytes) -> bool:
         """Write the file if there is none; False, and nothing changed, if there is one."""
-        with _plainly(self, "write"):
+        with plainly(self, "write"):
             if self.is_local:
                 return self._create_local(data)
             filesystem = _fsspec(self.scheme)
@@ -229,7 +239,7 @@ class Place:
 
     def upload(self, file: Path) -> None:
         """Replace the file by a local one, without holding it in memory."""
-        with _plainly(self, "write"):
+        with plainly(self, "write"):
             if not self.is_local:
                 _fsspec(self.scheme).put_file(str(file), self.uri)
                 return
@@ -243,7 +253,7 @@ class Place:
 
     def delete(self) -> None:
         """Remove the file; nothing happens where there is none."""
-        with _plainly(self, "delete"):
+        with plainly(self, "delete"):
             if self.is_local:
                 self.path.unlink(missing_ok=True)
             elif _fsspec(self.scheme).exists(self.uri):
@@ -263,6 +273,16 @@ class Place:
             raise StorageError(f"{self.uri}: {folder} is a file; give a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise StorageError(f"{self.uri}: no permission to write in {folder}; choose another place")
+
+    def creates_once(self) -> bool:
+        """Whether `create` keeps its promise here: some object stores ignore `If-None-Match` and let everybody win."""
+        if self.is_local:
+            return True
+        probe = self / f".bfp-{secrets.token_hex(6)}"
+        probe.create(b"first")
+        kept = not probe.create(b"second")
+        probe.delete()
+        return kept
 
     def _write_aside(self, data: bytes) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -332,7 +352,8 @@ def _fsspec(scheme: str) -> Any:
             )
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
-        raise InputError(f"{scheme}:// needs a package that is not installed: pip install 'bfp[{scheme}]'") from error
+        # in fsspec's words, which name the package to install
+        raise InputError(f"{scheme}:// needs a package that is not installed: {error}") from error
     except ValueError as error:
         raise InputError(
             f"{scheme}:// is no scheme that fsspec knows; use a path, s3:// or another of its schemes"
@@ -363,7 +384,7 @@ def _set_s3_environment() -> None:
 
 
 @contextmanager
-def _plainly(here: Place, verb: str) -> Iterator[None]:
+def plainly(here: Place, verb: str) -> Iterator[None]:
     """Turn what the storage clients raise into a StorageError in plain words."""
     try:
         yield
@@ -371,6 +392,8 @@ def _plainly(here: Place, verb: str) -> Iterator[None]:
         raise StorageError(f"{here}: cannot {verb} it: nothing is there") from error
     except PermissionError as error:
         raise StorageError(f"{here}: cannot {verb} it: no permission; check the owner or the credentials") from error
+    except (NotADirectoryError, FileExistsError) as error:
+        raise StorageError(f"{here}: cannot {verb} it: a file stands where a folder should be") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StorageError(f"{here}: cannot {verb} it: no space left") from error

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from bfp.batches.plan import BatchPlan, units_of
-from bfp.batches.reader import Batch, read
+from bfp.batches.plan import BatchPlan, by_row_group, units_of, window_at
+from bfp.batches.reader import read
 from bfp.errors import InputError
 from bfp.store.reader import SliceStore, pixels_of
 from bfp.store.where import select
@@ -41,13 +42,13 @@ def test_every_stack_of_a_pass_has_its_own_pixels(stores: list[SliceStore]) -> N
     pixels = np.concatenate(
         [pixels_of(s.read_row_group(f, g)) for s in stores for f in s.stack_files() for g in range(len(f.row_groups))]
     )
-    present = np.concatenate([np.array(store.stack_index()["present"].to_pylist()) for store in stores])
     seen = set()
-    for batch in islice(read(stores, plan), plan.pass_steps):
-        assert batch.pixels.dtype == torch.uint8
-        assert np.array_equal(batch.pixels.numpy(), pixels[batch.stacks])
-        assert np.array_equal(batch.present.numpy(), present[batch.stacks])
-        seen |= set(batch.stacks.tolist())
+    for step, batch in enumerate(islice(read(stores, plan), plan.pass_steps)):
+        windows = [window_at(plan, lane=lane, step=step) for lane in range(8)]
+        stacks = [int(window.stacks[step - window.begin]) for window in windows]
+        assert batch.dtype == torch.uint8
+        assert np.array_equal(batch.numpy(), pixels[stacks])
+        seen |= set(stacks)
     assert len(seen) == plan.pass_steps * 8
 
 
@@ -59,11 +60,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_restart(
     whole = list(islice(read(stores, plan), 30))
     shares = [islice(read(stores, plan, rank=rank, workers=workers, start_step=7), 23) for rank in range(workers)]
     for expected, parts in zip(whole[7:], zip(*shares, strict=True), strict=True):
-        assert equal(expected, Batch(*(torch.cat(part) for part in zip(*parts, strict=True))))
-
-
-def equal(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert torch.equal(expected, torch.cat(parts))
 
 
 def test_only_the_wanted_stacks_are_read(stores: list[SliceStore]) -> None:
@@ -74,7 +71,7 @@ def test_only_the_wanted_stacks_are_read(stores: list[SliceStore]) -> None:
     files = stores[0].stack_files()
     pixels = {pixels_of(stores[0].read_row_group(files[f], g))[r].tobytes() for f, g, r in wanted}
     for batch in islice(read(stores[:1], plan), 2 * plan.pass_steps):
-        assert all(stack.numpy().tobytes() in pixels for stack in batch.pixels)
+        assert all(stack.numpy().tobytes() in pixels for stack in batch)
 
 
 def test_the_order_of_an_index_changes_nothing(stores: list[SliceStore]) -> None:
@@ -84,10 +81,24 @@ def test_the_order_of_an_index_changes_nothing(stores: list[SliceStore]) -> None
     assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("file", "group", "rows", "first"))
 
 
+def test_row_groups_part_an_index_in_whatever_order_it_stands(stores: list[SliceStore]) -> None:
+    index = stores[0].stack_index()
+    order = np.random.default_rng(0).permutation(len(index))[:40]
+    columns = [index[name].to_numpy()[order] for name in ("file", "row_group", "row")]
+    parts = by_row_group(index.take(order))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(40))
+    places = [[tuple(int(column[at]) for column in columns) for at in part] for part in parts]
+    together = [place for part in places for place in part]
+    assert together == sorted(together)
+    assert len({places_of[0][:2] for places_of in places}) == len(places)
+    assert all(place[:2] == places_of[0][:2] for places_of in places for place in places_of)
+    assert by_row_group(index.slice(0, 0)) == []
+
+
 def test_a_reader_that_is_closed_leaves_no_thread_behind(stores: list[SliceStore]) -> None:
     import threading
 
-    batches: Iterator[Batch] = read(stores, plan_of(stores))
+    batches: Iterator[Tensor] = read(stores, plan_of(stores))
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]

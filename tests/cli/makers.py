@@ -10,21 +10,10 @@ import pytest
 
 from bfp.cli.main import run
 from bfp.errors import Interrupted
-from bfp.reports.blocks import (
-    Curves,
-    Facts,
-    Histogram,
-    IntervalRow,
-    Intervals,
-    Picture,
-    Results,
-    Roc,
-    RocCurve,
-    Table,
-    Text,
-)
+from bfp.reports.blocks import Results
 from bfp.runs import Run
 from bfp.storage import Place
+from tests.reports.makers import BLOCKS
 
 SPEC = "kind: pretrain\nname: brain\noutput: {output}\nstore: stores/a\n"
 
@@ -50,19 +39,7 @@ def bfp(capsys: pytest.CaptureFixture[str], *arguments: object) -> Answer:
     return Answer(code, captured.out, captured.err)
 
 
-RESULTS = Results(
-    {"steps": 4, "loss_first": 9.1, "loss_last": 5.21, "tissue_r2_pretrained": None},
-    [
-        Facts("Training", [("device", "2 CPUs"), ("steps", 4)]),
-        Table("Folds", ["fold", "AUROC"], [["first", 0.81], ["second", None]], note="By subject."),
-        Curves("Losses", ["loss"], "loss, nats"),
-        Intervals("Tissue", [IntervalRow("pretrained", 0.262, 0.241, 0.283)], "residual R²"),
-        Histogram("Shift", [0.5, 1.5, 12.0], "shift, mm", "scans"),
-        Picture("Slices", "pictures/qc.png", "Anterior up."),
-        Roc("ROC", [RocCurve("model", [0.0, 1.0], [0.0, 1.0])]),
-        Text("Methods", ["We trained."]),
-    ],
-)
+RESULTS = Results({"steps": 4, "loss_first": 9.1, "loss_last": 5.21, "tissue_r2_pretrained": None}, BLOCKS)
 
 
 def make_run(output: Place, name: str = "brain", *, outcome: str = "done") -> Run:

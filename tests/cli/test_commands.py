@@ -70,6 +70,15 @@ def test_schema_prints_one_kind_or_writes_all(capsys, tmp_path):
     assert bfp(capsys, "schema").code == 2
 
 
+@pytest.mark.parametrize("command", ["init ingest afile/x.yaml", "schema --all afile/schemas"])
+def test_a_place_that_cannot_be_written_is_wrong_input(command, capsys, tmp_path):
+    (tmp_path / "afile").write_text("mine")
+    answer = bfp(capsys, *command.split())
+    assert answer.code == 2
+    assert "a file stands where a folder should be" in answer.err
+    assert files(tmp_path) == [str(tmp_path / "afile")]
+
+
 # submitting ----------------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +143,7 @@ def test_a_kind_that_cannot_run_yet_says_so(capsys):
 
 
 def test_an_error_of_our_own_is_one_line_and_with_debug_a_traceback(capsys, small_driver, monkeypatch, tmp_path):
-    monkeypatch.setattr(drivers, "plan", lambda spec: {}["absent"])
+    monkeypatch.setattr(drivers, "plan", lambda spec, cpus: {}["absent"])
     spec = jobs.write_spec(tmp_path)
     answer = bfp(capsys, "submit", spec)
     assert answer.code == 1
@@ -162,7 +171,7 @@ def test_runs_lists_what_every_run_came_to(capsys, output):
 def test_show_renders_every_block(capsys, output):
     run = make_run(output)
     answer = bfp(capsys, "show", "runs/brain")
-    for part in ("2 CPUs", "undefined", "By subject.", "0.26 [0.24, 0.28]", "0.500 to 12.0, median 1.50"):
+    for part in ("vit_small", "undefined", "One cohort.", "0.83 [0.76, 0.90]", "0.300 to 12.2, median 0.750"):
         assert part in answer.out
     assert "warning: one session lacks a T1w" in answer.out
     assert str(run.folder / "pictures" / "qc.png") in answer.out

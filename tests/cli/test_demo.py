@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from bfp.cli.demo import KINDS, Demonstrated, demo_text, places
+from bfp.cli.demo import KINDS, Demonstrated, demo_text, places, precision
 from bfp.cli.jobs import finished
 from bfp.cli.output import write
 from bfp.specs import load
@@ -29,6 +29,17 @@ def test_the_specs_of_the_demo_follow_its_folder(kind, tmp_path):
     paths = [value for value in str(spec).split("'") if value.startswith("/")]
     assert paths
     assert all(path.startswith(f"{folder}/") for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "chosen"), [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"bf16": True}, "bf16")]
+)
+def test_pretraining_computes_bf16_only_where_the_machine_does(instructions, chosen, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions)
+    spec = load(str(files("bfp.demo").joinpath("jobs", "pretrain.yaml")), overrides=precision("pretrain"))
+    assert spec.compute.precision == chosen
+    assert precision("infer") == []
 
 
 def test_the_demo_ends_with_a_table_and_the_reports(capsys, tmp_path):

@@ -8,6 +8,23 @@ import numpy as np
 
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import encode
+from bfp.imaging.stacks import Recipe
+from bfp.storage import Entry, Place
+
+RECIPE = Recipe(
+    form="modalities",
+    channels=("T1w", "T2w", "FLAIR"),
+    modalities=(),
+    gap_mm=0.0,
+    spacing_mm=5.0,
+    slice_spacing_mm=6.0,
+    size_px=44,
+    register="none",
+    brain="none",
+    window_percentiles=(0.5, 99.5),
+    min_foreground=0.05,
+)
+"""Quick, coarse stacks of the heads below."""
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -27,6 +44,13 @@ def write(file: Path, text: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     return file
+
+
+def entry(file: Path) -> Entry:
+    """A file as discovery lists it."""
+    found = Place(str(file)).entry()
+    assert found is not None
+    return found
 
 
 def head(shape: tuple[int, int, int], *, seed: int = 0) -> np.ndarray:

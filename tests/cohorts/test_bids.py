@@ -101,6 +101,25 @@ def test_labels_come_from_participants_and_sessions(tmp_path: Path) -> None:
     assert after.labels == {"age": "72", "sex": "F"}
 
 
+def test_a_column_called_cohort_is_a_label_of_the_dataset_like_any_other(tmp_path: Path) -> None:
+    root = touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    write(root / "participants.tsv", "participant_id\tcohort\nsub-01\tcontrols\n")
+    (session,) = found_in(root)
+    assert session.labels == {"cohort": "controls"}
+
+
+def test_a_label_map_that_is_a_dangling_link_is_named_unless_another_is_there(tmp_path: Path) -> None:
+    masks = (SegmentationSource("tumour", "T1w", suffix="label-lesion_mask"),)
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_label-lesion_mask.nii.gz -> gone")
+    (session,) = found_in(tmp_path, segmentations=masks)
+    assert [(each.file.place.name, each.file.size) for each in session.label_maps] == [
+        ("sub-01_label-lesion_mask.nii.gz", -1)
+    ]
+    touch(tmp_path, "derivatives/x/sub-01_acq-x_label-lesion_mask.nii.gz")
+    (session,) = found_in(tmp_path, segmentations=masks)
+    assert [each.file.place.name for each in session.label_maps] == ["sub-01_acq-x_label-lesion_mask.nii.gz"]
+
+
 def test_label_maps_are_found_by_suffix_and_are_no_scans(tmp_path: Path) -> None:
     root = touch(
         tmp_path,

@@ -40,9 +40,15 @@ def test_a_session_group_tells_visits_apart_and_the_first_by_name_is_taken(tmp_p
     assert [row.detail for row in two.left_out] == ["S1_v2_T1.nii was taken: the first by name"]
 
 
+def test_labels_stand_without_the_prefixes_of_bids(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01_ses-a_T1w.nii")
+    (session,) = found_in(f"{tmp_path}/*.nii", r"(?P<subject>sub-\d+)_(?P<session>ses-\w)_(?P<modality>\w+)\.nii")
+    assert session.key == ("c", "01", "a")
+
+
 def test_a_glob_that_finds_nothing_says_how_many_files_it_looked_at(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt", "b.txt")
-    with pytest.raises(InputError, match=r"finds none of the 2 files below"):
+    with pytest.raises(InputError, match=r"finds nothing in the 2 files below"):
         found_in(f"{tmp_path}/*.nii.gz")
 
 

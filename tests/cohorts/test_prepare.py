@@ -12,28 +12,9 @@ from bfp.cohorts.sessions import Key
 from bfp.errors import InputError, Reason, StorageError
 from bfp.imaging.stacks import Recipe
 from bfp.storage import Entry, Place
-from tests.cohorts.makers import write_scan
+from tests.cohorts.makers import RECIPE, entry, write_scan
 
-RECIPE = Recipe(
-    form="modalities",
-    channels=("T1w", "T2w", "FLAIR"),
-    modalities=(),
-    gap_mm=0.0,
-    spacing_mm=5.0,
-    slice_spacing_mm=6.0,
-    size_px=44,
-    register="none",
-    brain="none",
-    window_percentiles=(0.5, 99.5),
-    min_foreground=0.05,
-)
 SPACING_MM = (5.0, 5.0, 6.0)
-
-
-def entry(file: Path) -> Entry:
-    found = Place(str(file)).entry()
-    assert found is not None
-    return found
 
 
 def session_of(folder: Path, *modalities: str, label_maps: tuple[LabelMap, ...] = ()) -> Session:
@@ -91,14 +72,25 @@ def test_a_session_without_a_usable_scan_has_no_stacks(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_since_the_listing_is_left_out(tmp_path: Path) -> None:
     session = session_of(tmp_path, "T1w", "FLAIR")
     (tmp_path / "FLAIR.nii.gz").unlink()
-    assert [(row.modality, row.reason) for row in prepared(session).left_out] == [("FLAIR", Reason.MISSING)]
+    assert [(row.modality, row.reason) for row in prepared(session).left_out] == [("FLAIR", Reason.UNREADABLE)]
 
 
-def test_a_file_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_left_out_and_may_be_read_the_next_time(tmp_path: Path) -> None:
     session = session_of(tmp_path, "T1w", "FLAIR")
     (tmp_path / "FLAIR.nii.gz").unlink()
     (tmp_path / "FLAIR.nii.gz").mkdir()
-    assert [(row.modality, row.reason) for row in prepared(session).left_out] == [("FLAIR", Reason.UNREADABLE)]
+    done = prepared(session)
+    assert [(row.modality, row.reason) for row in done.left_out] == [("FLAIR", Reason.UNREADABLE)]
+    assert done.passing
+
+
+def test_what_a_files_bytes_are_at_fault_for_does_not_pass(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w", "FLAIR")
+    (tmp_path / "FLAIR.nii.gz").write_bytes(b"hello")
+    scans = (session.scans[0], replace(session.scans[1], file=entry(tmp_path / "FLAIR.nii.gz")))
+    done = prepared(replace(session, scans=scans))
+    assert [row.reason for row in done.left_out] == [Reason.NOT_NIFTI]
+    assert not done.passing
 
 
 def test_a_file_that_changed_since_the_listing_is_no_rejection_but_an_error(tmp_path: Path) -> None:
@@ -136,6 +128,33 @@ def test_a_label_map_that_cannot_be_used_is_a_warning_on_its_scan(tmp_path: Path
     assert "not a NIfTI file" in warnings["FLAIR"][0]
 
 
+def test_a_label_map_that_is_not_there_is_a_warning_that_stays(tmp_path: Path) -> None:
+    (tmp_path / "link.nii").symlink_to("gone")
+    maps = (
+        label_map(tmp_path / "link.nii", "core"),
+        LabelMap("edema", "T1w", Entry(Place(f"{tmp_path}/none.nii"), -1, "")),
+    )
+    done = prepared(session_of(tmp_path, "T1w", label_maps=maps))
+    core, edema = done.scans[0].warnings
+    assert core.startswith("no labels of core: dangling link (a DataLad file that was never fetched?)")
+    assert edema == f"no labels of edema: file not found: nothing is at {tmp_path}/none.nii"
+    assert not done.passing
+
+
+def test_a_label_map_that_cannot_be_read_may_be_read_the_next_time(tmp_path: Path) -> None:
+    (tmp_path / "core.nii").mkdir()
+    maps = (LabelMap("core", "T1w", Entry(Place(f"{tmp_path}/core.nii"), 100, "")),)
+    done = prepared(session_of(tmp_path, "T1w", label_maps=maps))
+    assert "no labels of core: file cannot be read" in done.scans[0].warnings[0]
+    assert done.passing
+    without = prepared(
+        session_of(tmp_path, "T1w", label_maps=(replace(maps[0], name="brain"),)), recipe=replace(RECIPE, brain="given")
+    )
+    (row,) = without.left_out
+    assert (row.reason, row.detail.partition(":")[0]) == (Reason.NO_BRAIN_MASK, "file cannot be read")
+    assert without.passing
+
+
 def test_a_brain_mask_is_the_segmentation_of_that_name(tmp_path: Path) -> None:
     mask = np.zeros((34, 42, 30), np.uint8)
     mask[8:26, 10:32, 6:24] = 1
@@ -157,6 +176,7 @@ def test_a_session_that_takes_too_long_is_left_out_as_a_whole(tmp_path: Path) ->
     done = prepared(session, scan_timeout_s=0.1)
     assert time.monotonic() - start < 2
     assert [(row.modality, row.reason) for row in done.left_out] == [("T1w", Reason.TIMEOUT), ("T2w", Reason.TIMEOUT)]
+    assert done.passing
     assert done.left_out[0].detail == "not ready after 0.2 s (2 scans of 0.1 s)"
     with open(fifo, "wb"):  # lets the waiting thread end
         pass

@@ -50,6 +50,18 @@ def test_further_columns_are_labels_and_those_that_differ_within_a_session_are_k
     assert session.labels == {"age": "64", "coil.T1w": "8ch", "coil.FLAIR": "32ch"}
 
 
+def test_the_labels_of_several_cohorts_may_stand_in_one_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii")
+    table = write(tmp_path / "t.csv", "subject,modality,uri\nS1,T1w,a.nii\n")
+    text = "cohort,subject,diagnosis\nother,S1,CN\nc,S1,AD\n"
+    (session,) = found_in(table, labels=write(tmp_path / "labels.csv", text))
+    assert session.labels == {"diagnosis": "AD"}
+    with pytest.raises(InputError, match="its column cohort says other, and not c"):
+        found_in(table, labels=write(tmp_path / "labels.csv", "cohort,subject,diagnosis\nother,S1,CN\n"))
+    with pytest.raises(InputError, match=r"labels\.csv:3: subject S1 has no cohort; every row needs one"):
+        found_in(table, labels=write(tmp_path / "labels.csv", "cohort,subject,age\nc,S1,7\n,S1,8\n"))
+
+
 def test_labels_of_a_file_replace_those_of_the_table(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii")
     table = write(tmp_path / "t.csv", "subject,modality,uri,age\nS1,T1w,a.nii,64\n")
@@ -87,13 +99,23 @@ def test_a_label_map_comes_from_its_column(tmp_path: Path) -> None:
     assert one.labels == {}
 
 
+def test_a_label_map_that_is_not_there_is_named_all_the_same(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "link.nii -> gone")
+    table = write(tmp_path / "t.csv", "subject,modality,uri,wml\nS1,T1w,a.nii,none.nii\nS2,T1w,a.nii,link.nii\n")
+    found = found_in(table, segmentations=(SegmentationSource("wml", "T1w", column="wml"),))
+    maps = [(each.file.place.name, each.file.size) for session in found for each in session.label_maps]
+    assert maps == [("none.nii", -1), ("link.nii", -1)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("subject,path\nS1,a.nii\n", r"t\.csv: lacks the columns modality, uri; found subject, path"),
         ("subject,modality,uri\n", r"t\.csv: no rows"),
         ("", r"t\.csv: no rows"),
-        ("subject,modality,uri\nS1,,a.nii\n", r"t\.csv: row 2 has no modality"),
+        ("subject,modality,uri\nS1,,a.nii\n", r"t\.csv:2: no modality"),
+        ("subject,modality,uri\n\nS1,T1w,\n", r"t\.csv:3: no uri"),
+        ('subject,modality,uri\nS1,T1w,"' + 140_000 * "a", r"t\.csv:2: not a CSV or TSV table: field larger"),
         ("subject,modality,uri\nS1,T1w,a.nii,x\n", r"t\.csv:2: 4 cells, but 3 columns"),
         ("subject,uri,uri\nS1,T1w,a.nii\n", r"t\.csv: two columns have the same name"),
         ("subject,modality,uri\nS1,T1w,gone.nii\n", r"no scan of T1w, FLAIR .* file not found: the table names it"),

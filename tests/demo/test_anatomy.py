@@ -45,5 +45,5 @@ def test_widening_looks_inwards_on_both_sides(template: Template) -> None:
 
 def test_without_nilearn_the_message_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anatomy, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'bfp\[demo\]'"):
+    with pytest.raises(InputError, match=r"pip install nilearn"):
         anatomy.load_template()

@@ -96,6 +96,14 @@ def test_a_place_that_holds_something_else_is_refused_and_kept(facts: CohortFact
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+def test_what_lies_beside_the_cohort_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "cohort.part").mkdir()
+    (tmp_path / "cohort.part" / "mine.txt").write_text("keep")
+    make(tmp_path / "cohort", groups=Groups(control=1, disease=0, tumour=0))
+    assert (tmp_path / "cohort.part" / "mine.txt").read_text() == "keep"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_an_interrupted_cohort_is_not_there_and_can_be_made_again(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt

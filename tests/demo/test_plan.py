@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bfp.demo.plan import DEMO, Groups, Subject, plan_subjects
+from bfp.cli.demo import SEEDS
+from bfp.demo.plan import DEMO, Groups, Subject, groups_of, plan_subjects
 from bfp.demo.scanners import MODALITIES, SITES
 
 
@@ -20,7 +21,15 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another() -> None:
     assert plan_subjects(DEMO, seed=4, prefix="") != plan_subjects(DEMO, seed=5, prefix="")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("subjects", [30, 84, 85, 200])
+def test_a_cohort_has_as_many_subjects_as_were_asked_for_and_patients_as_controls(subjects: int) -> None:
+    groups = groups_of(subjects)
+    assert sum(groups) == subjects
+    assert 0 <= groups.disease - groups.control <= 1
+    assert groups.tumour == subjects // 7
+
+
+@pytest.mark.parametrize("seed", [SEEDS["cohort"], *range(20)])
 def test_severity_tells_disease_from_control_and_age_hardly_does(seed: int) -> None:
     subjects = plan_subjects(DEMO, seed=seed, prefix="")
     assert 0.9 <= auroc(subjects, "severity") <= 0.96

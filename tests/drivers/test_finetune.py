@@ -123,6 +123,7 @@ def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself
     assert found["auroc"] == figures(run)["auroc"]
     # the same seed made both
     assert found["above_untrained"] == 0
+    assert "pretraining saw subjects who are tested here was not checked" in (again / "model/README.md").read().decode()
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, store, tmp_path):
@@ -140,13 +141,12 @@ def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, store, tmp_path):
 def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
     growing = make_labelled_store(tmp_path / "grows", subjects=12)
     spec = a_spec(growing, tmp_path)
-    with Run(place(str(tmp_path / "ad")), spec_yaml="", kind="finetune", version="0") as first:
-        assert finetune.pinned_snapshot(spec, first) == 1
+    assert finetune.plan(spec).figures["snapshot"] == 1
+    execute(spec)
     commits = [record for record in layout.latest_snapshot(growing).snapshot.commits if record.name != "s11"]
     layout.take_snapshot(growing, commits, cohorts=["made"])
-    with Run(place(str(tmp_path / "ad")), spec_yaml="", kind="finetune", version="0") as second:
-        assert finetune.pinned_snapshot(spec, second) == 1
-    assert finetune.plan(spec).figures["snapshot"] == 2
+    assert finetune.plan(spec).figures["snapshot"] == 1
+    assert finetune.plan(a_spec(growing, tmp_path, name="another")).figures["snapshot"] == 2
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,12 @@ def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
         ({"tune": "lora"}, "tune: lora is not available in bfp .*; frozen is"),
         ({"task": {"type": "regression", "target": "age"}}, "task.type: regression is not available in bfp"),
         ({"store": "/nowhere"}, "/nowhere: no slice store there"),
-        ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no finished encoder there"),
+        ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no encoder there"),
         ({"encoder": "meta:/nowhere.pth", "encoder_shape": None}, "encoder: /nowhere.pth: no such file of weights"),
+        (
+            {"encoder": "random:vit_small_patch16_224"},
+            "its stacks have 28 pixels, not a multiple of 16, the patch size of random:vit_small_patch16_224",
+        ),
         ({"modalities": ["PD"]}, "modalities: PD: the store .* has T1w, T2w, FLAIR"),
         ({"labels": "/nowhere.csv"}, "/nowhere.csv: cannot read it: nothing is there"),
         ({"folds": 20}, "class CN has 15 subjects .* fewer than 20 folds"),

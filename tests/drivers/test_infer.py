@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,6 @@ import pytest
 from bfp.drivers import infer
 from bfp.drivers.inputs import recipe_of
 from bfp.errors import InputError, Interrupted, JobFailed, Reason
-from bfp.inference.kept import Kept
 from bfp.inference.pipeline import Failure, prepare_row
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
@@ -74,7 +75,7 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
     assert [row["subject"] for row in rows] == ["01", "02", "03", "04"]
     assert all(row["prob_CN"] + row["prob_AD"] == pytest.approx(1) for row in rows)
     assert rows[3]["missing"] == ["FLAIR"]
-    assert "1 sessions have no FLAIR" in next(event["message"] for event in events if event["event"] == "warning")
+    assert "1 session has no FLAIR" in next(event["message"] for event in events if event["event"] == "warning")
     (rejected,) = pq.read_table(run / "rejected" / "rejected.parquet").to_pylist()
     assert (rejected["subject"], rejected["modality"], rejected["reason"]) == ("05", "T1w", "file ends early")
     results = results_from_json(json.loads((run / "results.json").read_text()))
@@ -104,21 +105,30 @@ def test_a_stopped_run_keeps_what_it_has_and_goes_on(model, bids, tmp_path):
     assert not (run / "pictures").exists()
 
 
-def test_too_many_rejected_scans_fail_the_run_but_not_those_that_nobody_asked_for():
-    predictions = pa.table({"scans": [["a", "b", "c"], ["d"]]})
-    rejected = pa.table({"reason": [str(Reason.TRUNCATED), str(Reason.UNWANTED), str(Reason.DUPLICATE)]})
-    infer.check_rejected(Kept(predictions, rejected), 0.2)
-    with pytest.raises(JobFailed, match=r"1 of 5 scans \(20.0%\) are rejected, more than max_rejected: 0.1"):
-        infer.check_rejected(Kept(predictions, rejected), 0.1)
+def test_what_takes_too_long_is_tried_again_at_the_next_submit(model, bids, tmp_path):
+    # A file that is broken at its start may be judged within any limit.
+    run, events = execute(a_spec(model, bids, tmp_path, compute={"scan_timeout_s": 1e-6}))
+    rejected = pq.read_table(run / "rejected" / "rejected.parquet").to_pylist()
+    late = {row["subject"] for row in rejected if row["reason"] == Reason.TIMEOUT}
+    assert late >= {"01", "02", "03", "04"}
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert warnings[0].startswith(
+        f"scans of {len(late)} sessions could not be read in full this time, or took too long"
+    )
+    spec = a_spec(model, bids, tmp_path, pictures=False)
+    assert infer.plan(spec).figures["sessions_to_do"] == len(late)
+    run, _ = execute(spec)
+    assert [row["subject"] for row in predictions(run)] == ["01", "02", "03", "04"]
+    assert dict(infer.plan(spec).rows)["to do"] == "0 sessions; 5 are predicted already"
 
 
-def test_sessions_that_were_not_done_fail_the_run_with_each_cause_once():
-    infer.check_done(9, 9, [])
-    with pytest.raises(JobFailed) as failed:
-        infer.check_done(9, 5, ["no space left", "no space left"])
-    lines = str(failed.value).splitlines()
-    assert lines[0].startswith("4 of 9 sessions could not be predicted; the others are kept")
-    assert [line.strip()[:20] for line in lines[1:]] == ["no space left", "2 lost their worker "]
+def test_more_rejections_than_allowed_fail_the_run_with_its_predictions_kept(model, bids, tmp_path):
+    message = (
+        r"1 of 12 scans \(8\.3%\) are rejected, more than max_rejected: 0\.05; the predictions of the others are kept"
+    )
+    with pytest.raises(JobFailed, match=message):
+        execute(a_spec(model, bids, tmp_path, max_rejected=0.05, pictures=False))
+    assert len(predictions(tmp_path / "runs" / "tonight")) == 4
 
 
 def test_a_file_that_is_being_written_is_a_failure_and_not_a_rejected_scan(model, bids):
@@ -136,6 +146,32 @@ def test_the_plan_counts_what_will_be_predicted(model, bids, tmp_path):
     planned = infer.plan(a_spec(model, bids, tmp_path))
     assert planned.figures["sessions"] == 5
     assert dict(planned.rows)["found"] == "5 sessions: 3 FLAIR, 5 T1w, 4 T2w"
+    assert dict(planned.rows)["to do"] == "5 sessions; 0 are predicted already"
+    assert infer.plan(a_spec(model, bids, tmp_path), cpus=1).figures["workers"] == 1
+    assert infer.plan(a_spec(model, bids, tmp_path, compute={"workers": 3}), cpus=2).figures["workers"] == 2
+
+
+def test_a_plan_needs_neither_ray_nor_torch_also_for_a_run_that_was_begun(model, bids, tmp_path):
+    spec = a_spec(model, bids, tmp_path)
+    part = place(spec.output) / spec.name / "predictions" / "part-x.parquet"
+    pq.write_table(pa.table({"inputs": ["x"]}), (part.write(b""), part.path)[1])
+    code = (
+        "import sys\n"
+        "from bfp.drivers import infer\n"
+        "from bfp.specs.infer import Infer\n"
+        f"infer.plan(Infer.model_validate_json({spec.model_dump_json()!r}))\n"
+        "print([name for name in ('ray', 'torch', 'SimpleITK') if name in sys.modules])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_model_trained_on_masked_brains_asks_each_cohort_for_its_masks(bids, tmp_path):
+    masked = make_model(tmp_path / "masked", brain="given")
+    with pytest.raises(InputError, match=r"cohorts: clinic: .* each cohort needs a segmentation named `brain`"):
+        infer.plan(a_spec(masked, bids, tmp_path))
+    mask = {"name": "brain", "suffix": "mask", "drawn_on": "T1w", "classes": {"brain": [1]}}
+    cohort = {"name": "clinic", "bids": str(bids), "segmentations": [mask]}
+    assert infer.plan(a_spec(masked, bids, tmp_path, cohorts=[cohort])).figures["sessions"] == 5
 
 
 def test_a_plan_without_a_model_or_for_other_stacks_is_refused(model, bids, tmp_path):

@@ -54,7 +54,7 @@ def spec_of(folder: Path | str, dataset: Path | str, **fields: Any) -> Ingest:
     return Ingest.model_validate(given | fields)
 
 
-def run_of(spec: Ingest, *, listener: Listener | None = None) -> Run:
+def run_of(spec: Ingest, *, listener: Listener = lambda event: None) -> Run:
     folder = place(spec.output) / spec.name
     return Run(folder, spec_yaml="kind: ingest\n", kind="ingest", version="0", listener=listener)
 
@@ -108,12 +108,27 @@ def test_links_to_nothing_are_warned_of(dataset: Path, tmp_path: Path) -> None:
     write_scan(root / "sub-01/anat/sub-01_T1w.nii.gz")
     (root / "sub-01/anat/sub-01_FLAIR.nii.gz").symlink_to("../.git/annex/gone")
     plan = ingest.plan(spec_of(tmp_path, root))
-    assert plan.warnings == ["1 files are links to nothing; in a DataLad dataset, `datalad get` them first"]
+    assert plan.warnings == ["1 file is a link to nothing; in a DataLad dataset, `datalad get` first"]
+
+
+def test_a_plan_uses_no_more_workers_than_there_are_cpus(dataset: Path, tmp_path: Path) -> None:
+    assert ingest.plan(spec_of(tmp_path, dataset), cpus=3).figures["workers"] == 3
+    assert ingest.plan(spec_of(tmp_path, dataset, compute={"workers": 8}), cpus=3).figures["workers"] == 3
+    rows = dict(ingest.plan(spec_of(tmp_path, dataset, compute={"workers": 1}), cpus=3).rows)
+    assert rows["memory"] == "about 0.7 GB: 0.7 GB for each of 1 worker"
+
+
+def test_labels_that_speak_of_no_session_are_warned_of(dataset: Path, tmp_path: Path) -> None:
+    labels = write(tmp_path / "labels.csv", "subject,age\nS1,70\n")
+    cohort = {"name": "demo", "bids": str(dataset), "labels": str(labels)}
+    (warning,) = ingest.plan(spec_of(tmp_path, dataset, cohorts=[cohort])).warnings
+    assert warning.startswith(f"cohort demo: {labels} speaks of none of its sessions")
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"preprocessing": {"brain": "deepbet"}}, "preprocessing.brain: deepbet is not available in bfp .*; none and"),
         ({"cohorts": [{"name": "a", "bids": "/nowhere/at/all"}]}, "/nowhere/at/all: cannot list it: nothing is there"),
         ({"cohorts": [{"name": "a", "table": "/nowhere.csv"}]}, "/nowhere.csv: cannot read it: nothing is there"),
         (
@@ -210,6 +225,39 @@ def test_a_new_subject_makes_new_shards_and_new_labels_none(tmp_path: Path, ray_
     assert scans_prepared(executed(spec)) < 2 * SUBJECTS
     assert set(SliceStore.open(place(spec.store)).stack_index()["subject"].to_pylist()) >= {"03", "99"}
     assert before.items() <= files_of(tmp_path / "store").items()
+
+
+def test_a_plan_says_what_leaves_the_store_under_a_cohorts_name(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder
+) -> None:
+    folder = Path(undisturbed.folder.parent.parent.uri)
+    assert ingest.plan(spec_of(folder, dataset)).figures["leaving"] == 0
+    other = tmp_path / "other"
+    write_scan(other / "sub-05/anat/sub-05_T1w.nii.gz", seed=5)
+    write_scan(other / "sub-77/anat/sub-77_T1w.nii.gz", seed=77)
+    plan = ingest.plan(spec_of(folder, other))
+    assert ("leaves", "5 sessions of cohort demo") in plan.rows
+    (warning,) = plan.warnings
+    assert warning.startswith("cohort demo: 5 sessions are in snapshot 1 and not found now (01, …)")
+
+
+def test_a_scan_that_took_too_long_is_tried_again_at_the_next_submit(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder
+) -> None:
+    first = executed(spec_of(tmp_path, dataset, compute={"scan_timeout_s": 1e-6}))
+    assert "took longer than the limit" in first.results()["figures"]["rejected_by_reason"]
+    warnings = [event["message"] for event in first.events() if event["event"] == "warning"]
+    assert "could not be read in full this time, or took too long; submit again" in warnings[0]
+    spec = spec_of(tmp_path, dataset)
+    assert ingest.plan(spec).figures["shards_to_do"] > 0
+    executed(spec)
+    assert ingest.plan(spec).figures["shards_to_do"] == 0
+    there, here = SliceStore.open(place(spec.store)), SliceStore.open(undisturbed.folder.parent.parent / "store")
+    assert there.totals == here.totals
+    assert (
+        files_of(undisturbed.folder.parent.parent / "store" / "commits").items()
+        <= files_of(tmp_path / "store" / "commits").items()
+    )
 
 
 def test_another_preprocessing_is_refused_with_the_difference(dataset: Path, undisturbed: RunFolder) -> None:

@@ -15,8 +15,10 @@ import pytest
 
 from bfp.batches.held_out import held_out
 from bfp.drivers import pretrain
+from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError, Interrupted
-from bfp.models.encoder import load
+from bfp.models.encoder import load, untrained
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Event, Run, RunFolder
 from bfp.specs import Pretrain, dump
@@ -85,7 +87,7 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
         "from pathlib import Path\n"
         "from bfp.drivers import plan\n"
         "from bfp.specs import load\n"
-        "planned = plan(load(Path('spec.yaml')))\n"
+        "planned = plan(load(Path('spec.yaml')), cpus=2)\n"
         "assert not {'torch', 'ray', 'timm'} & set(sys.modules)\n"
         "print(json.dumps(planned.figures))\n"
     )
@@ -109,8 +111,16 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
     [
         ({"probe": {"segmentation": "tissues"}}, "probe.segmentation: .* has no segmentation tissues; it has tissue"),
         ({"encoder": "meta:/nowhere.pth", "encoder_shape": None}, r"encoder: /nowhere\.pth: no such file of weights"),
-        ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no finished encoder there"),
+        ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no encoder there"),
         ({"store": "/nowhere"}, "/nowhere: no slice store there"),
+        (
+            {"encoder": "random:vit_small_patch16_224", "crops": {"local_size_px": 16}},
+            "28 pixels, not a multiple",
+        ),
+        (
+            {"probe": {"segmentation": "tissue", "held_out": 0.01}},
+            "16 subjects to learn from and 0 held out",
+        ),
         ({"train": {"batch_size": 4096}}, "fewer than one batch of 4096"),
         ({"where": {"cohorts": ["other"]}}, "the store has 0 stacks for training"),
     ],
@@ -121,7 +131,7 @@ def test_what_is_wrong_is_said_by_the_plan(folder: Path, changes: dict[str, Any]
 
 
 def test_held_out_subjects_never_enter_the_order_of_training(folder: Path) -> None:
-    material = pretrain._material(spec_for(folder, "order"), snapshots=None)
+    material = material_of(spec_for(folder, "order"), run=place(str(folder / "runs" / "order")))
     (seen,) = material.training
     (everyone,) = material.indices
     assert {subject for subject in seen["subject"].to_pylist() if held_out("made", subject, share=0.25)} == set()
@@ -144,9 +154,35 @@ def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path
     assert set(range(5, STEPS + 1, 5)) <= logged
 
 
-def test_a_finished_run_submitted_again_changes_nothing(folder: Path, undisturbed: RunFolder) -> None:
-    before = weights(undisturbed)
-    assert weights(submit(spec_for(folder, "undisturbed"))) == before
+def test_the_untrained_encoder_of_a_run_is_the_one_that_it_started_from(folder: Path, undisturbed: RunFolder) -> None:
+    began = load(**encoder_arguments(spec_for(folder, "undisturbed"), size_px=28))
+    trained = load(origin="folder", name=None, uri=str(undisturbed.folder), size_px=28)
+    assert untrained(trained).description["weights"] == began.description["weights"] != weights(undisturbed)
+
+
+def test_a_finished_run_submitted_again_changes_nothing_and_starts_nothing(
+    folder: Path, undisturbed: RunFolder
+) -> None:
+    """Whether it has finished is asked before torch or a worker is."""
+    before = {entry.place: entry.place.read() for entry in undisturbed.folder.files()}
+    phases: list[str] = []
+    submit(spec_for(folder, "undisturbed"), lambda run, event: phases.append(event.get("phase", "")))
+    assert {phase for phase in phases if phase} == {"reading the store's index"}
+    after = {entry.place: entry.place.read() for entry in undisturbed.folder.files()}
+    assert {at.name for at in after if after[at] != before.get(at)} <= {"events.jsonl", "spec.yaml", "metrics.parquet"}
+    assert dict(pretrain.plan(spec_for(folder, "undisturbed")).rows)["time"] == "none for training, which is done"
+
+
+def test_a_probe_that_cannot_be_made_after_all_leaves_a_whole_encoder_and_says_why(
+    folder: Path, ray_session: None
+) -> None:
+    """Every subject has labels, and none of them is brain, which is known only when they are read."""
+    make_store(folder / "no-brain", sessions=SESSIONS, segmentation="tissue", classes={"brain": [9]})
+    run = submit(spec_for(folder, "no-brain", store=str(folder / "no-brain"), train=SHORT))
+    (warning,) = [event["message"] for event in run.events() if event["event"] == "warning"]
+    assert warning.startswith("the encoder is done, and cannot be probed: 0 subjects to learn from")
+    assert run.results()["figures"]["steps"] == 10
+    assert "Not probed: its labels did not suffice." in (run.folder / "model" / "README.md").read().decode()
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(folder: Path, undisturbed: RunFolder) -> None:
@@ -157,6 +193,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(folder: Path, undistu
     spec = spec_for(folder, "stopped")
     with pytest.raises(Interrupted, match=f"stopped after step .* of {STEPS}, with a checkpoint"):
         submit(spec, stop)
+    stopped = RunFolder(place(spec.output) / spec.name)
+    assert "Losses" in [block.title for block in results_from_json(stopped.results()).blocks]
+    assert "left, at the" in dict(pretrain.plan(spec).rows)["time"]
     assert weights(submit(spec)) == weights(undisturbed)
 
 
@@ -194,6 +233,8 @@ KILLED_DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from bfp.drivers import pretrain
+from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.stores import encoder_arguments
 from bfp.runs import Run
 from bfp.specs import load
 from bfp.storage import place

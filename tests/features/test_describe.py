@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def some_stacks(count=3):
 
 
 def test_tokens_are_those_of_the_plain_model_without_its_registers(encoder):
-    found = tokens(encoder.model, some_stacks(), mean=encoder.mean, std=encoder.std)
+    found = tokens(encoder, some_stacks())
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (encoder.mean, encoder.std))
     with torch.inference_mode():
         plain = encoder.model.forward_features((some_stacks() / 255 - mean) / std)
@@ -30,9 +32,19 @@ def test_tokens_are_those_of_the_plain_model_without_its_registers(encoder):
 
 def test_an_encoder_describes_a_stack_by_class_token_and_spread_of_its_patches(encoder):
     vectors = EncoderVectors(encoder)(some_stacks())
-    found = tokens(encoder.model, some_stacks(), mean=encoder.mean, std=encoder.std)
+    found = tokens(encoder, some_stacks())
     np.testing.assert_allclose(vectors[:, :32], found.cls, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(vectors[:, 32:], found.patches.numpy().std(axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_an_absent_channel_is_filled_as_it_was_when_the_encoder_was_trained(encoder):
+    stacks = some_stacks()
+    stacks[:, 1:] = 0
+    shown = stacks[:, :1].expand(-1, 3, -1, -1)
+    repeats = replace(encoder, fill="repeat")
+    torch.testing.assert_close(tokens(repeats, stacks).patches, tokens(encoder, shown).patches)
+    assert not torch.allclose(tokens(encoder, stacks).patches, tokens(encoder, shown).patches)
+    assert EncoderVectors(repeats).identity != EncoderVectors(encoder).identity
 
 
 def test_equal_weights_have_equal_identities_and_others_do_not(encoder):

@@ -30,6 +30,39 @@ def test_a_table_of_the_user_speaks_of_sessions_with_or_without_bids_prefixes(tm
     assert found.left_out == {"no labels": 1}
 
 
+def table_at(folder, text):
+    file = folder / "diagnoses.csv"
+    file.write_text(text)
+    return read_labels(place(str(file)))
+
+
+def test_a_table_without_cohorts_is_refused_where_two_cohorts_share_a_subject(tmp_path):
+    labels = table_at(tmp_path, "subject,diagnosis\n01,AD\n02,CN\n")
+    assert of_table(labels, [A1, A2])[A1] == {"diagnosis": "AD"}
+    message = r"diagnoses.csv: subject 01 stands in the cohorts a and b \(1 such subject\); add a column `cohort`"
+    with pytest.raises(InputError, match=message):
+        of_table(labels, [A1, A2, B1])
+
+
+def test_a_row_that_only_one_cohort_has_a_session_for_is_not_ambiguous(tmp_path):
+    other = B1._replace(session="2")
+    labels = table_at(tmp_path, "subject,session,diagnosis\n01,1,AD\n01,2,CN\n")
+    assert of_table(labels, [A1, other]) == {A1: {"diagnosis": "AD"}, other: {"diagnosis": "CN"}}
+
+
+def test_a_column_of_cohorts_tells_subjects_of_one_name_apart(tmp_path):
+    labels = table_at(tmp_path, "cohort,subject,diagnosis\na,sub-01,AD\nb,sub-01,CN\n")
+    assert of_table(labels, [A1, A2, B1]) == {A1: {"diagnosis": "AD"}, A2: {}, B1: {"diagnosis": "CN"}}
+    with pytest.raises(InputError, match="its column cohort says a, b, and not c; give the column another name"):
+        of_table(labels, [Key("c", "01", "")])
+
+
+def test_a_table_of_other_subjects_is_refused_with_one_of_each(tmp_path):
+    labels = table_at(tmp_path, "subject,diagnosis\nS1,AD\n")
+    with pytest.raises(InputError, match="none of the 2 sessions: its first subject is S1, the first in the store 01"):
+        of_table(labels, [A1, B1])
+
+
 def test_sessions_without_a_class_are_left_out_and_counted():
     keys = [Key("a", str(n), "") for n in range(5)]
     values = ["AD", "MCI", "MCI", "NA", None]
@@ -50,7 +83,7 @@ def test_a_missing_column_is_named_with_the_nearest():
 
 def test_labels_of_other_classes_only_are_refused():
     with pytest.raises(
-        InputError, match=r"no session of the store is of one of the classes CN, AD \(1 sessions: diagnosis is MCI\)"
+        InputError, match=r"no session of the store is of one of the classes CN, AD \(1 session: diagnosis is MCI\)"
     ):
         assign({A1: {"diagnosis": "MCI"}})
 

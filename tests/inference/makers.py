@@ -10,10 +10,9 @@ from bfp.imaging import IMAGING_VERSION
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import encode
 from bfp.models.classifier import Classifier, save_classifier
-from bfp.models.encoder import create, export
+from bfp.models.encoder import export, load
 from bfp.models.linear import LinearHead
 from bfp.models.pooling import Pooling
-from bfp.models.weights import fingerprint
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import Place, place
 
@@ -49,9 +48,9 @@ def write_subject(bids: Path, subject: str, *, modalities=ALL, seed: int = 0) ->
 def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
     """A model with random weights, as a finetune run leaves it."""
     model, random = place(str(folder)), np.random.default_rng(seed)
-    encoder = create("vit_small_patch14_dinov2", size_px=28, width=WIDTH, depth=1, heads=2, seed=seed)
-    colour = encoder.pretrained_cfg
-    export(encoder, model / "encoder", mean=colour["mean"], std=colour["std"], card="", provenance={})
+    shape = {"width": WIDTH, "depth": 1, "heads": 2}
+    encoder = load(origin="random", name="vit_small_patch14_dinov2", uri=None, size_px=28, **shape, seed=seed)
+    export(encoder, model / "encoder", card="", provenance={})
     told = preprocessing(**fields)
     parts = shown if told["stacks"]["form"] == "neighbours" else ("",)
     length = len(parts) * BANDS * 2 * WIDTH
@@ -60,7 +59,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
         "bfp": "0.1",
         "imaging": IMAGING_VERSION,
         "encoder": "random",
-        "weights": fingerprint(encoder),
+        "weights": encoder.description["weights"],
         "figures": {"auroc": 0.8, "auroc_low": 0.7, "auroc_high": 0.9},
     }
     classifier = Classifier(

@@ -7,7 +7,7 @@ from bfp.inference.predictor import Outcome
 from bfp.storage import place
 
 
-def an_outcome(subject, *, rejected=0, row=True, version=""):
+def an_outcome(subject, *, rejected=0, row=True, version="", passing=False):
     key = Key("clinic", subject, "")
     told = {
         **key._asdict(),
@@ -26,7 +26,7 @@ def an_outcome(subject, *, rejected=0, row=True, version=""):
         "inputs": subject + version,
     }
     left_out = [LeftOut(key, "T2w", f"/{subject}_{n}.nii", Reason.TRUNCATED, "10 bytes") for n in range(rejected)]
-    return Outcome(subject + version, told if row else None, left_out, None)
+    return Outcome(subject + version, told if row else None, left_out, None, passing)
 
 
 def predictions(folder):
@@ -47,7 +47,7 @@ def test_a_part_that_was_killed_before_its_predictions_is_not_done(tmp_path):
     (part,) = [file for file in (tmp_path / "predictions").iterdir() if b"/02_T1w.nii" in file.read_bytes()]
     part.unlink()
     assert kept.done() == {"01"}
-    assert kept.unite(["01", "02"], left_out=[]).rejected["subject"].to_pylist() == ["01"]
+    assert kept.unite(["01", "02"], passing=[], left_out=[]).rejected["subject"].to_pylist() == ["01"]
 
 
 def test_the_tables_hold_each_listed_session_once_in_order(tmp_path):
@@ -55,7 +55,7 @@ def test_the_tables_hold_each_listed_session_once_in_order(tmp_path):
     kept.add([an_outcome("03"), an_outcome("01", rejected=1)])
     kept.add([an_outcome("02", rejected=1, row=False)])
     nameless = LeftOut(Key("clinic", "", ""), "", "/who.nii", Reason.NAME, "the pattern is x")
-    found = kept.unite(["01", "02", "03"], left_out=[nameless])
+    found = kept.unite(["01", "02", "03"], passing=[], left_out=[nameless])
     assert found.predictions["subject"].to_pylist() == ["01", "03"]
     assert found.rejected["uri"].to_pylist() == ["/who.nii", "/01_0.nii", "/02_0.nii"]
     assert found.predictions["model"].to_pylist() == ["abc", "abc"]
@@ -67,5 +67,14 @@ def test_a_session_whose_files_changed_is_shown_as_last_predicted(tmp_path):
     kept = predictions(tmp_path)
     kept.add([an_outcome("01"), an_outcome("02")])
     kept.add([an_outcome("01", version="-rescanned")])
-    found = kept.unite(["01-rescanned", "02"], left_out=[])
+    found = kept.unite(["01-rescanned", "02"], passing=[], left_out=[])
     assert found.predictions["inputs"].to_pylist() == ["01-rescanned", "02"]
+
+
+def test_a_session_that_may_be_done_better_the_next_time_is_in_the_tables_and_in_no_part(tmp_path):
+    kept = predictions(tmp_path)
+    kept.add([an_outcome("02")])
+    found = kept.unite(["01", "02"], passing=[an_outcome("01", rejected=1, passing=True)], left_out=[])
+    assert found.predictions["subject"].to_pylist() == ["01", "02"]
+    assert found.rejected["subject"].to_pylist() == ["01"]
+    assert kept.done() == {"02"}

@@ -10,8 +10,8 @@ from bfp.cohorts.prepare import prepare
 from bfp.drivers.inputs import recipe_of
 from bfp.errors import InputError, Reason
 from bfp.features.describe import EncoderVectors
-from bfp.inference.predictor import Predictor, model_hash
-from bfp.inference.ready import inputs_of, ready
+from bfp.inference.predictor import Predictor
+from bfp.inference.ready import inputs_of, model_hash, ready
 from bfp.models.classifier import load_classifier
 from bfp.models.encoder import load
 from bfp.specs.preprocessing import Preprocessing

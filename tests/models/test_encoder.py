@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from bfp.errors import InputError
-from bfp.models.encoder import create, encoder_folder, export, facts, load
+from bfp.models.encoder import LoadedEncoder, Start, create, encoder_folder, export, facts, load, untrained
 from bfp.models.weights import fingerprint
 from bfp.storage import Place
 
@@ -35,7 +35,9 @@ def from_folder(folder: Path, *, size_px: int = 56):
 
 
 def exported(folder: Path, model: torch.nn.Module | None = None) -> Path:
-    export(model or small(), Place(str(folder)), **GREY, card="# card", provenance={"run": "r"})
+    start = Start(seed=1, size_px=56)
+    encoder = LoadedEncoder(model or small(), **GREY, patch_px=14, fill="repeat", start=start, description={})
+    export(encoder, Place(str(folder)), card="# card", provenance={"run": "r"})
     return folder
 
 
@@ -96,7 +98,12 @@ def test_an_exported_encoder_comes_back_with_its_weights_and_normalisation(tmp_p
     assert fingerprint(back.model) == fingerprint(model) == back.description["weights"]
     assert (back.mean, back.std, back.patch_px) == (*GREY.values(), 14)
     assert facts(back.model) == facts(model)
-    assert json.loads((tmp_path / "config.json").read_text())["bfp"] == {"run": "r"}
+    assert back.fill == "repeat"
+    assert json.loads((tmp_path / "config.json").read_text())["bfp"] == {
+        "run": "r",
+        "start": {"seed": 1, "size_px": 56},
+        "fill": "repeat",
+    }
     assert (tmp_path / "README.md").read_text() == "# card"
 
 
@@ -121,6 +128,38 @@ def test_an_encoder_for_another_size_has_its_positions_resampled_as_timm_does(tm
     torch.testing.assert_close(back.model.pos_embed, as_timm.pos_embed)
     assert back.model(torch.zeros(1, 3, 98, 98)).shape == (1, 48)
     assert back.description["positions"].startswith("resampled from 4×4 to 7×7 patches")
+
+
+@pytest.mark.parametrize("name", [NAME, "vit_small_patch14_reg4_dinov2", "vit_small_patch16_224"])
+def test_the_untrained_encoder_has_the_weights_of_step_0_whatever_was_learned_since(tmp_path: Path, name: str) -> None:
+    first = load(origin="random", name=name, uri=None, size_px=112, **SMALL, layer_scale=1.0, seed=7)
+    expected = {key: value.clone() for key, value in first.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter.add_(1)
+    export(first, Place(str(tmp_path)), card="", provenance={})
+    found = untrained(from_folder(tmp_path, size_px=112))
+    assert found.description["weights"] == first.description["weights"]  # which was taken before it learned
+    torch.testing.assert_close(dict(found.model.state_dict()), expected, rtol=0, atol=0)
+
+
+def test_the_untrained_encoder_for_another_size_began_at_the_first_one(tmp_path: Path) -> None:
+    """Its positions are resampled as the trained one's are; drawn anew, every weight after them would be another."""
+    first = load(origin="random", name=NAME, uri=None, size_px=56, **SMALL, layer_scale=0.1, seed=7)
+    export(first, Place(str(tmp_path)), card="", provenance={})
+    trained = from_folder(tmp_path, size_px=112)
+    assert untrained(trained).description["weights"] == trained.description["weights"]
+    assert untrained(untrained(trained)).description["weights"] == trained.description["weights"]
+
+
+def test_an_encoder_that_did_not_start_from_random_weights_has_an_untrained_twin_of_its_shape(tmp_path: Path) -> None:
+    (exported(tmp_path) / "config.json").write_text(
+        json.dumps(json.loads((tmp_path / "config.json").read_text()) | {"bfp": {"run": "another program's"}})
+    )
+    found = load(origin="folder", name=None, uri=str(tmp_path), size_px=56, seed=1)
+    twin = untrained(found)
+    assert (found.fill, twin.mean, twin.std) == ("zero", *GREY.values())
+    assert fingerprint(twin.model) == fingerprint(small(seed=1))
 
 
 def test_a_file_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def test_a_branch_that_every_sample_takes_is_the_plain_block_and_a_dropped_one_i
     assert torch.allclose(backbone(images, None, everyone).patches, backbone(images).patches, atol=1e-5)
     kept = [torch.tensor([1]), torch.tensor([1])]
     skipped = backbone(images, None, kept).cls
-    bare = backbone.vit.norm(backbone._embed(images, None))[:, 0]
+    bare = backbone.vit.norm(backbone.embed(images, None))[:, 0]
     assert torch.allclose(skipped[[0, 2]], bare[[0, 2]], atol=1e-6)
-    block, tokens = backbone.vit.blocks[0], backbone._embed(images, None)[1:2]
+    block, tokens = backbone.vit.blocks[0], backbone.embed(images, None)[1:2]
     tokens = tokens + 3 * block.ls1(block.attn(block.norm1(tokens)))  # one of three samples stands for all
     tokens = tokens + 3 * block.ls2(block.mlp(block.norm2(tokens)))
     assert torch.allclose(skipped[1:2], backbone.vit.norm(tokens)[:, 0], atol=1e-5)

@@ -39,7 +39,7 @@ def run(folder, *, recipe, stop=lambda: False, log=lambda step, figures: None, b
 
 
 def everything(state):
-    return torch.cat([value.flatten() for kind in checkpoint._tensors(state).values() for value in kind.values()])
+    return torch.cat([value.flatten() for kind in checkpoint.tensors(state).values() for value in kind.values()])
 
 
 def stopping_after(steps):

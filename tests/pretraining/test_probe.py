@@ -12,7 +12,8 @@ from bfp.batches.held_out import held_out
 from bfp.errors import InputError
 from bfp.models.encoder import load
 from bfp.pretraining import probe as module
-from bfp.pretraining.probe import SORTED_PIXELS, probe
+from bfp.pretraining.labelled import labelled_stacks
+from bfp.pretraining.probe import SORTED_PIXELS, probe, stacks_with_labels
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 from tests.store.makers import MadeSession, make_store
 
@@ -85,7 +86,9 @@ def test_each_stack_meets_its_own_pixels_and_labels(store: SliceStore) -> None:
             pixels |= dict(zip(keys, pixels_of(table), strict=True))
     shuffled = store.stack_index().take(np.random.default_rng(0).permutation(store.totals.stacks))
     seen = 0
-    for stacks in module._read(store, module._labelled(store, shuffled, "tissue")):
+    found = labelled_stacks(shuffled, masks)
+    table = found.stacks.append_column("labels", masks["labels"].take(found.masks))
+    for stacks in stacks_with_labels(store, table):
         keys = zip(*(stacks.rows[name].to_pylist() for name in ("cohort", "subject", "slice")), strict=True)
         for key, own, labels in zip(keys, stacks.pixels, stacks.labels, strict=True):
             assert np.array_equal(labels, expected[key])
@@ -99,6 +102,26 @@ def test_a_large_store_is_read_in_part_over_all_subjects(store: SliceStore, monk
     found = judge(store, {"pretrained": encoder(0)})
     assert sum(found.patches) <= 4 * 120
     assert sum(found.subjects) == len(SESSIONS)
+
+
+def test_the_index_of_masks_finds_the_stacks_that_the_masks_do(store: SliceStore) -> None:
+    index = store.stack_index()
+    light, whole = (labelled_stacks(index, masks) for masks in (store.mask_index("tissue"), store.masks("tissue")))
+    assert light.stacks.equals(whole.stacks)
+    assert np.array_equal(light.masks, whole.masks)
+
+
+def test_stacks_without_labels_are_refused_in_words(store: SliceStore) -> None:
+    with pytest.raises(InputError, match="0 subjects to learn from and 0 held out have labels"):
+        probe(
+            store,
+            store.stack_index().slice(0, 0),
+            {"pretrained": encoder(0)},
+            segmentation="tissue",
+            share=SHARE,
+            device=torch.device("cpu"),
+            seed=0,
+        )
 
 
 def test_a_segmentation_that_is_not_there_names_those_that_are(store: SliceStore) -> None:

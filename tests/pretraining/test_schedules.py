@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bfp.pretraining.schedules import Schedules, cosine, linear, scaled_rate
+from bfp.pretraining.schedules import Schedules, linear, scaled_rate
 from tests.models.golden import GOLDEN, needs_golden
 
 
@@ -77,22 +77,6 @@ def test_every_published_schedule_is_met_at_every_iteration():
 
 
 @needs_golden
-def test_the_general_curve_and_the_scaling_of_rates_are_the_published_ones():
-    reference = json.loads((GOLDEN / "schedules.json").read_text())
-    curve = reference["cosine_with_freeze"]
-    of = curve["args"]
-    got = [
-        cosine(
-            step,
-            first=of["base"],
-            last=of["final"],
-            steps=of["total"],
-            warmup_steps=of["warmup"],
-            warmup_from=of["start_warmup"],
-            freeze_steps=of["freeze"],
-        )
-        for step in range(len(curve["values"]))
-    ]
-    assert got == pytest.approx(curve["values"], rel=1e-12)
-    for row in reference["lr_scaling"]:
+def test_the_scaling_of_rates_is_the_published_one():
+    for row in json.loads((GOLDEN / "schedules.json").read_text())["lr_scaling"]:
         assert scaled_rate(row["base_lr"], batch_size=row["total_batch"]) == pytest.approx(row["lr"], rel=1e-12)

@@ -6,6 +6,7 @@ from bfp.reports.headline import headline
 def test_an_ingest_says_how_much_it_made_and_left_out() -> None:
     figures = {"stacks": 1932, "scans": 143, "rejected": 1}
     assert headline("ingest", figures) == "1,932 stacks, 143 scans, 1 scan left out"
+    assert headline("infer", {"sessions": 1, "rejected": 0}) == "1 session predicted, 0 scans left out"
 
 
 def test_a_pretraining_says_its_losses_and_what_was_learned_with_its_interval() -> None:

@@ -6,13 +6,16 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
 from bfp.storage import place
+from bfp.store import schemas
+from bfp.store.layout import Commit
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 from bfp.store.summary import summarise
 from bfp.store.where import read_subjects, select
-from bfp.store.writer import ROWS_PER_GROUP
-from tests.store.makers import MadeSession, make_store
+from bfp.store.writer import ROWS_PER_GROUP, mask_table
+from tests.store.makers import MadeSession, make_store, part_of
 
 SESSIONS = [
     MadeSession("a", "01", stacks=20),
@@ -89,6 +92,33 @@ def test_masks_lie_beside_their_stacks(tmp_path: Path) -> None:
         store.classes("lesion")
 
 
+def test_of_two_segmentations_only_the_one_that_is_asked_for_is_read(tmp_path: Path) -> None:
+    store = place(str(tmp_path / "s"))
+    make_store(tmp_path / "s", sessions=SESSIONS[:1], size_px=12)
+    tables = [
+        mask_table(
+            Key("a", "01", ""),
+            segmentation=name,
+            modality="T1w",
+            slices=np.arange(20),
+            labels=np.full((20, 12, 12), value, np.uint16),
+        )
+        for value, name in enumerate(("core", "edema"), start=1)
+    ]
+    part = part_of(store, "masks", schemas.masks(12), tables)
+    assert part is not None
+    made = SliceStore.of_commits(store, [Commit(name="x", kind="shard", cohort="a", parts=[part])])
+    assert part.row_groups == [16, 4, 16, 4]
+    data = bytearray((store / part.file).read())
+    with (store / part.file).open_parquet() as file:
+        for group in (0, 1):
+            labels = file.metadata.row_group(group).column(6)
+            start = labels.data_page_offset
+            data[start : start + labels.total_compressed_size] = bytes(labels.total_compressed_size)
+    (store / part.file).write(bytes(data))  # whoever reads the labels of core fails
+    assert set(np.unique(labels_of(made.masks("edema")))) == {2}
+
+
 def test_a_store_is_read_as_of_its_snapshot(tmp_path: Path) -> None:
     make_store(tmp_path / "s", sessions=SESSIONS[:1])
     before = SliceStore.open(place(str(tmp_path / "s")))
@@ -135,8 +165,19 @@ def test_filters_hold_together(tmp_path: Path) -> None:
     assert select(index, cohorts=["a"]).num_rows == 39
     assert select(index, modalities=["T2w"]).num_rows == 20 + 16 + 40
     assert select(index, cohorts=["a"], modalities=["T2w", "FLAIR"], subjects=["sub-02"]).num_rows == 19
-    assert set(select(index, exclude_subjects=["01"])["subject"].to_pylist()) == {"02"}
+    assert set(select(index, exclude_subjects=["a/01", "b/01"])["subject"].to_pylist()) == {"02"}
     assert select(index, cohorts=[]).num_rows == 0
+
+
+def test_a_subject_that_two_cohorts_have_is_named_with_its_cohort(tmp_path: Path) -> None:
+    index = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS)).stack_index()
+    for filters in ({"subjects": ["01", "02"]}, {"exclude_subjects": ["sub-01"]}):
+        with pytest.raises(InputError, match="where: subject 01 of the list stands in the cohorts a and b; write a/01"):
+            select(index, **filters)
+    assert select(index, subjects=["a/sub-01", "02"]).num_rows == 39
+    assert select(index, exclude_subjects=["b/01"]).num_rows == 39
+    assert select(index, subjects=["01"], cohorts=["b"]).num_rows == 40
+    assert select(index, subjects=["c/01"]).num_rows == 0
 
 
 def test_a_list_of_subjects_may_have_remarks(tmp_path: Path) -> None:

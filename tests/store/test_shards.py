@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,35 +7,17 @@ from bfp.cohorts import LabelMap, LeftOut, Scan, Session
 from bfp.cohorts.prepare import prepare
 from bfp.cohorts.sessions import Key
 from bfp.errors import Reason
-from bfp.imaging.stacks import Recipe
-from bfp.storage import Entry, Place, place
+from bfp.storage import Place, place
 from bfp.store import layout
 from bfp.store.layout import SegmentationInfo
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 from bfp.store.shards import commit_shard, session_row
 from bfp.store.writer import commit_sessions
-from tests.cohorts.makers import write_scan
+from tests.cohorts import makers
+from tests.cohorts.makers import entry, write_scan
 
 PREPROCESSING = {"size": 44, "stacks": {"form": "modalities", "channels": ["T1w", "T2w", "FLAIR"]}}
-RECIPE = Recipe(
-    form="modalities",
-    channels=("T1w", "T2w", "FLAIR"),
-    modalities=(),
-    gap_mm=0.0,
-    spacing_mm=5.0,
-    slice_spacing_mm=6.0,
-    size_px=44,
-    register="header",
-    brain="none",
-    window_percentiles=(0.5, 99.5),
-    min_foreground=0.05,
-)
-
-
-def entry(file: Path) -> Entry:
-    found = Place(str(file)).entry()
-    assert found is not None
-    return found
+RECIPE = replace(makers.RECIPE, register="header")
 
 
 def sessions_at(folder: Path) -> list[Session]:
@@ -134,3 +117,22 @@ def test_a_shard_made_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
     )
     assert one == two
     assert len(one) == 9
+
+
+def test_a_shard_with_an_unreadable_file_does_not_take_the_shards_name(tmp_path: Path) -> None:
+    sessions, store = sessions_at(tmp_path), place(str(tmp_path / "store"))
+    flair, aside = tmp_path / "01_FLAIR.nii.gz", tmp_path / "aside"
+
+    def committed() -> str:
+        prepared = (prepare(session, recipe=RECIPE, scan_timeout_s=60) for session in sessions)
+        return commit_shard(store, prepared, name="first", cohort="c", size_px=44, version=1).name
+
+    flair.rename(aside)
+    flair.mkdir()
+    first = committed()
+    assert first != "first"
+    assert committed() == first
+    assert "first" not in layout.committed(store)
+    flair.rmdir()
+    aside.rename(flair)
+    assert committed() == "first"

@@ -29,7 +29,7 @@ def write_spec(folder: Path, **fields: object) -> Path:
     return file
 
 
-def plan(spec: Spec) -> Plan:
+def plan(spec: Spec, *, cpus: int) -> Plan:
     if spec.seed == 13:
         raise InputError("model: nothing there")
     return Plan(rows=[("units", str(UNITS))], figures={"units": UNITS}, warnings=["a small job"])

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from bfp import drivers
-from bfp.errors import InputError, Interrupted, JobFailed
+from bfp.errors import InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Run, RunFolder
 from bfp.specs import dump, load
 from bfp.storage import Place
 from bfp.targets import Local, resolve
+from bfp.targets.gpus import gpus_here
 from tests.targets import makers
 
 CHECKOUT = Path(__file__).parents[2]
+FINETUNE = "kind: finetune\nstore: s\nencoder: e\ntask: {type: classification, target: t, classes: [a, b]}\n"
 
 
 @pytest.fixture
@@ -115,6 +117,96 @@ def test_training_that_claims_more_cpus_than_there_are_is_refused(tmp_path):
     file.write_text("kind: pretrain\nname: a\nstore: s\ncompute: {workers: 4, cpus_per_worker: 8}\n")
     with Local(cpus=2) as target, pytest.raises(InputError, match="4 × 8 CPUs are claimed and this machine has 2"):
         target.plan(load(file))
+
+
+@pytest.mark.parametrize(
+    ("spec", "claimed"),
+    [
+        ("kind: pretrain\nstore: s\ncompute: {workers: 2, gpus_per_worker: 1}", r"2 GPUs .*workers × gpus_per_worker"),
+        (f"{FINETUNE}compute: {{gpus: 3}}", r"3 GPUs .*\(gpus\)"),
+        (
+            "kind: infer\nmodel: m\ncohorts: [{name: a, bids: b}]\ncompute: {models: 4, gpus_per_model: 0.5}",
+            r"2 GPUs .*models × gpus_per_model",
+        ),
+    ],
+    ids=["pretrain", "finetune", "infer"],
+)
+def test_a_job_that_claims_more_gpus_than_there_are_is_refused_before_anything_is_written(
+    spec, claimed, small_driver, monkeypatch, tmp_path
+):
+    small_driver()
+    monkeypatch.setattr("bfp.targets.local.gpus_here", lambda: 1)
+    file = tmp_path / "a.yaml"
+    file.write_text(f"{spec}\nname: a\noutput: {tmp_path}/runs\n")
+    with Local(cpus=8) as target, pytest.raises(InputError, match=f"{claimed}.* and this machine has 1"):
+        target.plan(load(file))
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr("bfp.targets.local.gpus_here", lambda: 3)
+    with Local(cpus=8) as target:
+        assert target.plan(load(file)).rows
+
+
+def test_hidden_gpus_do_not_count(monkeypatch):
+    monkeypatch.setattr("bfp.targets.gpus._gpus_of_the_driver", lambda: 4)
+    for visible, count in ((None, 4), ("0,2", 2), ("", 0), ("0,1,2,3,4,5", 4)):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpus_here() == count
+
+
+def lose_the_folder(spec, run):
+    """A driver under which the disk that holds the run goes away."""
+    run.folder.path.rename(run.folder.path.with_name("away"))
+    run.folder.path.write_text("a file: nothing can be written below it")
+
+
+def full_disk(spec, run):
+    raise StorageError(f"{run.folder}/model: cannot write it: no space left")
+
+
+def test_input_that_turns_out_wrong_after_the_run_began_is_the_run_s_failure(monkeypatch, ray_session, tmp_path):
+    monkeypatch.setattr(drivers, "execute", full_disk)
+    with Local() as target, pytest.raises(JobFailed, match="no space left") as failed:
+        target.submit(load(makers.write_spec(tmp_path)), listener=lambda event: None)
+    assert failed.value.exit_code == 1
+    run = RunFolder(Place(f"{tmp_path}/runs/small"))
+    assert run.outcome() == "failed"
+    assert "no space left" in (run.folder / "report" / "index.html").read().decode()
+
+
+def test_a_run_whose_end_cannot_be_written_has_failed(monkeypatch, ray_session, tmp_path):
+    monkeypatch.setattr(drivers, "execute", lose_the_folder)
+    with Local() as target, pytest.raises(JobFailed, match="cannot write it"):
+        target.submit(load(makers.write_spec(tmp_path)), listener=lambda event: None)
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_what_failed(small_driver, monkeypatch, ray_session, tmp_path):
+    def no_page(run):
+        raise StorageError("report: cannot write it: no space left")
+
+    small_driver("fails")
+    monkeypatch.setattr("bfp.reports.write_page", no_page)
+    with Local() as target, pytest.raises(JobFailed, match="unit 0 is odd"):
+        target.submit(load(makers.write_spec(tmp_path)), listener=lambda event: None)
+
+
+def test_a_spec_that_came_first_after_the_plan_is_kept(small_driver, tmp_path):
+    small_driver()
+    with Local() as target:
+        spec = load(makers.write_spec(tmp_path, seed=2))
+        assert target.plan(spec).rows
+        before = finished_run(tmp_path, seed=1)  # by somebody else, between plan and submit
+        with pytest.raises(InputError, match="seed: 1 → 2"):
+            target.submit(spec, listener=lambda event: None)
+    assert load(tmp_path / "runs/small/spec.yaml") == before
+
+
+def test_a_store_that_lets_two_submitters_run_is_warned_of(small_driver, monkeypatch, tmp_path):
+    small_driver()
+    monkeypatch.setattr(Place, "creates_once", lambda self: False)
+    with Local() as target:
+        assert "only one does" in target.plan(load(makers.write_spec(tmp_path))).warnings[-1]
 
 
 def test_a_target_that_no_profile_names_is_refused():

@@ -14,6 +14,11 @@ from torch import Tensor
 Fill = Literal["zero", "repeat"]
 
 
+def present_in(pixels: Tensor) -> Tensor:
+    """Which channels show anything: bool (B, C). The store holds zeros where there is no scan; pixels: (B, C, H, W)."""
+    return pixels.flatten(2).amax(2) > 0
+
+
 def fill_absent(pixels: Tensor, present: Tensor, how: Fill = "zero") -> Tensor:
     """The stacks with every channel that is not present replaced.
 

@@ -62,6 +62,14 @@ def units_of(indices: Sequence[pa.Table]) -> Units:
     return Units(source=source[at], file=file[at], group=group[at], rows=row, first=np.append(at, len(row)))
 
 
+def by_row_group(index: pa.Table) -> list[np.ndarray]:
+    """The rows of a store's index that lie in each row group, as numbers into it, all in the order of the store."""
+    file, group, row = (index[name].to_numpy() for name in ("file", "row_group", "row"))
+    order = np.lexsort((row, group, file))
+    starts = np.flatnonzero(np.diff([file[order], group[order]], axis=1, prepend=-1).any(axis=0))
+    return np.split(order, starts)[1:]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchPlan:
     """Everything that the order depends on. Raises InputError where the stacks do not fill one batch."""

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -25,22 +24,12 @@ AHEAD_STEPS = 8
 LOCAL_THREADS, REMOTE_THREADS = 2, 32  # on object storage a read is mostly waiting
 
 
-class Batch(NamedTuple):
-    """One worker's share of a batch.
-
-    pixels: uint8 (b, 3, H, W); present: bool (b, 3), which channels hold a scan; stacks: int64 (b,), their numbers in
-    the plan's units.
-    """
-
-    pixels: Tensor
-    present: Tensor
-    stacks: Tensor
-
-
 def read(
     stores: Sequence[SliceStore], plan: BatchPlan, *, rank: int = 0, workers: int = 1, start_step: int = 0
-) -> Iterator[Batch]:
-    """This worker's share of every batch from start_step on, without end. stores: those that `units_of` was told of.
+) -> Iterator[Tensor]:
+    """This worker's share of every batch from start_step on, without end: uint8 (b, 3, H, W).
+
+    stores: those that `units_of` was told of.
 
     Raises InputError where the stores differ in size or the batch does not split among the workers.
     """
@@ -64,11 +53,7 @@ def read(
         ]
         while True:
             picked = [lane.take() for lane in lanes]
-            yield Batch(
-                pixels=torch.from_numpy(np.stack([part.pixels[at] for part, at in picked])),
-                present=torch.from_numpy(np.stack([part.present[at] for part, at in picked])),
-                stacks=torch.tensor([int(part.window.stacks[at]) for part, at in picked]),
-            )
+            yield torch.from_numpy(np.stack([part.pixels[at] for part, at in picked]))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -76,7 +61,6 @@ def read(
 class _Loaded(NamedTuple):
     window: Window
     pixels: np.ndarray  # uint8 (steps, 3, H, W)
-    present: np.ndarray  # bool (steps, 3)
 
 
 class _Lane:
@@ -108,18 +92,10 @@ class _Lane:
 def _load(stores: Sequence[SliceStore], files: Sequence[Sequence[StackFile]], units: Units, window: Window) -> _Loaded:
     size_px = stores[0].size_px
     pixels = np.empty((len(window.stacks), 3, size_px, size_px), np.uint8)
-    present = np.empty((len(window.stacks), 3), bool)
     for unit in np.unique(window.units):
         source = units.source[unit]
         group = stores[source].read_row_group(files[source][units.file[unit]], int(units.group[unit]))
         steps = np.flatnonzero(window.units == unit)
         rows = units.rows[window.stacks[steps]]
         pixels[steps] = pixels_of(group)[rows]
-        present[steps] = present_of(group)[rows]
-    return _Loaded(window, pixels, present)
-
-
-def present_of(stacks: pa.Table) -> np.ndarray:
-    """Which channels of each stack hold a scan: bool (rows, 3)."""
-    column = stacks["present"].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(stacks), -1)
+    return _Loaded(window, pixels)

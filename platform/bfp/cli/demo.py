@@ -20,15 +20,15 @@ from bfp.reports.headline import estimate
 from bfp.reports.numbers import number_text
 from bfp.specs import load
 from bfp.storage import place
+from bfp.words import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 KINDS = ("ingest", "pretrain", "finetune", "infer")
-SUBJECTS = 84
-TUMOUR_SHARE = 7  # one subject in so many has a tumour; the rest is half controls, half patients
-TONIGHT = (4, 4, 0)
-SEEDS = {"cohort": 0, "tonight": 1}
+SEEDS = {"cohort": 7, "tonight": 8}
+
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86, then ARM
 
 # what the closing table calls a figure that has an interval: (kind, figure, words)
 LEARNED = [
@@ -51,19 +51,19 @@ class Demonstrated(NamedTuple):
 
 def run_demo(output: str, *, subjects: int | None, cpus: int | None) -> Demonstrated:
     """Make the cohorts in a local folder and run the four jobs. Raises what making and submitting raise."""
+    from bfp.drivers.plan import cpus_here
     from bfp.targets import Local
-    from bfp.targets.ray_here import cpus_here
 
     folder = place(output)
     if not folder.is_local:
         raise InputError(f"--output {output}: the demo cohort is made on disk; name a folder of this machine")
     folder.check_writable()
-    _make_cohorts(folder.path, subjects=subjects or SUBJECTS, workers=cpus or cpus_here())
+    _make_cohorts(folder.path, subjects=subjects, workers=cpus or cpus_here())
     jobs: dict[str, Finished] = {}
     with Local(cpus=cpus) as target:
         for kind in KINDS:
             with as_file(files("bfp.demo").joinpath("jobs", f"{kind}.yaml")) as spec_file:
-                spec = load(spec_file, overrides=places(kind, str(folder)))
+                spec = load(spec_file, overrides=[*places(kind, str(folder)), *precision(kind)])
             jobs[kind] = run_job(spec, target, plan=target.plan(spec))
     return Demonstrated(jobs)
 
@@ -73,11 +73,11 @@ def demo_text(demonstrated: Demonstrated) -> Iterator[RenderableType]:
     jobs = demonstrated.jobs
     ingest, pretrain, infer = (jobs[kind].figures for kind in ("ingest", "pretrain", "infer"))
     rows = [
-        ("stacks written", f"{number_text(ingest['stacks'])} from {number_text(ingest['scans'])} scans"),
+        ("stacks written", f"{ingest['stacks']:,} from {counted(ingest['scans'], 'scan')}"),
         ("scans left out", _left_out(ingest)),
         ("loss, first → last", f"{number_text(pretrain['loss_first'])} → {number_text(pretrain['loss_last'])}"),
         *((words, estimate(name, jobs[kind].figures)) for kind, name, words in LEARNED if name in jobs[kind].figures),
-        ("predictions", f"{number_text(infer['sessions'])} sessions, {number_text(infer['rejected'])} scans left out"),
+        ("predictions", f"{counted(infer['sessions'], 'session')}, {counted(infer['rejected'], 'scan')} left out"),
     ]
     yield table("", ["bfp demo", "value [95 % interval]"], rows)
     yield "reports"
@@ -86,13 +86,11 @@ def demo_text(demonstrated: Demonstrated) -> Iterator[RenderableType]:
     yield f"  open one: bfp report {shown(jobs['finetune'].status.run)} --open"
 
 
-def _make_cohorts(folder: Path, *, subjects: int, workers: int) -> None:
+def _make_cohorts(folder: Path, *, subjects: int | None, workers: int) -> None:
     from bfp.demo.cohort import make_cohort
-    from bfp.demo.plan import Groups
+    from bfp.demo.plan import DEMO, TONIGHT, groups_of
 
-    tumours = subjects // TUMOUR_SHARE
-    controls = (subjects - tumours) // 2
-    groups = {"cohort": Groups(controls, subjects - tumours - controls, tumours), "tonight": Groups(*TONIGHT)}
+    groups = {"cohort": DEMO if subjects is None else groups_of(subjects), "tonight": TONIGHT}
     write(["the cohorts, on the anatomy of the ICBM152 template"], stderr=True)
     with Display() as display:
         for name, group in groups.items():
@@ -122,6 +120,14 @@ def places(kind: str, folder: str) -> list[str]:
         "infer": {"model": "runs/finetune", "cohorts[0].bids": "tonight"},
     }
     return [f"{field}='{folder}/{name}'" for field, name in {"output": "runs", **moved[kind]}.items()]
+
+
+def precision(kind: str) -> list[str]:
+    """fp32 for pretraining where nothing computes bf16: a CPU that must imitate it is much slower so."""
+    import torch
+
+    able = torch.cuda.is_available() or any(torch.cpu.get_capabilities().get(name) for name in BF16_INSTRUCTIONS)
+    return ["compute.precision=fp32"] if kind == "pretrain" and not able else []
 
 
 def _left_out(ingest: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bfp import __version__
+from bfp.words import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,6 +31,8 @@ S3_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_REGION",
 )
+
+INSTALL = "in the checkout of bfp: pip install -r requirements.lock"
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -69,7 +72,7 @@ def findings_text(findings: list[Found]) -> Iterator[RenderableType]:
         if found.remedy:
             yield f"      {'':<14} → {found.remedy}"
     bad = sum(found.verdict == "fail" for found in findings)
-    yield "ready" if not bad else f"{bad} of {len(findings)} points keep jobs from running"
+    yield "ready" if not bad else f"jobs cannot run: {counted(bad, 'point')} of {len(findings)} failed"
 
 
 def _python() -> list[Found]:
@@ -84,7 +87,7 @@ def _packages() -> list[Found]:
     missing = [name for name, version in versions.items() if version is None]
     text = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
     if missing:
-        return [Found("packages", "fail", f"{', '.join(missing)} not installed", "pip install bfp")]
+        return [Found("packages", "fail", f"{', '.join(missing)} not installed", INSTALL)]
     return [Found("packages", "ok", text)]
 
 
@@ -94,9 +97,7 @@ def _extras() -> list[Found]:
         version = _version(name)
         if version is None:
             found.append(
-                Found(
-                    f"extra {extra}", "warn", f"{name} is not installed", f"for {purpose}: pip install 'bfp[{extra}]'"
-                )
+                Found(f"extra {extra}", "warn", f"{name} is not installed", f"for {purpose}: pip install {name}")
             )
         else:
             found.append(Found(f"extra {extra}", "ok", f"{name} {version}, for {purpose}"))
@@ -104,7 +105,7 @@ def _extras() -> list[Found]:
 
 
 def _cpus() -> list[Found]:
-    from bfp.targets.ray_here import cpus_here
+    from bfp.drivers.plan import cpus_here
 
     cpus, machine = cpus_here(), os.cpu_count() or 1
     text = f"{cpus}" + (f" of the machine's {machine}" if cpus != machine else "")

@@ -12,7 +12,8 @@ from bfp.drivers.plan import Plan
 from bfp.reports.numbers import duration_text
 from bfp.runs import RunFolder
 from bfp.specs import Spec
-from bfp.storage import Place, place
+from bfp.storage import Place
+from bfp.targets.local import run_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,9 +39,7 @@ class Finished(NamedTuple):
 
 
 def planned(spec: Spec, plan: Plan) -> Planned:
-    return Planned(
-        place(spec.output) / spec.name, spec.model_dump(mode="json", by_alias=True), plan.figures, plan.warnings
-    )
+    return Planned(run_folder(spec), spec.model_dump(mode="json", by_alias=True), plan.figures, plan.warnings)
 
 
 def run_job(spec: Spec, target: Local, *, plan: Plan) -> Finished:
@@ -48,7 +47,7 @@ def run_job(spec: Spec, target: Local, *, plan: Plan) -> Finished:
 
     All of it goes to standard error. Raises what the target raises.
     """
-    run = place(spec.output) / spec.name
+    run = run_folder(spec)
     write(plan_lines(spec, plan), stderr=True)
     write([f"  follow  bfp status {shown(run)}", f"  stop    Ctrl-C, or bfp stop {shown(run)}"], stderr=True)
     with Display() as display:
@@ -62,7 +61,7 @@ def finished(run: RunFolder) -> Finished:
 def plan_lines(spec: Spec, plan: Plan) -> Iterator[RenderableType]:
     """The plan as text."""
     yield f"{spec.kind} {spec.name}"
-    yield grid([*plan.rows, ("run folder", shown(place(spec.output) / spec.name))])
+    yield grid([*plan.rows, ("run folder", shown(run_folder(spec)))])
     for warning in plan.warnings:
         yield f"  warning: {warning}"
 

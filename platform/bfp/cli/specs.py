@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from bfp.errors import InputError, Problem, SpecError
 from bfp.specs import KINDS, load
-from bfp.specs.schema import file_name, schema_text, write_schemas
+from bfp.specs.schema import file_name, schema_text
 from bfp.specs.template import template
+from bfp.storage import place
 
 SCHEMA_FOLDER = ".bfp"  # beside a spec that `init` wrote: what its first line names, for editors
 
@@ -33,9 +34,8 @@ def write_template(kind: str, file: Path, *, preset: str | None) -> Iterator[str
         raise InputError(f"{file}: exists already; name another file, as in `bfp init {kind} my-{file.name}`")
     schema = Path(SCHEMA_FOLDER) / file_name(kind)
     text = template(kind, preset=preset, schema=schema.as_posix())
-    (file.parent / schema).parent.mkdir(parents=True, exist_ok=True)
-    (file.parent / schema).write_text(schema_text(kind), encoding="utf-8")
-    file.write_text(text, encoding="utf-8")
+    place(str(file.parent / schema)).write(schema_text(kind).encode())
+    place(str(file)).write(text.encode())
     yield f"wrote {file} (and {file.parent / schema}, by which editors complete it)"
     yield f"  fill in what is marked as required, then: bfp validate {file}"
 
@@ -55,7 +55,9 @@ def schema_lines(kind: str | None, folder: Path | None) -> Iterator[str]:
     if (kind is None) == (folder is None):
         raise InputError("bfp schema: name a kind to print, or --all FOLDER to write every kind's")
     if folder is not None:
-        yield from (str(path) for path in write_schemas(folder))
+        for each in KINDS:
+            place(str(folder / file_name(each))).write(schema_text(each).encode())
+            yield str(folder / file_name(each))
     elif kind is not None:
         _check_kind(kind)
         yield schema_text(kind).rstrip()

@@ -111,7 +111,7 @@ def sessions(
             wanted=wanted,
             rule=RULE,
             label_maps=_label_maps(key, maps, segmentations),
-            labels=labels.of(key.subject, key.session),
+            labels=labels.of(key),
             left_out=left_out.get(key, ()),
         )
         for key in sorted({**scans, **left_out})
@@ -141,11 +141,10 @@ def _expected(key: Key) -> str:
 def _label_maps(
     key: Key, maps: Mapping[tuple[Key, str], list[tuple[Name, Entry]]], segmentations: Sequence[SegmentationSource]
 ) -> Iterator[LabelMap]:
-    """The label map of each segmentation: of several the plainest, as with scans."""
+    """The label map of each segmentation: of several the plainest, as with scans; a link to nothing if need be."""
     for segmentation in segmentations:
-        found = [(name, file) for name, file in maps.get((key, segmentation.name), ()) if file.size >= 0]
-        if found:
-            _, file = min(found, key=lambda each: (each[0].rank, each[1].place.uri))
+        if found := maps.get((key, segmentation.name)):
+            _, file = min(found, key=lambda each: (each[1].size < 0, each[0].rank, each[1].place.uri))
             yield LabelMap(segmentation.name, segmentation.drawn_on, file)
 
 
@@ -153,8 +152,9 @@ def _labels(tables: list[tuple[str, Entry]]) -> Labels:
     participants, visits = Labels(), Labels()
     for name, file in tables:
         if name == "participants.tsv":
-            participants = read_labels(file.place)
+            participants = read_labels(file.place, cohort_column=None)
         else:
             subject = name.removesuffix("_sessions.tsv").removeprefix("sub-")
-            visits = Labels({**visits.rows, **read_labels(file.place, subject=subject).rows})
+            own = read_labels(file.place, subject=subject, cohort_column=None)
+            visits = Labels({**visits.rows, **own.rows})
     return participants.joined(visits)

@@ -15,6 +15,7 @@ from bfp.cohorts.labels import read_labels
 from bfp.cohorts.sessions import SegmentationSource, Session
 from bfp.errors import InputError
 from bfp.storage import Place
+from bfp.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,8 @@ def discover(source: Source, *, wanted: Collection[str]) -> list[Session]:
         raise InputError(_nothing_to_do(source, sessions, wanted))
     if source.labels is not None:
         labels = read_labels(source.labels)
-        sessions = [
-            replace(session, labels=dict(sorted(labels.of(session.key.subject, session.key.session).items())))
-            for session in sessions
-        ]
+        labels.check_speaks_of([source.name])
+        sessions = [replace(session, labels=dict(sorted(labels.of(session.key).items()))) for session in sessions]
     return sorted(sessions, key=lambda session: session.key)
 
 
@@ -80,8 +79,8 @@ def _nothing_to_do(source: Source, sessions: list[Session], wanted: Collection[s
     if not left_out:
         return f"{message}: nothing there looks like a scan"
     first = left_out[0]
-    count = f"{len(left_out)} file{'s were' if len(left_out) > 1 else ' was'}"
-    message += f": {count} found and left out, the first because: {first.reason}: {first.detail} ({first.uri})"
+    files = counted(len(left_out), "file was", "files were")
+    message += f": {files} found and left out, the first because: {first.reason}: {first.detail} ({first.uri})"
     if any(row.modality and row.modality not in wanted for row in left_out):
         message += "; map the cohort's own names with `modalities: {THEIRS: T1w}`"
     return message

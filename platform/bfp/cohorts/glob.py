@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from bfp.cohorts.sessions import Candidate, Key, LeftOut, Session, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Place
+from bfp.words import counted
 
 RULE = "the first by name"
 
@@ -39,10 +40,11 @@ def sessions(
             nobody = Key(cohort, "", "")
             left_out[nobody].append(LeftOut(nobody, "", file.place.uri, Reason.NAME, f"the pattern is {pattern}"))
             continue
-        key = Key(cohort, found["subject"], found.groupdict().get("session") or "")
+        session = found.groupdict().get("session") or ""
+        key = Key(cohort, found["subject"].removeprefix("sub-"), session.removeprefix("ses-"))
         scans[key].append(Candidate(modalities.get(found["modality"], found["modality"]), file))
     if not scans and not left_out:
-        raise InputError(f"cohort {cohort}: {glob} finds none of the {listed} files below {root}")
+        raise InputError(f"cohort {cohort}: {glob} finds nothing in the {counted(listed, 'file')} below {root}")
     return [
         session_of(key, scans.get(key, ()), wanted=wanted, rule=RULE, left_out=left_out.get(key, ()))
         for key in {**scans, **left_out}

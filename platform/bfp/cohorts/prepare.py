@@ -1,26 +1,30 @@
 """Preparing a session: its files are read, decoded and made into stacks, within a time limit.
 
 What `ingest` and `infer` do to every session, as an ordinary function of one. A scan that cannot be used is left out
-with its reason, and the others go on; a label map that cannot be used is a warning on a scan of the session. A storage
-that fails is neither: it raises, since the file may be there the next time.
+with its reason, and the others go on; a label map that cannot be used is a warning on a scan of the session.
+
+What the bytes of a file are at fault for stays so. What they are not (no permission, a disk that fails, a time limit)
+may pass: the session is `passing` then, and whoever keeps it sees to it that it is tried again the next time. An object
+store that fails is neither: it raises, since it would fail for every scan.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from bfp.cohorts.sessions import LabelMap, LeftOut, Scan, Session
+from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session
 from bfp.errors import Reason, StorageError, Unusable
 from bfp.imaging.nifti import Volume, decode
 from bfp.imaging.session import Prepared, ScanFacts, Segmentation, prepare_session
 from bfp.imaging.stacks import Recipe
 from bfp.storage import Entry
 
-BRAIN = "brain"
-"""The name of the segmentation that is a session's brain mask, for a recipe that wants one."""
+MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)
+"""Reasons that are no fault of the file's bytes; they are given here alone."""
 
 Value = TypeVar("Value")
 
@@ -36,12 +40,16 @@ class ScanRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionStacks:
-    """A session prepared: its stacks, by working grid; the scans that are in them; those that are not, and why."""
+    """A session prepared: its stacks, by working grid; the scans that are in them; those that are not, and why.
+
+    passing: whether a scan or label map is not in them for a reason that may pass.
+    """
 
     session: Session
     prepared: tuple[Prepared, ...]
     scans: tuple[ScanRecord, ...]
     left_out: tuple[LeftOut, ...]
+    passing: bool = False
 
 
 def prepare(session: Session, *, recipe: Recipe, scan_timeout_s: float) -> SessionStacks:
@@ -58,7 +66,7 @@ def prepare(session: Session, *, recipe: Recipe, scan_timeout_s: float) -> Sessi
         late = [
             LeftOut(session.key, scan.modality, scan.file.place.uri, Reason.TIMEOUT, detail) for scan in session.scans
         ]
-        return SessionStacks(session, (), (), (*session.left_out, *late))
+        return SessionStacks(session, (), (), (*session.left_out, *late), passing=True)
 
 
 def within(seconds: float, work: Callable[[], Value]) -> Value:
@@ -67,27 +75,18 @@ def within(seconds: float, work: Callable[[], Value]) -> Value:
     Works in any thread of any process, where a signal would not. A thread cannot be ended from outside: what was too
     slow goes on in the background to its own end, which the largest size of a volume bounds.
     """
-    outcome: list[Callable[[], Value]] = []
+    outcome: Future[Value] = Future()
 
     def run() -> None:
         try:
             value = work()
-        except BaseException as error:  # handed to the caller, who raises it
-            failure = error
-            outcome.append(lambda: _raise(failure))
+        except BaseException as error:  # handed to the caller, where it is raised
+            outcome.set_exception(error)
         else:
-            outcome.append(lambda: value)
+            outcome.set_result(value)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError
-    return outcome[0]()
-
-
-def _raise(error: BaseException) -> Value:  # type: ignore[type-var]
-    raise error
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(seconds)
 
 
 def _prepare(session: Session, recipe: Recipe) -> SessionStacks:
@@ -117,10 +116,18 @@ def _prepare(session: Session, recipe: Recipe) -> SessionStacks:
     )
     for scan in session.scans:
         if scan.modality in volumes and scan.modality in done.rejected:
-            leave_out(scan, done.rejected[scan.modality])
+            why = done.rejected[scan.modality]
+            if why.reason is Reason.NO_BRAIN_MASK and BRAIN in unusable_maps:
+                why = Unusable(Reason.NO_BRAIN_MASK, str(unusable_maps[BRAIN]))
+            leave_out(scan, why)
     unusable_maps |= {name: done.rejected[name] for name in label_maps if name in done.rejected}
+    reasons = [*(row.reason for row in left_out), *(each.reason for each in unusable_maps.values())]
     return SessionStacks(
-        session, tuple(done.prepared), _records(session, done.prepared, unusable_maps), tuple(left_out)
+        session,
+        tuple(done.prepared),
+        _records(session, done.prepared, unusable_maps),
+        tuple(left_out),
+        passing=any(reason in MAY_PASS for reason in reasons),
     )
 
 
@@ -148,11 +155,14 @@ def _segmentation(label_map: LabelMap) -> Segmentation:
 
 def _read(file: Entry) -> bytes:
     """The bytes of a file that discovery saw."""
+    if file.size < 0:
+        linked = file.place.is_local and file.place.path.is_symlink()
+        raise Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is at {file.place}")
     try:
         data = file.place.read()
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise Unusable(Reason.MISSING, "it was listed, and is gone") from error
+            raise Unusable(Reason.UNREADABLE, "it was listed, and is gone") from error
         if file.place.is_local and isinstance(error.__cause__, OSError):
             raise Unusable(Reason.UNREADABLE, f"{error.__cause__.strerror}") from error
         raise

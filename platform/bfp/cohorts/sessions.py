@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 from bfp.errors import Reason
 from bfp.storage import Entry
 
+BRAIN = "brain"
+"""The name of the segmentation that is a session's brain mask, for a recipe that wants one."""
+
 
 class Key(NamedTuple):
     """Who and when: sessions are sorted by it."""
@@ -32,7 +35,10 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
-    """One file of a segmentation, drawn on the grid of the session's scan of modality `drawn_on`."""
+    """One file of a segmentation, drawn on the grid of the session's scan of modality `drawn_on`.
+
+    A file that is named and not there has size -1.
+    """
 
     name: str
     drawn_on: str

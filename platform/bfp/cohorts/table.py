@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bfp.cohorts.labels import present, read_table
+from bfp.cohorts.labels import Row, present, read_table
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place, place
@@ -34,8 +34,9 @@ def sessions(
 
     Raises InputError where a column is missing or a row lacks its subject, modality or uri.
     """
-    rows = read_table(file)
-    _check(file, rows, segmentations)
+    table = read_table(file)
+    _check(file, table, segmentations)
+    rows = [row.cells for row in table]
     label_columns = {segmentation.column for segmentation in segmentations}
     uris = [row["uri"] for row in rows]
     uris += [row[column] for row in rows for column in label_columns if column and present(row[column])]
@@ -56,7 +57,7 @@ def sessions(
                 [Candidate(row["modality"], entry, rank) for rank, (row, entry) in enumerate(here) if entry],
                 wanted=wanted,
                 rule=RULE,
-                label_maps=_label_maps(own, entries, segmentations),
+                label_maps=_label_maps(own, entries, segmentations, base=file.parent),
                 labels=_labels(own, {*_NEEDED, "session", *label_columns}),
                 left_out=[_missing(key, row, file.parent) for row, entry in here if entry is None],
             )
@@ -64,20 +65,20 @@ def sessions(
     return found
 
 
-def _check(file: Place, rows: list[dict[str, str]], segmentations: Sequence[SegmentationSource]) -> None:
+def _check(file: Place, rows: list[Row], segmentations: Sequence[SegmentationSource]) -> None:
     if not rows:
         raise InputError(f"{file}: no rows below the line of column names")
-    columns = list(rows[0])
+    columns = list(rows[0].cells)
     needed = [*_NEEDED, *(segmentation.column for segmentation in segmentations if segmentation.column)]
     missing = [column for column in needed if column not in columns]
     if missing:
         raise InputError(
             f"{file}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns)}"
         )
-    for line, row in enumerate(rows, start=2):
-        empty = [column for column in _NEEDED if not present(row[column])]
+    for line, cells in rows:
+        empty = [column for column in _NEEDED if not present(cells[column])]
         if empty:
-            raise InputError(f"{file}: row {line} has no {' and no '.join(empty)}")
+            raise InputError(f"{file}:{line}: no {' and no '.join(empty)}")
 
 
 def _look_up(uris: list[str], *, base: Place) -> dict[str, Entry | None]:
@@ -98,15 +99,22 @@ def _missing(key: Key, row: Mapping[str, str], base: Place) -> LeftOut:
 
 
 def _label_maps(
-    rows: list[dict[str, str]], entries: Mapping[str, Entry | None], segmentations: Sequence[SegmentationSource]
+    rows: list[dict[str, str]],
+    entries: Mapping[str, Entry | None],
+    segmentations: Sequence[SegmentationSource],
+    *,
+    base: Place,
 ) -> Iterator[LabelMap]:
-    """The label map of each segmentation: from the row of the scan it is drawn on, else from any row of the session."""
+    """The label map of each segmentation: from the row of the scan it is drawn on, else from any row of the session.
+
+    One that is not there is named all the same, with size -1, so that its scan can say so.
+    """
     for segmentation in segmentations:
         own = sorted(rows, key=lambda row: row["modality"] != segmentation.drawn_on)
         cells = [cell for row in own if (cell := present(row[segmentation.column or ""]))]
-        entry = entries[cells[0]] if cells else None
-        if entry is not None and entry.size >= 0:
-            yield LabelMap(segmentation.name, segmentation.drawn_on, entry)
+        if cells:
+            file = entries[cells[0]] or Entry(_resolve(cells[0], base), -1, "")
+            yield LabelMap(segmentation.name, segmentation.drawn_on, file)
 
 
 def _labels(rows: list[dict[str, str]], identity: Collection[str | None]) -> dict[str, str]:

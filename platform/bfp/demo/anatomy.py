@@ -80,7 +80,7 @@ def find_maps() -> dict[str, Path]:
     """The ICBM152 maps t1, gm and wm of the installed nilearn. Raises InputError, with the remedy, without them."""
     found = find_spec("nilearn")  # locates the package without the seconds that importing it takes
     if found is None or found.origin is None:
-        raise InputError("the demo's anatomy comes with nilearn, which is not installed: pip install 'bfp[demo]'")
+        raise InputError("the demo's anatomy comes with nilearn, which is not installed: pip install nilearn")
     folder = Path(found.origin).parent / "datasets" / "data"
     files = {name: folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")}
     absent = [file.name for file in files.values() if not file.exists()]

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -97,14 +97,15 @@ def make_cohort(
     description = _dataset_description(subjects, seed=seed, prefix=prefix)
     if not _already_made(folder, description):
         find_maps()  # before anything is written
-        growing = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(growing, ignore_errors=True)
-        growing.mkdir(parents=True)
-        for done, _ in enumerate(_write_subjects(growing, planned, workers), start=1):
-            progress(done, len(planned))
-        _write_tables(growing, planned)
-        _write_json(growing / "dataset_description.json", description)
-        growing.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A name that nobody else has: what else lies here is not ours to remove.
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+            growing = Path(aside) / folder.name
+            for done, _ in enumerate(_write_subjects(growing, planned, workers), start=1):
+                progress(done, len(planned))
+            _write_tables(growing, planned)
+            _write_json(growing / "dataset_description.json", description)
+            growing.rename(folder)
     return _facts(folder, subjects, planned)
 
 

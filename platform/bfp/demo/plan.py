@@ -27,6 +27,7 @@ SEVERITY_PER_YEAR = 0.06  # above or below 70 years
 SEVERITY_OF_DISEASE = 1.8
 SEVERITY_SPREAD = 0.85  # standard deviation of what neither age nor disease explains
 LACKING_SHARE = 0.15  # of the sessions lack one modality
+TUMOUR_SHARE = 7
 
 
 class Groups(NamedTuple):
@@ -37,7 +38,14 @@ class Groups(NamedTuple):
     tumour: int
 
 
-DEMO = Groups(control=44, disease=44, tumour=12)  # multiples of the number of sites keep the sites balanced
+def groups_of(subjects: int) -> Groups:
+    """The groups of a cohort of so many subjects: one in TUMOUR_SHARE with a tumour, of the rest half are patients."""
+    tumour = subjects // TUMOUR_SHARE
+    control = (subjects - tumour) // 2
+    return Groups(control, subjects - tumour - control, tumour)
+
+
+DEMO = groups_of(84)  # 36, 36, 12: multiples of the number of sites keep the sites balanced
 TONIGHT = Groups(control=4, disease=4, tumour=0)  # new subjects to predict
 
 

@@ -1,6 +1,7 @@
 """The drivers: one module a kind, each with the same two functions, found here by the spec's `kind`.
 
-plan(spec) -> Plan          what the run will do; light, writes nothing, raises InputError for what is wrong
+plan(spec, cpus) -> Plan    what the run will do on so many CPUs; light, writes nothing, raises InputError for what
+                            is wrong
 execute(spec, run) -> None  does it, on the Ray that the target has started; tells `run` what happens
 """
 
@@ -18,9 +19,9 @@ from bfp.specs import Spec
 __all__ = ["Plan", "execute", "plan"]
 
 
-def plan(spec: Spec) -> Plan:
-    """What a run of this spec will do."""
-    planned: Plan = _driver(spec.kind).plan(spec)
+def plan(spec: Spec, *, cpus: int) -> Plan:
+    """What a run of this spec will do. cpus: that Ray has."""
+    planned: Plan = _driver(spec.kind).plan(spec, cpus=cpus)
     return planned
 
 

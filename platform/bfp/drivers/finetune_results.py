@@ -15,6 +15,7 @@ from bfp.metrics.auroc import CrossValidated, auroc_difference, cross_validated_
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.reports.blocks import Block, Cell, Facts, IntervalRow, Intervals, Results, Roc, RocCurve, Table, Text
 from bfp.reports.numbers import interval_text
+from bfp.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
         _folds(study, judged, figures, said),
         Facts(
             title="What was learned from what",
-            rows=[("target", said.target), *per_class, ("left out", f"{left_out:,} sessions"), *said.facts],
+            rows=[("target", said.target), *per_class, ("left out", counted(left_out, "session")), *said.facts],
         ),
     ]
     if left_out:

@@ -3,33 +3,40 @@
 1. the cohorts are listed; a session whose row exists already, from the same files and model, is not done again
 2. each other one is prepared from its raw scans exactly as the model's training data were (CPUs, Ray Data)
 3. a pool of copies of the model turns its stacks into vectors, pools them, and predicts
-4. rows are committed in parts as they come; a kill costs the sessions since the last part
-5. at the end the parts of all listed sessions are united into two tables: predictions, rejected
+4. rows are committed in parts as they come; a kill costs the sessions since the last part. A session that lacks what
+   may be there the next time (no permission, a disk that fails, the time limit) is in no part: the next submit does it
+   again
+5. at the end the rows of all listed sessions are united into two tables: predictions, rejected
 
 <run>/predictions/, <run>/rejected/   see `bfp.inference.kept`
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bfp import __version__
 from bfp.cohorts import Session
+from bfp.cohorts.sessions import BRAIN
 from bfp.drivers.inputs import recipe_of, sessions_of
-from bfp.drivers.plan import Plan
+from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.preparing import RAY_START_S, TRIED_AGAIN, WORKER_GB, cost_of, minutes, not_done, too_many
 from bfp.drivers.streaming import until_stopped
-from bfp.errors import InputError, Interrupted, JobFailed, Reason
-from bfp.imaging import IMAGING_VERSION
+from bfp.errors import InputError, Interrupted, JobFailed
+from bfp.imaging import IMAGING_VERSION, NEIGHBOURS
+from bfp.models.folders import WEIGHTS, read_config
 from bfp.runs import Run
+from bfp.specs.backbones import backbones
 from bfp.specs.infer import Infer
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import Place, place
+from bfp.words import counted
 
 if TYPE_CHECKING:
-    from bfp.inference.kept import Kept, Predictions
+    from bfp.inference.kept import Predictions
     from bfp.inference.pipeline import Machine
     from bfp.inference.predictor import Outcome
 
@@ -37,58 +44,110 @@ SESSIONS_PER_PART = 64
 SECONDS_PER_PART = 30.0
 SHOWN_SESSIONS = 8
 
+MODEL_GB = 1.3  # what a copy took beside its weights: ViT-S and ViT-B, 64 stacks of 224 pixels at a time
+CPU_RATE = 60e9  # operations a second of one CPU: ViT-S and ViT-B came to 77e9 to 84e9
+ROW_BYTES = 1000  # of a session beside its embedding
 
-def plan(spec: Infer) -> Plan:
-    """Reads the model's description and lists the cohorts: what is wrong with them is said before a scan is read."""
+
+def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
+    """Reads the model's description and lists the cohorts: what is wrong with them is said before a scan is read.
+
+    cpus: what the target has; None for those that this process may use.
+    """
     folder, told = _model(spec)
+    _check_masks(spec, told)
     sessions = [each for each in sessions_of(spec.cohorts, _preprocessing(told)) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
-    counted = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
-    workers = spec.compute.workers or os.cpu_count() or 1
-    warnings = [f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]]
+    found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
+    begun = bool((place(spec.output) / spec.name / "predictions").names())
+    todo = list(_work(spec, folder, told, sessions).todo.values()) if begun else sessions
+    estimate = _estimate(spec, folder, told, todo, cpus=cpus or cpus_here())
+    workers, models = counted(estimate.workers, "worker"), counted(spec.compute.models, "copy", "copies")
+    done = counted(len(sessions) - len(todo), "is", "are")
     return Plan(
         rows=[
             ("model", f"{folder}: {told['target']} ({', '.join(told['classes'])})"),
-            ("found", f"{len(sessions):,} sessions: {counted}"),
-            ("spread out", f"{workers} workers, {spec.compute.models} of the model"),
+            ("found", f"{counted(len(sessions), 'session')}: {found}"),
+            ("to do", f"{counted(len(todo), 'session')}; {done} predicted already"),
+            ("will write", f"about {estimate.size_bytes / 1e6:,.1f} MB"),
+            ("memory", f"about {estimate.memory_gb:.1f} GB: {workers} that prepare, {models} of the model"),
+            ("time", f"{minutes(estimate.seconds)} on {counted(estimate.workers, 'CPU')}; less where a GPU predicts"),
         ],
-        figures={"sessions": len(sessions), "scans": sum(scans.values()), "workers": workers},
-        warnings=warnings,
+        figures={
+            "sessions": len(sessions),
+            "scans": sum(scans.values()),
+            "sessions_to_do": len(todo),
+            "workers": estimate.workers,
+            "bytes_estimated": estimate.size_bytes,
+            "seconds_estimated": round(estimate.seconds),
+        },
+        warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]],
+    )
+
+
+class _Estimate(NamedTuple):
+    """What the work will come to, on CPUs alone. size_bytes: the rows, which stand in a part and in the one table."""
+
+    workers: int
+    memory_gb: float
+    size_bytes: int
+    seconds: float
+
+
+def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Session], *, cpus: int) -> _Estimate:
+    preprocessing = _preprocessing(told)
+    cost = cost_of(todo, preprocessing)
+    config = read_config(folder / "encoder")
+    weights_bytes = (folder / "encoder" / WEIGHTS).size()  # four a weight
+    tokens = (preprocessing.size // backbones()[config["architecture"]].patch_px) ** 2
+    predicting = 2 * weights_bytes / 4 * tokens * cost.stacks / CPU_RATE
+    workers = min(spec.compute.workers or cpus, cpus)
+    embedding = 2 * 4 * config["num_features"] if spec.embedding else 0
+    # Copies of the model share the CPUs with preparation; each predicts on one.
+    seconds = max((cost.seconds + predicting) / cpus, cost.seconds / workers, predicting / spec.compute.models)
+    return _Estimate(
+        workers=workers,
+        memory_gb=workers * WORKER_GB + spec.compute.models * (MODEL_GB + weights_bytes / 1e9),
+        size_bytes=2 * len(todo) * (ROW_BYTES + embedding),
+        seconds=RAY_START_S + seconds,
     )
 
 
 def execute(spec: Infer, run: Run) -> None:
     """Predict what is new, and say what stands of all."""
     from bfp.drivers.infer_results import results_of, write_pictures
-    from bfp.inference.kept import Predictions
-    from bfp.inference.predictor import model_hash
-    from bfp.inference.ready import inputs_of
 
     folder, told = _model(spec)
     run.phase("listing", unit="sessions")
     sessions = sessions_of(spec.cohorts, _preprocessing(told))
     run.progress(len(sessions))
-    model = model_hash(folder)
-    by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
-    kept = Predictions(run.folder, classes=told["classes"], embedding=spec.embedding, model=model, version=__version__)
-    done = kept.done()
-    todo = {inputs: session for inputs, session in by_inputs.items() if inputs not in done}
+    by_inputs, kept, todo = _work(spec, folder, told, sessions)
 
-    shown = _predict(spec, run, folder, told, todo, kept)
+    shown, passing = _predict(spec, run, folder, told, todo, kept)
     if spec.pictures and shown:
         write_pictures(run, shown, channels=_channels(told))
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]
-    united = kept.unite(by_inputs, left_out=early)
+    united = kept.unite(by_inputs, passing=passing, left_out=early)
     run.result(results_of(spec, run, told, united).as_json())
-    run.note(f"{united.predictions.num_rows} sessions predicted, {united.rejected.num_rows} scans rejected")
+    predicted, rejected = united.predictions.num_rows, united.rejected.num_rows
+    run.note(f"{counted(predicted, 'session')} predicted, {counted(rejected, 'scan')} rejected")
+    if passing:
+        run.warn(f"scans of {counted(len(passing), 'session')} {TRIED_AGAIN}")
     for name in told["shown"]:
         lacking = sum(name in missing for missing in united.predictions["missing"].to_pylist())
         if lacking:
-            run.warn(f"{lacking} sessions have no {name}, which the model was trained with")
-    if spec.max_rejected is not None:
-        check_rejected(united, spec.max_rejected)
+            without = counted(lacking, "session has", "sessions have")
+            run.warn(f"{without} no {name}, which the model was trained with")
+    refused = too_many(
+        Counter(united.rejected["reason"].to_pylist()),
+        used=sum(map(len, united.predictions["scans"].to_pylist())),
+        allowed=spec.max_rejected,
+        meanwhile="the predictions of the others are kept",
+    )
+    if refused:
+        raise JobFailed(refused)
 
 
 def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
@@ -108,19 +167,55 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
     return folder, told
 
 
+def _check_masks(spec: Infer, told: dict[str, Any]) -> None:
+    """Raise InputError where the model wants brain masks, and a cohort brings none."""
+    lacking = [each.name for each in spec.cohorts if BRAIN not in [mask.name for mask in each.segmentations]]
+    if told["preprocessing"]["brain"] == "given" and lacking:
+        raise InputError(
+            f"cohorts: {', '.join(lacking)}: the model was trained on brains cut out by masks (preprocessing.brain: "
+            f"given), and each cohort needs a segmentation named `{BRAIN}`"
+        )
+
+
+class _Work(NamedTuple):
+    """The sessions that have scans, by what their rows follow from; what is kept of them; those that are to do."""
+
+    by_inputs: dict[str, Session]
+    kept: Predictions
+    todo: dict[str, Session]
+
+
+def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Session]) -> _Work:
+    from bfp.inference.kept import Predictions
+    from bfp.inference.ready import inputs_of, model_hash
+
+    run, model = place(spec.output) / spec.name, model_hash(folder)
+    kept = Predictions(run, classes=told["classes"], embedding=spec.embedding, model=model, version=__version__)
+    by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
+    done = kept.done()
+    return _Work(by_inputs, kept, {inputs: each for inputs, each in by_inputs.items() if inputs not in done})
+
+
 def _preprocessing(told: dict[str, Any]) -> Preprocessing:
     return Preprocessing.model_validate(told["preprocessing"])
 
 
 def _channels(told: dict[str, Any]) -> tuple[str, ...]:
     stacks = told["preprocessing"]["stacks"]
-    return tuple(stacks["channels"]) if stacks["form"] == "modalities" else ("below", "centre", "above")
+    return tuple(stacks["channels"]) if stacks["form"] == "modalities" else NEIGHBOURS
+
+
+class _Predicted(NamedTuple):
+    """shown: a few outcomes with stacks, to be looked at; passing: those that stand in no part."""
+
+    shown: list[Outcome]
+    passing: list[Outcome]
 
 
 def _predict(
     spec: Infer, run: Run, folder: Place, told: dict[str, Any], todo: dict[str, Session], kept: Predictions
-) -> list[Outcome]:
-    """Predict these sessions and keep their rows; a few outcomes with stacks, to be looked at.
+) -> _Predicted:
+    """Predict these sessions and keep their rows.
 
     Raises Interrupted when the run is asked to stop, and JobFailed, once all others are done, where a session was not.
     """
@@ -128,7 +223,7 @@ def _predict(
 
     run.phase("predicting", total=len(todo), unit="sessions")
     if not todo:
-        return []
+        return _Predicted([], [])
     arriving = predict_sessions(
         list(todo.items()),
         model=folder,
@@ -139,6 +234,7 @@ def _predict(
     )
     waiting: list[Outcome] = []
     shown: list[Outcome] = []
+    passing: list[Outcome] = []
     failures: list[str] = []
     arrived, part_began = 0, time.monotonic()
     try:
@@ -147,20 +243,24 @@ def _predict(
                 failures.append(outcome.cause)
                 continue
             arrived += 1
-            waiting.append(outcome)
+            if outcome.passing:
+                passing.append(replace(outcome, preview=None))
+            else:
+                waiting.append(outcome)
             if outcome.preview is not None and len(shown) < SHOWN_SESSIONS:
                 shown.append(outcome)
             run.progress(arrived)
-            if len(waiting) == SESSIONS_PER_PART or time.monotonic() - part_began > SECONDS_PER_PART:
+            if waiting and (len(waiting) == SESSIONS_PER_PART or time.monotonic() - part_began > SECONDS_PER_PART):
                 kept.add(waiting)
                 waiting, part_began = [], time.monotonic()
     finally:
         if waiting:
             kept.add(waiting)
     if run.stopping:
-        raise Interrupted(f"stopped after {arrived} of {len(todo)} sessions; submit it again to go on")
-    check_done(len(todo), arrived, failures)
-    return shown
+        raise Interrupted(f"stopped after {arrived} of {counted(len(todo), 'session')}; submit it again to go on")
+    if message := not_done(len(todo), arrived, failures, unit="session", verb="predicted"):
+        raise JobFailed(message)
+    return _Predicted(shown, passing)
 
 
 def _machine(spec: Infer) -> Machine:
@@ -173,30 +273,3 @@ def _machine(spec: Infer) -> Machine:
     if gpus is None:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / compute.models)
     return Machine(compute.workers, compute.models, gpus, compute.batch_size, compute.retries)
-
-
-def check_done(asked: int, arrived: int, failures: list[str]) -> None:
-    lost = asked - arrived - len(failures)
-    causes = list(dict.fromkeys(failures))
-    if lost:
-        causes.append(f"{lost} lost their worker each time, most likely for want of memory: lower compute.workers")
-    if causes:
-        listed = "\n".join(f"    {cause}" for cause in causes)
-        raise JobFailed(
-            f"{asked - arrived} of {asked} sessions could not be predicted; the others are kept, and submitting again "
-            f"goes on from there\n{listed}"
-        )
-
-
-def check_rejected(united: Kept, max_rejected: float) -> None:
-    """Raise JobFailed where a larger share of the scans is rejected; what the user chose not to use is no fault."""
-    chosen = (Reason.UNWANTED, Reason.DUPLICATE)
-    faulty = sum(reason not in chosen for reason in united.rejected["reason"].to_pylist())
-    used = sum(len(scans) for scans in united.predictions["scans"].to_pylist())
-    share = faulty / max(faulty + used, 1)
-    if share > max_rejected:
-        raise JobFailed(
-            f"{faulty} of {faulty + used} scans ({share:.1%}) are rejected, more than max_rejected: "
-            f"{max_rejected:g}; the predictions of the others are kept. The report lists them: mend the scans, or "
-            "raise max_rejected, and submit again"
-        )

@@ -7,53 +7,65 @@
 4. a snapshot makes all that live at once, in place of what these cohorts had before
 
 A run that is stopped or killed loses the shards that were being prepared and repeats no other. A scan that cannot be
-used becomes a row of `rejected`; a shard that fails otherwise (the storage, memory, a mistake of ours) fails the run at
-its end, with everything else committed and no snapshot taken.
+used becomes a row of `rejected`; where that may pass (no permission, a disk that fails, the time limit) its shard is
+prepared again at the next submit. A shard that fails otherwise (the object store, memory, a mistake of ours) fails the
+run at its end, with everything else committed and no snapshot taken.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
-import queue
-import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bfp.cohorts import Session, Shard, plan_shards
-from bfp.drivers.inputs import recipe_of, sessions_of, slice_spacing_mm
-from bfp.drivers.plan import Plan
+from bfp.cohorts.sessions import Key
+from bfp.drivers.inputs import recipe_of, sessions_of
+from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.preparing import (
+    RAY_START_S,
+    TRIED_AGAIN,
+    WORKER_GB,
+    check_available,
+    cost_of,
+    minutes,
+    not_done,
+    too_many,
+)
+from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed, Reason
 from bfp.imaging import IMAGING_VERSION
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.storage import Place, place
 from bfp.store import layout
-from bfp.store.layout import Commit, SegmentationInfo
+from bfp.store.layout import Commit, Numbered, SegmentationInfo
+from bfp.words import counted
 
 if TYPE_CHECKING:
     from bfp.imaging.stacks import Recipe
-    from bfp.store.summary import Summary
-
-RAY_START_S = 15
-WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session
-POLL_S = 0.2  # how soon a request to stop is noticed
-CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE)
-"""Reasons that are the user's choice and no fault of a scan: `max_rejected` does not count them."""
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
+
+# of scans with skull and noise, on one core
+COMPRESSED = 0.3  # what zstd left of the channels that are not empty
+COMPRESSION_RATE = 250e6  # bytes of pixels a second
 
 
 # what will be done ----------------------------------------------------------------------------------------------------
 
 
-def plan(spec: Ingest) -> Plan:
-    """Lists the cohorts and looks into the store: whatever is wrong with them is said before anything is written."""
+def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
+    """Lists the cohorts and looks into the store: whatever is wrong with them is said before anything is written.
+
+    cpus: what the target has; None for those that this process may use.
+    """
     store, preprocessing = place(spec.store), _preprocessing(spec)
+    check_available(spec.preprocessing)
     _segmentations(spec)
     layout.check_same(store, preprocessing)
     sessions = sessions_of(spec.cohorts, spec.preprocessing)
@@ -61,76 +73,106 @@ def plan(spec: Ingest) -> Plan:
     shards = _shards(spec, sessions)
     committed = layout.committed(store)
     todo = [shard for shard in shards if shard.name not in committed]
-    scans, workers = sum(shard.scans for shard in todo), spec.compute.workers or os.cpu_count() or 1
-    estimate = _estimate(spec, todo)
-    seconds = RAY_START_S + estimate.seconds / workers
+    estimate = _estimate(spec, todo, cpus=cpus or cpus_here())
     left_out = Counter(row.reason for session in sessions for row in session.left_out)
     latest = layout.latest_snapshot(store)
-    rows = [
-        (f"cohort {name}", _counted(list(own))) for name, own in groupby(sessions, key=lambda each: each.key.cohort)
-    ]
+    leaving = _leaving(store, latest, sessions, shards) if latest else {}
+    rows = [(f"cohort {name}", _found(list(own))) for name, own in groupby(sessions, key=lambda each: each.key.cohort)]
     if left_out:
         rows.append(("left out by name", "; ".join(f"{count} {reason}" for reason, count in left_out.most_common())))
+    rows.append(("store", f"{store}, " + (f"snapshot {latest.number}" if latest else "new")))
+    rows += [("leaves", f"{counted(len(keys), 'session')} of cohort {name}") for name, keys in leaving.items()]
+    done = counted(len(shards) - len(todo), "shard is", "shards are")
+    workers = counted(estimate.workers, "worker")
     rows += [
-        ("store", f"{store}, " + (f"snapshot {latest.number}" if latest else "new")),
-        ("to do", f"{scans:,} scans in {len(todo)} shards; {len(shards) - len(todo)} shards are committed already"),
-        ("will write", f"about {estimate.stacks:,} stacks, {estimate.size_bytes / 1e6:,.0f} MB"),
-        ("time", f"about {max(1, seconds / 60):,.0f} min with {workers} workers, one CPU and {WORKER_GB} GB each"),
+        ("to do", f"{counted(estimate.scans, 'scan')} in {counted(len(todo), 'shard')}; {done} committed already"),
+        ("will write", f"about {counted(estimate.stacks, 'stack')}, {estimate.size_bytes / 1e6:,.0f} MB"),
+        ("memory", f"about {estimate.workers * WORKER_GB:.1f} GB: {WORKER_GB} GB for each of {workers}"),
+        ("time", f"{minutes(estimate.seconds)} with {workers}, one CPU each"),
     ]
     figures = {
         "sessions": len(sessions),
         "scans": sum(len(session.scans) for session in sessions),
         "left_out": sum(left_out.values()),
+        "leaving": sum(map(len, leaving.values())),
         "shards": len(shards),
         "shards_to_do": len(todo),
-        "scans_to_do": scans,
-        "workers": workers,
+        "scans_to_do": estimate.scans,
+        "workers": estimate.workers,
         "stacks_estimated": estimate.stacks,
         "bytes_estimated": estimate.size_bytes,
-        "seconds_estimated": round(seconds),
+        "seconds_estimated": round(estimate.seconds),
     }
-    return Plan(rows=rows, figures=figures, warnings=_warnings(left_out))
+    warnings = _warnings(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
+    return Plan(rows=rows, figures=figures, warnings=warnings)
 
 
 class _Estimate(NamedTuple):
-    """What preparing shards will come to; `seconds` are those of one CPU."""
+    """What the work will come to."""
 
+    scans: int
     stacks: int
     size_bytes: int
+    workers: int
     seconds: float
 
 
-def _estimate(spec: Ingest, todo: list[Shard]) -> _Estimate:
-    """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
-
-    A scan gives 180 mm of slices. Decoding and resampling one took 0.25 s, registering it 0.5 s; zstd took 0.3 of the
-    size of the channels that are not empty, 250 MB of pixels a second.
-    """
-    sessions = [session for shard in todo for session in shard.sessions if session.scans]
-    scans = sum(len(session.scans) for session in sessions)
-    slices = round(180 / slice_spacing_mm(spec.preprocessing))
-    slice_bytes = spec.preprocessing.size**2
-    if spec.preprocessing.stacks.form == "neighbours":
-        stacks, filled, registered = slices * scans, 3 * slices * scans, 0
-    else:
-        stacks, filled, registered = slices * len(sessions), slices * scans, scans - len(sessions)
-    if spec.preprocessing.registration == "none":
-        registered = 0
-    seconds = 0.25 * scans + 0.5 * registered + 3 * slice_bytes * stacks / 250e6
-    return _Estimate(stacks, round(0.3 * slice_bytes * filled), seconds)
+def _estimate(spec: Ingest, todo: list[Shard], *, cpus: int) -> _Estimate:
+    cost = cost_of([session for shard in todo for session in shard.sessions], spec.preprocessing)
+    slice_bytes, workers = spec.preprocessing.size**2, min(spec.compute.workers or cpus, cpus)
+    seconds = cost.seconds + 3 * cost.stacks * slice_bytes / COMPRESSION_RATE
+    return _Estimate(
+        scans=sum(shard.scans for shard in todo),
+        stacks=cost.stacks,
+        size_bytes=round(COMPRESSED * cost.filled * slice_bytes),
+        workers=workers,
+        seconds=RAY_START_S + seconds / workers,
+    )
 
 
-def _counted(sessions: list[Session]) -> str:
+def _leaving(store: Place, latest: Numbered, sessions: list[Session], shards: list[Shard]) -> dict[str, list[Key]]:
+    """By cohort, the sessions that the snapshot has of it and the listing has not."""
+    names = {shard.name for shard in shards}
+    cohorts = {session.key.cohort for session in sessions}
+    live = [record for record in latest.snapshot.commits if record.cohort in cohorts]
+    if all(record.name in names for record in live if record.kind == "shard"):
+        return {}  # the usual case, known without a table being read
+    from bfp.store.reader import SliceStore
+
+    table = SliceStore.of_commits(store, live).sessions()
+    before = {Key(*key) for key in zip(*(table[name].to_pylist() for name in Key._fields), strict=True)}
+    gone = sorted(before - {session.key for session in sessions})
+    return {name: list(keys) for name, keys in groupby(gone, key=lambda key: key.cohort)}
+
+
+def _leaves(latest: Numbered, gone: list[Key]) -> str:
+    first = " ".join(filter(None, gone[0][1:]))
+    sessions = counted(len(gone), "session is", "sessions are")
+    return (
+        f"cohort {gone[0].cohort}: {sessions} in snapshot {latest.number} and not found now ({first}, …), and will be "
+        "in no further snapshot: is this the same source, and all of it? Another source needs another name"
+    )
+
+
+def _found(sessions: list[Session]) -> str:
     modalities = Counter(scan.modality for session in sessions for scan in session.scans)
     subjects = len({session.key.subject for session in sessions})
     scans = ", ".join(f"{count:,} {modality}" for modality, count in sorted(modalities.items()))
-    return f"{subjects:,} subjects, {len(sessions):,} sessions: {scans}"
+    return f"{counted(subjects, 'subject')}, {counted(len(sessions), 'session')}: {scans}"
 
 
-def _warnings(left_out: Counter[Reason]) -> list[str]:
-    if not left_out[Reason.DANGLING]:
-        return []
-    return [f"{left_out[Reason.DANGLING]} files are links to nothing; in a DataLad dataset, `datalad get` them first"]
+def _warnings(spec: Ingest, sessions: list[Session], left_out: Counter[Reason]) -> list[str]:
+    found = []
+    if count := left_out[Reason.DANGLING]:
+        links = counted(count, "file is a link", "files are links")
+        found.append(f"{links} to nothing; in a DataLad dataset, `datalad get` first")
+    labelled = {session.key.cohort for session in sessions if session.labels}
+    found += [
+        f"cohort {cohort.name}: {cohort.labels} speaks of none of its sessions; compare its subjects with those found"
+        for cohort in spec.cohorts
+        if cohort.labels and cohort.name not in labelled
+    ]
+    return found
 
 
 def _preprocessing(spec: Ingest) -> dict[str, Any]:
@@ -184,22 +226,29 @@ def execute(spec: Ingest, run: Run) -> None:
     layout.make(store, _preprocessing(spec))
     committed = layout.committed(store)
 
-    _prepare_all([shard for shard in shards if shard.name not in committed], spec=spec, run=run)
+    made_now = _prepare_all([shard for shard in shards if shard.name not in committed], spec=spec, run=run)
+    if again := sum(commit != shard for shard, commit in made_now.items()):
+        run.warn(f"scans of {counted(again, 'shard')} {TRIED_AGAIN}")
 
     run.phase("committing")
-    commits = layout.read_commits(store, [shard.name for shard in shards])
+    commits = layout.read_commits(store, [made_now.get(shard.name, shard.name) for shard in shards])
     commits += _commit_sessions(store, sessions, _segmentations(spec))
     made = SliceStore.of_commits(store, commits)
     summary = summarise(made)
-    too_many = _too_many(summary, spec.max_rejected)
-    snapshot = None if too_many else layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
+    refused = too_many(
+        {row.reason: row.scans for row in summary.rejected},
+        used=sum(row.scans for row in summary.modalities),
+        allowed=spec.max_rejected,
+        meanwhile="no snapshot was taken",
+    )
+    snapshot = None if refused else layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
 
     run.phase("describing")
     results = results_of(spec, run, made, summary, snapshot=snapshot.number if snapshot else None)
     run.result(results.as_json())
     run.note(f"{results.figures['scans']} done, {results.figures['rejected']} rejected")
-    if too_many:
-        raise JobFailed(too_many)
+    if refused:
+        raise JobFailed(refused)
 
 
 def prepare_shard(shard: Shard, *, store: Place, recipe: Recipe, scan_timeout_s: float) -> Commit:
@@ -217,8 +266,8 @@ def prepare_shard(shard: Shard, *, store: Place, recipe: Recipe, scan_timeout_s:
     )
 
 
-def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> None:
-    """Prepare and commit shards on Ray.
+def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]:
+    """Prepare and commit shards on Ray; of each, the name of its commit (`store.shards` says when it is another).
 
     Raises Interrupted when the run is asked to stop, and JobFailed, once all others are done, where a shard was not.
     """
@@ -229,28 +278,24 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> None:
         recipe=recipe_of(spec.preprocessing),
         scan_timeout_s=spec.compute.scan_timeout_s,
     )
-    unfinished = {shard.name: shard for shard in todo}
-    scans = stacks = rejected = 0
+    scans_of = {shard.name: shard.scans for shard in todo}
+    commits: dict[str, str] = {}
+    stacks = rejected = 0
     failures: list[str] = []
     rows = on_ray(todo, task=task, workers=spec.compute.workers, retries=spec.compute.retries)
-    for done in _unless_stopped(rows, run=run):
+    for done in until_stopped(rows, lambda: run.stopping):
         if done["failure"]:
             failures.append(done["failure"])
             continue
-        scans += unfinished.pop(done["name"]).scans
+        commits[done["name"]] = done["commit"]
         stacks, rejected = stacks + done["stacks"], rejected + done["rejected"]
-        shards = f"{len(todo) - len(unfinished)} of {len(todo)}"
-        run.progress(scans, shards=shards, stacks=stacks, rejected=rejected)
-    if unfinished:
-        raise JobFailed(_unfinished(len(unfinished), len(todo), failures))
-
-
-def _unfinished(unfinished: int, of: int, failures: list[str]) -> str:
-    causes = list(dict.fromkeys(failures))
-    if lost := unfinished - len(failures):
-        causes.append(f"{lost} lost their worker each time, most likely for want of memory: lower compute.workers")
-    message = f"{unfinished} of {of} shards could not be prepared; the others are committed: submit again to go on"
-    return "\n    ".join([message, *causes])
+        shards = f"{len(commits)} of {len(todo)}"
+        run.progress(sum(map(scans_of.__getitem__, commits)), shards=shards, stacks=stacks, rejected=rejected)
+    if run.stopping:
+        raise Interrupted("stopped: the shards that are committed stay; submit again to go on with the others")
+    if message := not_done(len(todo), len(commits), failures, unit="shard", verb="prepared"):
+        raise JobFailed(message)
+    return commits
 
 
 def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int) -> Iterator[dict[str, Any]]:
@@ -261,8 +306,6 @@ def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int
     from ray.util.annotations import RayDeprecationWarning
 
     context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a worker that dies costs its shard only; the caller sees which are missing
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 wants its arguments named, and has no name for this one; its default repeats for ever.
@@ -274,56 +317,15 @@ def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int
 
 
 def shard_task(row: dict[str, Any], *, store: Place, recipe: Recipe, scan_timeout_s: float) -> dict[str, Any]:
-    """`prepare_shard` as Ray maps it: name, stacks, rejected, and failure, "" where all went well."""
+    """`prepare_shard` as Ray maps it: name, commit, stacks, rejected, and failure, "" where all went well."""
     shard: Shard = pickle.loads(row["shard"])
+    done = {"name": shard.name, "commit": "", "stacks": 0, "rejected": 0, "failure": ""}
     try:
         commit = prepare_shard(shard, store=store, recipe=recipe, scan_timeout_s=scan_timeout_s)
     except Exception as error:  # Ray Data would drop the row and its cause; the driver fails the run with it
         cause = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        return {"name": shard.name, "stacks": 0, "rejected": 0, "failure": cause}
-    return {"name": shard.name, "stacks": commit.rows("stacks"), "rejected": commit.rows("rejected"), "failure": ""}
-
-
-def _unless_stopped(rows: Iterable[dict[str, Any]], *, run: Run) -> Iterator[dict[str, Any]]:
-    """The rows as they come; raises Interrupted as soon as the run is asked to stop, also while none comes."""
-    arrived: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue()
-
-    def fetch() -> None:
-        try:
-            for row in rows:
-                arrived.put(row)
-            arrived.put(None)
-        except BaseException as error:  # raised again where the rows are used
-            arrived.put(error)
-
-    threading.Thread(target=fetch, daemon=True).start()
-    while True:
-        if run.stopping:
-            raise Interrupted("stopped: the shards that are committed stay; submit again to go on with the others")
-        try:
-            row = arrived.get(timeout=POLL_S)
-        except queue.Empty:
-            continue
-        if row is None:
-            return
-        if isinstance(row, BaseException):
-            raise row
-        yield row
-
-
-def _too_many(summary: Summary, max_rejected: float | None) -> str:
-    """What to say where more scans are rejected than the spec allows; "" where not."""
-    if max_rejected is None:
-        return ""
-    faulty = sum(row.scans for row in summary.rejected if row.reason not in CHOSEN)
-    done = sum(row.scans for row in summary.modalities)
-    share = faulty / max(faulty + done, 1)
-    if share <= max_rejected:
-        return ""
-    return (
-        f"{faulty} of {faulty + done} scans ({share:.1%}) are rejected, more than max_rejected: {max_rejected:g}; "
-        "no snapshot was taken. The report lists them: mend the scans, or raise max_rejected, and submit again"
-    )
+        return {**done, "failure": cause}
+    return {**done, "commit": commit.name, "stacks": commit.rows("stacks"), "rejected": commit.rows("rejected")}
 
 
 def _commit_sessions(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from bfp import __version__
 from bfp.drivers.inputs import slice_spacing_mm
-from bfp.imaging import IMAGING_VERSION
+from bfp.imaging import IMAGING_VERSION, SHOWN_HEIGHTS
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
 from bfp.reports.pictures import Pair, SessionSlices, mosaic, overlays
@@ -22,9 +22,9 @@ from bfp.specs.ingest import Ingest
 from bfp.specs.preprocessing import ModalityStacks
 from bfp.store.reader import SliceStore, pixels_of
 from bfp.store.summary import Summary
+from bfp.words import counted
 
 SHOWN_SETS = 8
-SHOWN_HEIGHTS = (0.25, 0.4, 0.55, 0.7, 0.85)
 SHOWN_PAIRS = 12
 SHOWN_PAIR_HEIGHT = 0.6  # above the ventricles' floor, where edges are plenty
 SHOWN_ROWS = 50
@@ -96,7 +96,9 @@ def _flagged_table(summary: Summary) -> Table:
         for row in summary.flagged[:SHOWN_ROWS]
     ]
     more = len(summary.flagged) - len(rows)
-    note = "They are in the store; the furthest off come first." + (f" {more} more are not shown." if more else "")
+    note = "They are in the store; the furthest off come first." + (
+        f" {counted(more, 'more is', 'more are')} not shown." if more else ""
+    )
     return Table(
         "Scans worth a look", ["cohort", "subject", "session", "modality", "shift, mm", "why"], rows, note=note
     )
@@ -217,7 +219,7 @@ def _methods(spec: Ingest, summary: Summary) -> str:
     how = spec.preprocessing
     stacks = how.stacks
     cohorts = "; ".join(
-        f"{row.cohort}: {row.scans} {row.modality} of {row.subjects} subjects" for row in summary.modalities
+        f"{row.cohort}: {row.scans} {row.modality} of {counted(row.subjects, 'subject')}" for row in summary.modalities
     )
     if isinstance(stacks, ModalityStacks):
         reference = (

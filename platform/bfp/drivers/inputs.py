@@ -1,7 +1,7 @@
-"""What specs of several kinds say of their inputs, as the plain values that the layers below take.
+"""What ingest and infer say of scans, as the plain values that the layers below take: sources, sessions, the recipe.
 
-Scans (ingest, infer): sources, sessions, the recipe. Encoders (pretrain, finetune): whether one is there. Light: the
-recipe alone needs `imaging`, and is asked for when work begins.
+Light: the recipe alone needs `imaging`, and is asked for when work begins. What pretrain and finetune say of stores and
+encoders: `stores`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from bfp.cohorts import SegmentationSource, Session, Source, discover
-from bfp.errors import InputError
 from bfp.specs.cohorts import Cohort
-from bfp.specs.encoders import parse_encoder
 from bfp.specs.preprocessing import ModalityStacks, Preprocessing
 from bfp.storage import place
 
@@ -58,21 +56,6 @@ def recipe_of(preprocessing: Preprocessing) -> Recipe:
 def slice_spacing_mm(preprocessing: Preprocessing) -> float:
     """From one slice to the next: as said, else the size of a pixel."""
     return preprocessing.slice_spacing_mm or preprocessing.spacing_mm
-
-
-def check_encoder(text: str) -> None:
-    """Raise InputError for what can be known of an encoder, as a spec names it, without loading it."""
-    reference = parse_encoder(text)
-    if reference.uri is None:
-        return
-    at = place(reference.uri)
-    if reference.origin != "folder" and not at.exists():
-        raise InputError(f"encoder: {at}: no such file of weights")
-    folders = (at, at / "encoder", at / "model", at / "model" / "encoder")
-    if reference.origin == "folder" and not any((folder / "config.json").exists() for folder in folders):
-        raise InputError(
-            f"encoder: {at}: no finished encoder there; give a pretraining run that is done, or a model folder"
-        )
 
 
 def _source(cohort: Cohort) -> Source:

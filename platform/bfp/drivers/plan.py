@@ -6,6 +6,7 @@ known to be wrong before anything is written.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,3 +18,8 @@ class Plan:
     rows: list[tuple[str, str]]
     figures: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+
+
+def cpus_here() -> int:
+    """The CPUs that this process may use: a scheduler may have given it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from bfp import __version__
+from bfp.drivers.pretrain_material import Material
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
 from bfp.pretraining.probe import SORTED_PIXELS, ProbeResult
@@ -14,9 +14,10 @@ from bfp.reports.numbers import interval_text
 from bfp.reports.pictures import pca_maps
 from bfp.runs import Run
 from bfp.specs.pretrain import Pretrain
-from bfp.store.reader import SliceStore
+from bfp.words import counted
 
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
+WHAT = "What ran on what"
 WORDS = {
     PRETRAINED: "pretrained encoder",
     UNTRAINED: "the same encoder, untrained",
@@ -29,60 +30,59 @@ LIMITS = (
 LOSSES = ["loss", "dino_global", "dino_local", "ibot", "koleo"]
 
 
-class Trained(NamedTuple):
-    """What was trained on what. stacks: those that training saw; subjects: seen in training, held out."""
-
-    stores: Sequence[SliceStore]
-    stacks: int
-    subjects: tuple[int, int]
-    steps: int
-    encoder: dict[str, Any]  # as `LoadedEncoder.description`
+Description = dict[str, Any]
+"""As `LoadedEncoder.description`."""
 
 
-def results_of(spec: Pretrain, run: Run, trained: Trained, probed: ProbeResult | None) -> Results:
+def opening_of(spec: Pretrain, material: Material) -> Results:
+    """What is known before the first step: so the page of a run that was stopped, or failed, has its curves too."""
+    return Results(figures=_counts(material), blocks=[Facts(WHAT, _facts(spec, material)), *_curves()])
+
+
+def results_of(
+    spec: Pretrain, run: Run, material: Material, encoder: Description, probed: ProbeResult | None
+) -> Results:
     """Figures and blocks; pictures are written into the run's folder."""
     losses = sorted((row["step"], row["value"]) for row in run.metrics() if row["name"] == "loss")
     figures: dict[str, Cell] = {
-        "steps": trained.steps,
-        "stacks": trained.stacks,
-        "subjects": trained.subjects[0],
-        "subjects_held_out": trained.subjects[1],
+        "steps": material.steps,
+        **_counts(material),
         "loss_first": losses[0][1] if losses else None,
         "loss_last": losses[-1][1] if losses else None,
     }
-    blocks: list[Block] = [_facts(spec, trained), *_curves()]
+    facts = [*_facts(spec, material), ("architecture", _architecture(encoder)), ("weights", encoder["weights"][:16])]
+    blocks: list[Block] = [Facts(WHAT, facts), *_curves()]
     if probed is not None:
         figures |= _probe_figures(probed)
         blocks[1:1] = _probe_blocks(probed)
         (run.folder / "pictures" / "patch-tokens.png").write(pca_maps(probed.images, probed.patch_tokens))
-    blocks.append(Text("Methods", methods(spec, trained, probed)))
+    blocks.append(Text("Methods", methods(spec, material, encoder, probed)))
     return Results(figures=figures, blocks=blocks)
 
 
-def card(spec: Pretrain, run: Run, trained: Trained, probed: ProbeResult | None) -> str:
+def card(spec: Pretrain, run: Run, material: Material, encoder: Description, probed: ProbeResult | None) -> str:
     """The model card, Markdown."""
-    encoder = trained.encoder
     parts = [
         f"# {run.name}: an encoder of brain MRI",
         f"{_architecture(encoder)}, for stacks of 3 × {encoder['size_px']} × {encoder['size_px']} pixels. Without bfp:",
         '```python\ntimm.create_model("local-dir:<this folder>", pretrained=True)\n```',
         "## Data and method",
-        *methods(spec, trained, probed),
+        *methods(spec, material, encoder, probed),
         "## What it learned",
-        _learned(probed),
+        _learned(spec, probed),
         "## Limits",
         LIMITS,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def methods(spec: Pretrain, trained: Trained, probed: ProbeResult | None) -> list[str]:
+def methods(spec: Pretrain, material: Material, encoder: Description, probed: ProbeResult | None) -> list[str]:
     """Paragraphs that are ready to paste."""
-    return [_training_text(spec, trained), *([_probe_text(probed)] if probed is not None else [])]
+    return [_training_text(spec, material, encoder), *([_probe_text(probed)] if probed is not None else [])]
 
 
-def _training_text(spec: Pretrain, trained: Trained) -> str:
-    ssl, encoder = spec.ssl, trained.encoder
+def _training_text(spec: Pretrain, material: Material, encoder: Description) -> str:
+    ssl, subjects = spec.ssl, counted(material.subjects[0], "subject")
     centring = "Sinkhorn-Knopp" if ssl.centring == "sinkhorn" else "softmax centring"
     own_views = (
         "Departing from DINOv2, the teacher saw the global crops in modalities and a contrast of its own, and patches "
@@ -91,8 +91,8 @@ def _training_text(spec: Pretrain, trained: Trained) -> str:
     return (
         f"A vision transformer ({encoder['architecture']}, width {encoder['width']}, {encoder['depth']} blocks, "
         f"patches of {encoder['patch_px']} pixels; started from {spec.encoder}) was pretrained without labels by "
-        f"DINOv2 (Oquab et al. 2023) on {trained.stacks:,} slice stacks of {trained.subjects[0]:,} subjects: "
-        f"{trained.steps:,} steps of {spec.train.batch_size} stacks, two global and {spec.crops.local_count} local "
+        f"DINOv2 (Oquab et al. 2023) on {material.stacks:,} slice stacks of {subjects}: "
+        f"{material.steps:,} steps of {spec.train.batch_size} stacks, two global and {spec.crops.local_count} local "
         "crops of each, "
         f"{ssl.prototypes:,} prototypes, {centring}, KoLeo weight {ssl.koleo_weight:g}, peak learning rate "
         f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
@@ -119,28 +119,26 @@ def _architecture(encoder: dict[str, Any]) -> str:
     return f"{encoder['architecture']}, {encoder['parameters'] / 1e6:.1f} million parameters"
 
 
-def _facts(spec: Pretrain, trained: Trained) -> Facts:
-    rows: list[tuple[str, Cell]] = [
-        *(
-            (
-                f"store {store.place.name}",
-                f"{store.place}, snapshot {store.snapshot}, preprocessing {store.fingerprint}",
-            )
-            for store in trained.stores
-        ),
-        ("stacks", trained.stacks),
-        ("subjects", f"{trained.subjects[0]:,} seen, {trained.subjects[1]:,} held out"),
+def _counts(material: Material) -> dict[str, Cell]:
+    seen, held_out = material.subjects
+    return {"stacks": material.stacks, "subjects": seen, "subjects_held_out": held_out}
+
+
+def _facts(spec: Pretrain, material: Material) -> list[tuple[str, Cell]]:
+    stores = [
+        (f"store {store.place.name}", f"{store.place}, snapshot {store.snapshot}, preprocessing {store.fingerprint}")
+        for store in material.stores
+    ]
+    seen, held_out = material.subjects
+    return [
+        *stores,
+        ("stacks", material.stacks),
+        ("subjects", f"{seen:,} seen, {held_out:,} held out"),
         ("started from", spec.encoder),
-        (
-            "architecture",
-            _architecture(trained.encoder),
-        ),
-        ("weights", trained.encoder["weights"][:16]),
-        ("steps", f"{trained.steps:,} of {spec.train.batch_size} stacks"),
+        ("steps", f"{material.steps:,} of {spec.train.batch_size} stacks"),
         ("workers", f"{spec.compute.workers}, {spec.compute.precision}"),
         ("seed", spec.seed),
     ]
-    return Facts("What ran on what", rows)
 
 
 def _curves() -> list[Block]:
@@ -203,8 +201,8 @@ def _probe_blocks(probed: ProbeResult) -> list[Block]:
     ]
 
 
-def _learned(probed: ProbeResult | None) -> str:
+def _learned(spec: Pretrain, probed: ProbeResult | None) -> str:
     if probed is None:
-        return "Not probed: the spec asked for no probe."
+        return f"Not probed: {'the spec asked for no probe' if spec.probe is None else 'its labels did not suffice'}."
     lines = [f"- {WORDS[name]}: {interval_text(*interval)}" for name, interval in probed.r2.items()]
     return "Residual tissue R² on held-out subjects (see above), with 95 % intervals:\n\n" + "\n".join(lines)

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import ray
@@ -199,7 +199,7 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
     def open_batches(step: int, rank: int, workers: int) -> Iterator[Tensor]:
         if rank == 0:
             board.started.remote(step)
-        return (batch.pixels for batch in read(task.stores, task.plan, rank=rank, workers=workers, start_step=step))
+        return read(task.stores, task.plan, rank=rank, workers=workers, start_step=step)
 
     state = worker(
         load(**task.encoder).model,
@@ -214,16 +214,9 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
     if state.step == task.recipe.schedules.steps:
         weights = teacher_weights(state)
         if first:
-            encoder = load(**task.encoder)
+            encoder = replace(load(**task.encoder), fill=task.recipe.crops.fill)
             encoder.model.load_state_dict(weights)
-            export(
-                encoder.model,
-                task.model,
-                mean=encoder.mean,
-                std=encoder.std,
-                card=task.card,
-                provenance=task.provenance,
-            )
+            export(encoder, task.model, card=task.card, provenance=task.provenance)
     return state.step
 
 

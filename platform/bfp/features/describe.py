@@ -40,10 +40,13 @@ class EncoderVectors:
         self._encoder = encoder
         normalised = ",".join(f"{value:.6f}" for value in (*encoder.mean, *encoder.std))
         weights = encoder.description["weights"]
-        self.identity = f"class token and spread of patch tokens of {weights}, pixels normalised by {normalised}"
+        self.identity = (
+            f"class token and spread of patch tokens of {weights}, pixels normalised by {normalised}, absent channels "
+            f"filled by {encoder.fill}"
+        )
 
     def __call__(self, pixels: Tensor) -> np.ndarray:
-        found = tokens(self._encoder.model, pixels, mean=self._encoder.mean, std=self._encoder.std)
+        found = tokens(self._encoder, pixels)
         return torch.cat([found.cls, found.patches.std(dim=1, correction=0)], dim=1).cpu().numpy()
 
     def to(self, device: str) -> Self:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from bfp.batches.absent import fill_absent
+from bfp.batches.plan import by_row_group
 from bfp.features.describe import Describe
 from bfp.store.reader import SliceStore, StackFile, pixels_of
 
@@ -60,11 +61,8 @@ def plan_chunks(
     identity: of the description. shown: the modalities that it may see.
     """
     files = store.stack_files()
-    place = np.column_stack([index[name].to_numpy() for name in ("file", "row_group", "row")])
-    groups: list[Rows] = []
-    for file, group in np.unique(place[:, :2], axis=0):
-        rows = np.sort(place[(place[:, 0] == file) & (place[:, 1] == group), 2])
-        groups.append(Rows(files[file], int(group), tuple(int(row) for row in rows)))
+    file, group, row = (index[name].to_numpy() for name in ("file", "row_group", "row"))
+    groups = [Rows(files[file[at[0]]], int(group[at[0]]), tuple(row[at].tolist())) for at in by_row_group(index)]
     chunks, filled = [list[Rows]()], 0
     for rows_of_group in groups:
         if filled >= stacks_per_chunk:

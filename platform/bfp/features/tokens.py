@@ -1,18 +1,20 @@
-"""Stacks to tokens: the one place where pixels are normalised and sent through an encoder.
+"""Stacks to tokens: the one place where pixels are made ready for an encoder and sent through it.
 
-uint8 becomes 0..1, then the encoder's own mean and standard deviation are applied; the class token is what the
-encoder's final norm gives, patch tokens too, registers are dropped. float32 comes out whatever the encoder computes in.
+A channel of zeros is absent, or hidden on purpose; it is filled as it was when the encoder was trained. uint8 becomes
+0..1, then the encoder's own mean and standard deviation are applied; the class token is what the encoder's final norm
+gives, patch tokens too, registers are dropped. float32 comes out whatever the encoder computes in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+
+from bfp.batches.absent import fill_absent, present_in
+from bfp.models.encoder import LoadedEncoder
 
 
 class Tokens(NamedTuple):
@@ -23,17 +25,13 @@ class Tokens(NamedTuple):
 
 
 @torch.inference_mode()
-def tokens(
-    model: VisionTransformer, pixels: np.ndarray | Tensor, *, mean: Sequence[float], std: Sequence[float]
-) -> Tokens:
-    """The tokens of a batch of stacks, on the model's device.
-
-    pixels: uint8 (b, C, H, W) of the model's size. mean, std: of each channel, for values in 0..1.
-    The model is used as it is: call `model.eval()` before.
-    """
+def tokens(encoder: LoadedEncoder, pixels: np.ndarray | Tensor) -> Tokens:
+    """The tokens of a batch of stacks, on the encoder's device. pixels: uint8 (b, C, H, W) of the encoder's size."""
+    model = encoder.model
     parameter = next(model.parameters())
     stacks = torch.as_tensor(pixels).to(parameter.device)
-    mean_of, std_of = (torch.tensor(values, device=parameter.device).view(1, -1, 1, 1) for values in (mean, std))
-    images = (stacks.float() / 255 - mean_of) / std_of
+    filled = fill_absent(stacks, present_in(stacks), encoder.fill)
+    mean, std = (torch.tensor(of, device=stacks.device)[:, None, None] for of in (encoder.mean, encoder.std))
+    images = (filled.float() / 255 - mean) / std
     out = model.forward_features(images.to(parameter.dtype)).float()  # (b, 1 + registers + N, D)
     return Tokens(cls=out[:, 0], patches=out[:, model.num_prefix_tokens :])

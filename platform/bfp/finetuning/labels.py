@@ -14,6 +14,7 @@ import numpy as np
 from bfp.cohorts.labels import Labels
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
+from bfp.words import counted
 
 # What tables write where they do not know, in lower case.
 _UNKNOWN = frozenset({"", "n/a", "na", "nan", "none", "null"})
@@ -44,8 +45,28 @@ class Labelled:
 
 
 def of_table(labels: Labels, sessions: Collection[Key]) -> dict[Key, Mapping[str, str]]:
-    """What a table says of each session."""
-    return {key: labels.of(key.subject, key.session) for key in sessions}
+    """What a table says of each session.
+
+    Raises InputError where it speaks of none of them, or leaves open which cohort's subject a row means.
+    """
+    labels.check_speaks_of({key.cohort for key in sessions})
+    cohorts: dict[Key, set[str]] = {}
+    for key in sessions:
+        for row in labels.rows_of(key):
+            cohorts.setdefault(row, set()).add(key.cohort)
+    if not cohorts and labels.rows:
+        theirs, ours = min(labels.rows).subject, min(sessions).subject
+        raise InputError(
+            f"{labels.source}: speaks of none of the {counted(len(sessions), 'session')}: its first subject is "
+            f"{theirs}, the first in the store {ours}"
+        )
+    if several := sorted(row.subject for row, names in cohorts.items() if len(names) > 1):
+        names = next(sorted(names) for row, names in cohorts.items() if row.subject == several[0] and len(names) > 1)
+        raise InputError(
+            f"{labels.source}: subject {several[0]} stands in the cohorts {' and '.join(names)} "
+            f"({counted(len(set(several)), 'such subject')}); add a column `cohort`"
+        )
+    return {key: labels.of(key) for key in sessions}
 
 
 def assign_classes(
@@ -67,7 +88,7 @@ def assign_classes(
         reason = "no labels" if not labels[key] else f"{target} is {value}" if value else f"no value of {target}"
         left_out[reason] = left_out.get(reason, 0) + 1
     if not kept:
-        why = "; ".join(f"{count} sessions: {reason}" for reason, count in sorted(left_out.items()))
+        why = "; ".join(f"{counted(count, 'session')}: {reason}" for reason, count in sorted(left_out.items()))
         raise InputError(f"{source}: no session of the store is of one of the classes {', '.join(classes)} ({why})")
     numbers = [list(classes).index(labels[key][target]) for key in kept]
     return Labelled(kept, np.array(numbers, dtype=np.int64), [labels[key] for key in kept], left_out)

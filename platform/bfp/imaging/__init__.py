@@ -15,3 +15,9 @@ Pure functions on arrays: no storage, no Ray, no torch, no specs. The same bytes
 
 # Part of the name of every shard: raise it whenever the pixels that come out change.
 IMAGING_VERSION = 1
+
+NEIGHBOURS = ("below", "centre", "above")
+"""The channels of a stack of form `neighbours`."""
+
+SHOWN_HEIGHTS = (0.25, 0.4, 0.55, 0.7, 0.85)
+"""Which of a head's stacks pictures show: 0 is the lowest, 1 the top."""

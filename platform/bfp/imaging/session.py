@@ -102,7 +102,7 @@ def prepare_session(
     """The stacks of a session from its decoded scans, by modality.
 
     brain_mask: non-zero in the brain; the headers place it on the reference (form neighbours: on each scan). With
-    recipe.brain "given" it decides what is foreground, and what is outside becomes black; else it is not looked at.
+    recipe.brain "none" it is not looked at; else it decides what is foreground, and what is outside becomes black.
     """
     wanted: tuple[str, ...] = recipe.channels if recipe.form == "modalities" else recipe.modalities
     segmentations = segmentations or {}
@@ -112,13 +112,13 @@ def prepare_session(
         try:
             if modality not in wanted:
                 raise Unusable(Reason.UNWANTED, f"{modality}; the stacks are made of {', '.join(wanted)}")
-            if recipe.brain == "given" and brain_mask is None:
-                raise Unusable(Reason.NO_BRAIN_MASK, "`brain: given` needs a mask for each session")
+            if recipe.brain != "none" and brain_mask is None:
+                raise Unusable(Reason.NO_BRAIN_MASK, f"`brain: {recipe.brain}` needs a mask for each session")
             scans.append(_Scan(modality, volumes[modality], find_foreground(volumes[modality])))
         except Unusable as unusable:
             rejected[modality] = unusable
 
-    mask = brain_mask if recipe.brain == "given" else None
+    mask = brain_mask if recipe.brain != "none" else None
     groups = [scans] if recipe.form == "modalities" else [[scan] for scan in scans]
     prepared: list[Prepared] = []
     for group in groups:

@@ -28,7 +28,7 @@ EDGES = {"top": "A", "bottom": "P", "left": "L", "right": "R"}
 
 Form = Literal["modalities", "neighbours"]
 Registration = Literal["none", "header", "rigid"]
-BrainMask = Literal["none", "given"]
+BrainMask = Literal["none", "given", "deepbet"]
 
 
 @dataclass(frozen=True, slots=True)

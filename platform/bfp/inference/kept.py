@@ -6,7 +6,8 @@
     <run>/rejected/rejected.parquet             all scans left out of them
 
 A part is named by the inputs of its sessions. A session is done when a part holds its inputs (`ready.inputs_of`), so a
-rerun does what is new or changed, and a kill costs the sessions since the last part.
+rerun does what is new or changed, and a kill costs the sessions since the last part. A session that lacks what may be
+there the next time (`Outcome.passing`) is in the tables and in no part.
 """
 
 from __future__ import annotations
@@ -14,24 +15,23 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bfp.cohorts.sessions import LeftOut
-from bfp.inference.predictor import Outcome
+from bfp.cohorts.sessions import Key, LeftOut
 from bfp.storage import Place
+from bfp.store import schemas
 
-_IDENTITY = [pa.field("cohort", pa.string()), pa.field("subject", pa.string()), pa.field("session", pa.string())]
+if TYPE_CHECKING:
+    from bfp.inference.predictor import Outcome
+
 _INPUTS = pa.field("inputs", pa.string())
 
-REJECTED = pa.schema(
-    [*_IDENTITY, *(pa.field(name, pa.string()) for name in ("modality", "uri", "reason", "detail")), _INPUTS]
-)
-"""One row per scan left out; `reason` is one of bfp.errors.Reason. A session without any row of predictions has its
-inputs here."""
+REJECTED = schemas.REJECTED.append(_INPUTS)
+"""As in a store. A session without any row of predictions has its inputs here."""
 
 
 def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
@@ -44,7 +44,7 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
     """
     texts = pa.list_(pa.string())
     columns = [
-        *_IDENTITY,
+        *schemas.IDENTITY,
         pa.field("predicted", pa.string()),
         *(pa.field(f"prob_{name}", pa.float64()) for name in classes),
         pa.field("spread", pa.float64()),
@@ -92,37 +92,44 @@ class Predictions:
         """Write the part of these sessions."""
         digest = hashlib.sha256("\n".join(sorted(each.inputs for each in outcomes)).encode()).hexdigest()
         name = f"part-{digest[:24]}.parquet"
-        rejected = [rejected_row(row, inputs=each.inputs) for each in outcomes for row in each.left_out]
-        rows = [{**each.row, **self._provenance} for each in outcomes if each.row is not None]
-        if rejected:
-            (self._rejected / name).write(_parquet(pa.Table.from_pylist(rejected, REJECTED)))
-        (self._predictions / name).write(_parquet(pa.Table.from_pylist(rows, self._schema)))
+        predictions, rejected = self._tables(outcomes)
+        if rejected.num_rows:
+            (self._rejected / name).write(_parquet(rejected))
+        (self._predictions / name).write(_parquet(predictions))
 
-    def unite(self, inputs: Collection[str], *, left_out: Iterable[LeftOut]) -> Kept:
-        """Write the two tables of the sessions with these inputs, and the scans that discovery left out already."""
+    def unite(self, inputs: Collection[str], *, passing: Sequence[Outcome], left_out: Iterable[LeftOut]) -> Kept:
+        """Write the two tables of the sessions with these inputs, of those that stand in no part, and of the scans that
+        discovery left out already."""
         wanted = pa.array(sorted(inputs), pa.string())
-        tables: dict[Place, pa.Table] = {}
-        for folder, schema in ((self._predictions, self._schema), (self._rejected, REJECTED)):
-            parts = [_read(folder / name) for name in self._parts() if (folder / name).exists()]
-            table = pa.concat_tables([schema.empty_table(), *parts])
-            tables[folder] = table.filter(pc.is_in(table["inputs"], value_set=wanted))
-        early = pa.Table.from_pylist([rejected_row(row, inputs=None) for row in left_out], REJECTED)
-        order = [(name, "ascending") for name in ("cohort", "subject", "session")]
+        early = pa.Table.from_pylist([_rejected_row(row, inputs=None) for row in left_out], REJECTED)
+        predicted, rejected = self._tables(passing)
+        order = [(name, "ascending") for name in Key._fields]
         kept = Kept(
-            tables[self._predictions].sort_by(order),
-            pa.concat_tables([tables[self._rejected], early]).sort_by([*order, ("uri", "ascending")]),
+            pa.concat_tables([self._united(self._predictions, self._schema, wanted), predicted]).sort_by(order),
+            pa.concat_tables([self._united(self._rejected, REJECTED, wanted), rejected, early]).sort_by(
+                [*order, ("uri", "ascending")]
+            ),
         )
         (self._predictions / "predictions.parquet").write(_parquet(kept.predictions))
         (self._rejected / "rejected.parquet").write(_parquet(kept.rejected))
         return kept
 
+    def _tables(self, outcomes: Sequence[Outcome]) -> Kept:
+        rows = [{**each.row, **self._provenance} for each in outcomes if each.row is not None]
+        rejected = [_rejected_row(row, inputs=each.inputs) for each in outcomes for row in each.left_out]
+        return Kept(pa.Table.from_pylist(rows, self._schema), pa.Table.from_pylist(rejected, REJECTED))
+
+    def _united(self, folder: Place, schema: pa.Schema, wanted: pa.Array) -> pa.Table:
+        parts = [_read(folder / name) for name in self._parts() if (folder / name).exists()]
+        table = pa.concat_tables([schema.empty_table(), *parts])
+        return table.filter(pc.is_in(table["inputs"], value_set=wanted))
+
     def _parts(self) -> list[str]:
         return [name for name in self._predictions.names() if name.startswith("part-")]
 
 
-def rejected_row(row: LeftOut, *, inputs: str | None) -> dict[str, str | None]:
-    told = {"modality": row.modality, "uri": row.uri, "reason": str(row.reason), "detail": row.detail}
-    return {**row.key._asdict(), **told, "inputs": inputs}
+def _rejected_row(row: LeftOut, *, inputs: str | None) -> dict[str, str | None]:
+    return {**schemas.rejected_row(row), "inputs": inputs}
 
 
 def _parquet(table: pa.Table) -> bytes:

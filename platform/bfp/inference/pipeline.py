@@ -55,8 +55,6 @@ def predict_sessions(
     """The outcomes of (inputs, session), in whatever order they are done. A session whose worker died each time is not
     among them."""
     context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a worker that dies costs its session only; the caller sees which are missing
     items = [{"session": pickle.dumps(each)} for each in sessions]
     with ray.data.DataContext.current(context):

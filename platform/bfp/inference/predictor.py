@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,12 +12,11 @@ from bfp.batches.absent import fill_absent
 from bfp.cohorts.sessions import LeftOut
 from bfp.errors import InputError
 from bfp.features.describe import EncoderVectors
+from bfp.imaging import SHOWN_HEIGHTS
 from bfp.inference.ready import Ready
 from bfp.models.classifier import load_classifier
 from bfp.models.encoder import load
 from bfp.storage import Place
-
-PREVIEW_HEIGHTS = (0.25, 0.4, 0.55, 0.7, 0.85)
 
 
 class Preview(NamedTuple):
@@ -32,20 +29,13 @@ class Preview(NamedTuple):
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """What came of a session: its row (columns of `kept.predictions_schema`; None where it gave no stack), the scans
-    that were left out, and, where there are stacks, a preview."""
+    that were left out, and, where there are stacks, a preview. passing: as of `Ready`."""
 
     inputs: str
     row: dict[str, Any] | None
     left_out: list[LeftOut]
     preview: Preview | None
-
-
-def model_hash(folder: Place) -> str:
-    """A hash of all that a model's predictions follow from: model.json names the encoder's weights by their hash."""
-    digest = hashlib.sha256()
-    for name in ("model.json", "head.safetensors"):
-        digest.update((folder / name).read())
-    return digest.hexdigest()[:24]
+    passing: bool = False
 
 
 class Predictor:
@@ -69,7 +59,7 @@ class Predictor:
 
     def predict(self, session: Ready) -> Outcome:
         if not len(session.pixels):
-            return Outcome(session.inputs, None, session.left_out, None)
+            return Outcome(session.inputs, None, session.left_out, None, session.passing)
         vectors = self._vectors(session)
         pooled = self._classifier.pooling.pool(vectors, heights=session.heights, parts=session.parts)[None]
         prediction, classes = self._classifier.predict(pooled), self._classifier.classes
@@ -91,7 +81,7 @@ class Predictor:
             "embedding": vectors.mean(axis=0, dtype=np.float64).astype(np.float32),
             "inputs": session.inputs,
         }
-        return Outcome(session.inputs, row, session.left_out, _preview(session))
+        return Outcome(session.inputs, row, session.left_out, _preview(session), session.passing)
 
     def _vectors(self, session: Ready) -> np.ndarray:
         """Of each stack, float32 (n, D)."""
@@ -100,8 +90,8 @@ class Predictor:
         return np.concatenate([self._describe(fill_absent(own, seen)) for own, seen in batches])
 
 
-def _preview(session: Ready, heights: Sequence[float] = PREVIEW_HEIGHTS) -> Preview:
-    """The stacks nearest to some heights, of the first part."""
+def _preview(session: Ready) -> Preview:
+    """The stacks nearest to the shown heights, of the first part."""
     first = np.flatnonzero(np.array(session.parts) == session.parts[0])
-    nearest = [int(first[np.abs(session.heights[first] - height).argmin()]) for height in heights]
+    nearest = [int(first[np.abs(session.heights[first] - height).argmin()]) for height in SHOWN_HEIGHTS]
     return Preview(session.pixels[nearest], tuple(bool(seen) for seen in session.visible[nearest[0]]))

@@ -9,14 +9,17 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bfp.cohorts.prepare import SessionStacks
 from bfp.cohorts.sessions import Key, LeftOut, Session
 from bfp.errors import Reason
 from bfp.imaging import IMAGING_VERSION
+from bfp.storage import Place
+
+if TYPE_CHECKING:
+    from bfp.cohorts.prepare import SessionStacks
 
 
 class UsedScan(NamedTuple):
@@ -34,7 +37,7 @@ class Ready:
     """pixels: uint8 (n, 3, H, W); visible: bool (n, 3), the channels that hold a modality that the model is shown;
     heights: float32 (n,); parts: of each stack, what is pooled together; a session that gave no stack has n = 0.
 
-    inputs: the hash of all that the session's row will follow from.
+    inputs: the hash of all that the session's row will follow from. passing: as of `cohorts.prepare.SessionStacks`.
     """
 
     key: Key
@@ -45,6 +48,15 @@ class Ready:
     parts: list[str]
     scans: list[UsedScan]
     left_out: list[LeftOut]
+    passing: bool = False
+
+
+def model_hash(folder: Place) -> str:
+    """A hash of all that a model's predictions follow from: model.json names the encoder's weights by their hash."""
+    digest = hashlib.sha256()
+    for name in ("model.json", "head.safetensors"):
+        digest.update((folder / name).read())
+    return digest.hexdigest()[:24]
 
 
 def inputs_of(session: Session, *, model: str) -> str:
@@ -105,4 +117,5 @@ def ready(stacks: SessionStacks, *, shown: Sequence[str], by_modality: bool, siz
         parts=parts,
         scans=used,
         left_out=[*stacks.left_out, *unseen],
+        passing=stacks.passing,
     )

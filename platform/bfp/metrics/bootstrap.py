@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 REPLICATES = 2000
+LEVEL = 0.95
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """weights float64 (R, n) -> values float64 (R,), NaN where a replicate leaves the statistic undefined."""
@@ -32,9 +33,9 @@ class Interval(NamedTuple):
 
 
 def subject_bootstrap(
-    statistic: Statistic, *, subjects: Sequence[str], seed: int, replicates: int = REPLICATES, level: float = 0.95
+    statistic: Statistic, *, subjects: Sequence[str], seed: int, replicates: int = REPLICATES
 ) -> Interval:
-    """The statistic of all sessions, with its BCa interval over subjects.
+    """The statistic of all sessions, with its 95 % BCa interval over subjects.
 
     subjects: of each session, n of them. Undefined with fewer than two subjects or where the statistic itself is;
     replicates that leave it undefined (a class was not drawn) are left out.
@@ -48,19 +49,19 @@ def subject_bootstrap(
     resampled = statistic(drawn[:, subject_of].astype(np.float64))
     resampled = resampled[np.isfinite(resampled)]
     without_one = statistic((1.0 - np.eye(count))[:, subject_of])
-    low, high = _bca(value, resampled, without_one[np.isfinite(without_one)], level=level)
+    low, high = _bca(value, resampled, without_one[np.isfinite(without_one)])
     return Interval(value, low, high)
 
 
-def _bca(value: float, resampled: np.ndarray, without_one: np.ndarray, *, level: float) -> tuple[float, float]:
+def _bca(value: float, resampled: np.ndarray, without_one: np.ndarray) -> tuple[float, float]:
     """The ends of the interval. resampled: values of the replicates; without_one: of the jackknife over subjects."""
     below = np.mean(resampled < value) + np.mean(resampled == value) / 2
     # At most what so many replicates can tell: one of them on the other side.
     edge = 0.5 / len(resampled)
-    bias = norm.ppf(np.clip(below, edge, 1 - edge))
+    bias = ndtri(np.clip(below, edge, 1 - edge))
     influence = without_one.mean() - without_one
     spread = np.sum(influence**2) ** 1.5
     acceleration = np.sum(influence**3) / (6 * spread) if spread > 0 else 0.0
-    ends = bias + norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(resampled, norm.cdf(bias + ends / (1 - acceleration * ends)))
+    ends = bias + ndtri([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(resampled, ndtr(bias + ends / (1 - acceleration * ends)))
     return float(low), float(high)

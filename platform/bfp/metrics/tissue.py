@@ -23,12 +23,22 @@ import numpy as np
 
 from bfp.errors import InputError
 from bfp.metrics.bootstrap import Interval, subject_bootstrap
+from bfp.words import counted
 
 HEIGHT_BINS = 20  # of the head's height: about 7 mm each
 BRAIN_SHARE = 0.5  # a patch counts when at least half of it is one of the tissues
 PLACE_SUBJECTS = 5  # a place counts when so many training subjects have a patch there
 FOLDS = 5
 PENALTIES = np.logspace(-5, 2, 15)  # per patch, of standardised features
+
+
+def check_subjects(training: int, held_out: int) -> None:
+    """Raise InputError where there are too few to learn from or to judge on."""
+    if training < max(FOLDS, PLACE_SUBJECTS) or held_out < 2:
+        raise InputError(
+            f"{counted(training, 'subject')} to learn from and {held_out} held out have labels; residual tissue R² "
+            f"needs at least {max(FOLDS, PLACE_SUBJECTS)} and 2"
+        )
 
 
 def patch_shares(labels: np.ndarray, *, classes: Mapping[str, Sequence[int]], patch_px: int) -> np.ndarray:
@@ -67,13 +77,12 @@ class ResidualFit:
     """What a fit leaves unexplained in each held-out subject.
 
     squared_error, squared: float64 (S, C), summed over the subject's patches: of the prediction, of the residual.
-    penalty: the ridge's, per patch. patches: how many were learned from and judged on.
+    patches: how many were learned from and judged on.
     """
 
     subjects: list[str]
     squared_error: np.ndarray
     squared: np.ndarray
-    penalty: float
     patches: tuple[int, int]
 
 
@@ -86,11 +95,16 @@ def fit_residuals(
     held_out: bool (P,), equal for all patches of a subject. Raises InputError with too few subjects on either side.
     """
     train = ~held_out
-    _check_subjects(np.unique(subjects[train]), np.unique(subjects[held_out]))
+    check_subjects(len(np.unique(subjects[train])), len(np.unique(subjects[held_out])))
     known = _known_places(places[train], subjects[train])
     kept = np.isin(places, known)
     features, shares, places = features[kept], shares[kept], places[kept]
     subjects, train = subjects[kept], train[kept]
+    if len(np.unique(subjects[~train])) < 2:
+        raise InputError(
+            f"too few patches of brain lie at the same place of the head in {PLACE_SUBJECTS} subjects and in one held "
+            "out: residual tissue R² has nothing to compare"
+        )
 
     residual_features = _without_place(features, places, train)
     residual_shares = _without_place(shares, places, train).astype(np.float64)
@@ -102,8 +116,7 @@ def fit_residuals(
         _sums(residual_features[train][fold_of == fold], residual_shares[train][fold_of == fold])
         for fold in range(FOLDS)
     ]
-    penalty = _best_penalty(sums)
-    weights = _ridge(_total(sums), [penalty])[0]  # (F, C)
+    weights = _ridge(_total(sums), [_best_penalty(sums)])[0]  # (F, C)
 
     error = residual_shares[~train] - residual_features[~train] @ weights
     names, subject_of = np.unique(subjects[~train], return_inverse=True)
@@ -111,7 +124,6 @@ def fit_residuals(
         subjects=[str(name) for name in names],
         squared_error=_by_subject(error**2, subject_of, len(names)),
         squared=_by_subject(residual_shares[~train] ** 2, subject_of, len(names)),
-        penalty=penalty,
         patches=(int(train.sum()), int((~train).sum())),
     )
 
@@ -141,14 +153,6 @@ def _by_patch(images: np.ndarray, patch_px: int) -> np.ndarray:
     n, H, W = images.shape
     tiles = images.reshape(n, H // patch_px, patch_px, W // patch_px, patch_px).swapaxes(2, 3)
     return tiles.reshape(n, -1, patch_px * patch_px)
-
-
-def _check_subjects(training: np.ndarray, held_out: np.ndarray) -> None:
-    if len(training) < max(FOLDS, PLACE_SUBJECTS) or len(held_out) < 2:
-        raise InputError(
-            f"the probe has {len(training)} training subjects and {len(held_out)} held out with this segmentation; it "
-            f"needs at least {max(FOLDS, PLACE_SUBJECTS)} and 2: change probe.held_out, or leave the probe out"
-        )
 
 
 def _known_places(places: np.ndarray, subjects: np.ndarray) -> np.ndarray:

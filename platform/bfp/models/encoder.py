@@ -1,10 +1,11 @@
 """The encoder: a timm Vision Transformer made for the store's stacks, created, loaded and exported.
 
-`create` makes one with random weights, `load` one from whatever a spec may name, `export` writes the folder that is
-the result of pretraining:
+`create` makes one with random weights, `load` one from whatever a spec may name, `untrained` the one that it was before
+its first step. `export` writes the folder that is the result of pretraining:
 
     <folder>/model.safetensors   the weights, positions baked for the size that it was trained at
-    <folder>/config.json         timm's own format: architecture, arguments, pixel mean and standard deviation
+    <folder>/config.json         timm's own format: architecture, arguments, pixel mean and standard deviation;
+                                 under `bfp` what it was made from, how it began, what absent channels are filled with
     <folder>/README.md           the model card
 
 so that anybody has it back, without bfp, by `timm.create_model("local-dir:<folder>", pretrained=True)`. config.json is
@@ -19,16 +20,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import safetensors.torch
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import LayerScale, VisionTransformer
 from torch import nn
 
+from bfp.batches.absent import Fill
 from bfp.errors import InputError
+from bfp.models.folders import CARD, CONFIG, WEIGHTS, encoder_folder, read_config
 from bfp.models.vit import Backbone, PositionResampling
 from bfp.models.weights import fill, fill_from_safetensors, fill_from_timm, fingerprint, ratio, read_meta
 from bfp.storage import Place
@@ -37,24 +40,37 @@ AS_TIMM = PositionResampling(offset=0.0, antialias=True)
 AS_META = PositionResampling(offset=0.1, antialias=False)
 
 # What a config.json may say about the model to make: anything else (paths, sources) is not taken from a file.
-_ARGUMENTS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens")
-_CARD, _CONFIG, _WEIGHTS = "README.md", "config.json", "model.safetensors"
+_ARGUMENTS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens", "init_values")
 
 Rgb = tuple[float, float, float]
 
 
+class Start(NamedTuple):
+    """What the random weights of an encoder were made with, or would be if it did not start from random ones.
+
+    seed: as in `create`; size_px: of the images that it was made for.
+    """
+
+    seed: int
+    size_px: int
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedEncoder:
-    """A ViT without classifier, in evaluation mode, and what its pixels are normalised with (of values in 0..1).
+    """A ViT without classifier, in evaluation mode, and how it wants its pixels.
 
-    description: plain values for a report: origin, architecture, width, depth, heads, registers, patch_px, size_px,
-    parameters, positions (how they came to this size) and weights (a hash).
+    mean, std: what they are normalised with, of values in 0..1. fill: what it was shown, in training, in place of a
+    channel that is absent (`batches.absent`). start: how it began, for `untrained`.
+    description: plain values for a report: origin, architecture, width, depth, heads, registers, layer_scale, patch_px,
+    size_px, parameters, positions (how they came to this size) and weights (a hash).
     """
 
     model: VisionTransformer
     mean: Rgb
     std: Rgb
     patch_px: int
+    fill: Fill
+    start: Start
     description: dict[str, Any]
 
 
@@ -70,7 +86,7 @@ def create(
 ) -> VisionTransformer:
     """A ViT with random weights, for images of size_px; width, depth and heads make it smaller than the named one.
 
-    layer_scale: what residual branches are scaled by at the start, for a ViT that has such scales (DINOv2's do).
+    layer_scale: what residual branches are scaled by at the start, also in a ViT that by its name has no such scales.
     The same seed gives the same weights. Raises InputError for a name that is no ViT with a class token, or a size
     that is no multiple of its patch.
     """
@@ -81,9 +97,7 @@ def create(
         "num_heads": heads,
         "init_values": layer_scale,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _timm_vit(name, {key: value for key, value in shape.items() if value is not None})
+    return _random(name, {key: value for key, value in shape.items() if value is not None}, seed=seed)
 
 
 def load(
@@ -104,8 +118,11 @@ def load(
     timm: the weights that timm knows by `name`, from the file at `uri` or else from timm's download cache
     meta: one of Meta's DINOv2 files at `uri`; heads only where its width is none of the released ones
     folder: at `uri` an encoder's folder, a pretraining run, a model's folder or a fine-tuning run
+
+    seed: of the random weights; elsewhere of those that `untrained` would give it, unless its folder tells.
     """
-    positions = "made for this size"
+    positions, start = "made for this size", Start(seed, size_px)
+    fill: Fill = "zero"
     if origin == "random":
         assert name is not None
         model = create(name, size_px=size_px, width=width, depth=depth, heads=heads, layer_scale=layer_scale, seed=seed)
@@ -120,15 +137,29 @@ def load(
         model, positions = _load_meta(Place(uri), size_px=size_px, heads=heads)
     else:
         assert uri is not None
-        model, positions = _load_folder(encoder_folder(Place(uri)), size_px=size_px)
+        model, told = _load_folder(encoder_folder(Place(uri)))
+        positions = _resample_positions(model, size_px, AS_TIMM)
+        if "start" in told:  # else another program wrote it
+            start, fill = Start(*(told["start"][name] for name in Start._fields)), told["fill"]
     config = _config(model)
     return LoadedEncoder(
         model=model.eval(),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         patch_px=model.patch_embed.patch_size[0],
+        fill=fill,
+        start=start,
         description={"origin": origin, **facts(model), "positions": positions, "weights": fingerprint(model)},
     )
+
+
+def untrained(encoder: LoadedEncoder) -> LoadedEncoder:
+    """The same encoder before its first step: its weights where it started from random ones, else random ones."""
+    arguments = {**_arguments(encoder.model), "img_size": encoder.start.size_px}
+    model = _random(_config(encoder.model)["architecture"], arguments, seed=encoder.start.seed).eval()
+    positions = _resample_positions(model, encoder.model.patch_embed.img_size[0], AS_TIMM)
+    changed = {"origin": "random", "positions": positions, "weights": fingerprint(model)}
+    return replace(encoder, model=model, description={**encoder.description, **changed})
 
 
 def facts(model: VisionTransformer) -> dict[str, Any]:
@@ -140,30 +171,20 @@ def facts(model: VisionTransformer) -> dict[str, Any]:
         "depth": len(model.blocks),
         "heads": first.attn.num_heads,
         "registers": model.num_reg_tokens,
+        "layer_scale": _layer_scale(model),
         "patch_px": model.patch_embed.patch_size[0],
         "size_px": model.patch_embed.img_size[0],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 
 
-def encoder_folder(place: Place) -> Place:
-    """The folder with config.json, for a run, a model or the encoder itself. Raises InputError where there is none."""
-    for folder in (place, place / "encoder", place / "model", place / "model" / "encoder"):
-        if (folder / _CONFIG).exists():
-            return folder
-    if (place / "spec.yaml").exists():
-        raise InputError(f"{place}: this run has no finished encoder; let its pretraining end, or name another")
-    raise InputError(f"{place}: no encoder there; expected a run, a model's folder, or a folder with {_CONFIG}")
-
-
-def export(
-    model: VisionTransformer, folder: Place, *, mean: Rgb, std: Rgb, card: str, provenance: Mapping[str, Any]
-) -> None:
+def export(encoder: LoadedEncoder, folder: Place, *, card: str, provenance: Mapping[str, Any]) -> None:
     """Write the folder that plain timm loads.
 
-    mean and std normalise pixels that were divided by 255. card is the model card in Markdown. provenance (plain
-    values: run, data, recipe, figures) goes into config.json beside what timm reads.
+    card is the model card in Markdown. provenance (plain values: run, data, recipe, figures) goes into config.json
+    beside what timm reads.
     """
+    model = encoder.model
     size_px, name = model.patch_embed.img_size[0], _config(model)["architecture"]
     config = {
         "architecture": name,
@@ -177,19 +198,19 @@ def export(
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": list(mean),
-            "std": list(std),
+            "mean": list(encoder.mean),
+            "std": list(encoder.std),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-        "bfp": dict(provenance),
+        "bfp": {**provenance, "start": encoder.start._asdict(), "fill": encoder.fill},
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    (folder / _WEIGHTS).write(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    (folder / _CARD).write(card.encode())
-    (folder / _CONFIG).write(json.dumps(config, indent=2, ensure_ascii=False).encode())
+    (folder / WEIGHTS).write(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    (folder / CARD).write(card.encode())
+    (folder / CONFIG).write(json.dumps(config, indent=2, ensure_ascii=False).encode())
 
 
 def _config(model: VisionTransformer) -> dict[str, Any]:
@@ -200,6 +221,7 @@ def _config(model: VisionTransformer) -> dict[str, Any]:
 
 def _arguments(model: VisionTransformer) -> dict[str, Any]:
     first: Any = model.blocks[0]
+    layer_scale = _layer_scale(model)
     return {
         "img_size": model.patch_embed.img_size[0],
         "patch_size": model.patch_embed.patch_size[0],
@@ -208,7 +230,20 @@ def _arguments(model: VisionTransformer) -> dict[str, Any]:
         "num_heads": first.attn.num_heads,
         "mlp_ratio": ratio(first.mlp.fc1.out_features, model.embed_dim),
         "reg_tokens": model.num_reg_tokens,
+        **({} if layer_scale is None else {"init_values": layer_scale}),
     }
+
+
+def _layer_scale(model: VisionTransformer) -> float | None:
+    """What its residual branches were scaled by at the start; None where it has no such scales."""
+    branch: Any = model.blocks[0].ls1
+    return float(branch.init_values) if isinstance(branch, LayerScale) else None
+
+
+def _random(name: str, arguments: Mapping[str, Any], *, seed: int) -> VisionTransformer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _timm_vit(name, arguments)
 
 
 def _timm_vit(name: str, arguments: Mapping[str, Any], *, released: bool = False) -> VisionTransformer:
@@ -248,18 +283,16 @@ def _load_meta(file: Place, *, size_px: int, heads: int | None) -> tuple[VisionT
     return model, _resample_positions(model, size_px, AS_TIMM if model.num_reg_tokens else AS_META)
 
 
-def _load_folder(folder: Place, *, size_px: int) -> tuple[VisionTransformer, str]:
-    try:
-        config = json.loads((folder / _CONFIG).read())
-        name, arguments, normalisation = config["architecture"], config["model_args"], config["pretrained_cfg"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / _CONFIG}: not the config of a timm model ({error!r})") from error
+def _load_folder(folder: Place) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The encoder as it was exported, and what `export` wrote under `bfp`."""
+    config = read_config(folder)
+    name, arguments, normalisation = config["architecture"], config["model_args"], config["pretrained_cfg"]
     if not timm.is_model(name):
-        raise InputError(f"{folder / _CONFIG}: {name!r} is no model of the installed timm {timm.__version__}")
+        raise InputError(f"{folder / CONFIG}: {name!r} is no model of the installed timm {timm.__version__}")
     model = _timm_vit(name, {key: arguments[key] for key in _ARGUMENTS if key in arguments})
-    fill_from_safetensors(model, folder / _WEIGHTS)
+    fill_from_safetensors(model, folder / WEIGHTS)
     _config(model).update(mean=normalisation["mean"], std=normalisation["std"])
-    return model, _resample_positions(model, size_px, AS_TIMM)
+    return model, config.get("bfp", {})
 
 
 def _resample_positions(model: VisionTransformer, size_px: int, how: PositionResampling) -> str:

@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         keep: stochastic depth: for each residual branch (two a block, in order) the indices of the samples that go
             through it; their branch is scaled by b / len(indices). None sends every sample through every branch.
         """
-        tokens = self._embed(images, masks)
+        tokens = self.embed(images, masks)
         if keep is None:
             for block in self.vit.blocks:
                 tokens = block(tokens)
@@ -93,7 +93,8 @@ class Backbone(nn.Module):
         prefix = self.vit.num_prefix_tokens
         return Tokens(cls=tokens[:, 0], registers=tokens[:, 1:prefix], patches=tokens[:, prefix:])
 
-    def _embed(self, images: Tensor, masks: Tensor | None) -> Tensor:
+    def embed(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        """What the first block takes: all tokens with their positions, (b, 1 + R + N, D). As in `forward`."""
         vit = self.vit
         embedded = vit.patch_embed.proj(images)  # (b, D, rows, columns)
         rows, columns = embedded.shape[-2:]

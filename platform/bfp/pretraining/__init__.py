@@ -23,6 +23,7 @@ One idea a file:
     checkpoint  the state to a folder and back
     loop        steps until done, with figures, checkpoints and a way to stop
     probe       what the encoder has learned of anatomy
+    labelled    the stacks that a probe can use
 
 Nothing here knows specs or Ray; the numbers come as plain arguments.
 """

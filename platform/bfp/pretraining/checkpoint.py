@@ -50,7 +50,7 @@ def save(state: TrainState, folder: Place, *, keep: int) -> None:
             for file in local.iterdir():  # left by a kill; no worker writes before rank 0 takes part in `save`
                 file.unlink()
         with _alone_is_fine():
-            dcp.save(_tensors(state), checkpoint_id=local, no_dist=workers == 1)
+            dcp.save(tensors(state), checkpoint_id=local, no_dist=workers == 1)
         own = [file for file in sorted(local.iterdir()) if file.name.startswith(f"__{rank}_")]
         own += [local / ".metadata"] if rank == 0 else []
         facts = {file.name: (file.stat().st_size, _sha256(file)) for file in own}
@@ -87,13 +87,13 @@ def load(state: TrainState, folder: Place, *, step: int) -> None:
                 (local / name).write_bytes((target / name).read())
             _check(target / name, local / name, sha256)
         with _alone_is_fine():
-            dcp.load(_tensors(state), checkpoint_id=local, no_dist=_rank_and_workers()[1] == 1)
+            dcp.load(tensors(state), checkpoint_id=local, no_dist=_rank_and_workers()[1] == 1)
     state.step = marker["step"]
     for moments in state.optimiser.state.values():
         moments["step"].fill_(state.step)
 
 
-def _tensors(state: TrainState) -> dict[str, Any]:
+def tensors(state: TrainState) -> dict[str, Any]:
     """The tensors that make up a state, by kind and parameter name; they share the state's memory."""
     parameters = dict(state.student.named_parameters())
     moments = {name: state.optimiser.state[parameter] for name, parameter in parameters.items()}

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bfp.batches.absent import Fill, fill_absent
+from bfp.batches.absent import Fill, fill_absent, present_in
 from bfp.pretraining.contrast import Contrast, altered
 from bfp.pretraining.draws import Draws
 
@@ -91,7 +91,7 @@ def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalis
     device = stacks.device
     head = _head_cells(stacks)  # (B, rows · columns)
     pixels = stacks.float() / 255
-    present = stacks.flatten(2).amax(2) > 0  # (B, 3)
+    present = present_in(stacks)  # (B, 3)
 
     def windows(kind: str, count: int, size_px: int, scale: tuple[float, float]) -> Tensor:
         """(count · B, 3, size_px, size_px), before any change of channels or grey values."""

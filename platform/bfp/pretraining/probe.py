@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from bfp.batches.absent import fill_absent
 from bfp.batches.held_out import is_held_out
-from bfp.batches.reader import present_of
+from bfp.batches.plan import by_row_group
 from bfp.features.tokens import tokens
 from bfp.metrics.bootstrap import Interval
 from bfp.metrics.tissue import (
@@ -34,12 +33,12 @@ from bfp.metrics.tissue import (
     sorted_pixels,
 )
 from bfp.models.encoder import LoadedEncoder
+from bfp.pretraining.labelled import check_enough, labelled_stacks, subjects_of
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 
 MAX_PATCHES = 250_000
 SORTED_PIXELS = "sorted pixels"
-IDENTITY = ("cohort", "subject")
-EXAMPLES, EXAMPLE_HEIGHT = 6, 0.55  # pictures: of so many subjects, a slice about so high in the head
+EXAMPLES, EXAMPLE_HEIGHT = 6, 0.55  # pictures: of so many subjects, the slice nearest to this height of the head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,63 +75,46 @@ def probe(
     Raises InputError where the store lacks the segmentation or has too few subjects with it.
     """
     classes = store.classes(segmentation)
-    labelled = _labelled(store, index, segmentation)
+    masks = store.masks(segmentation)
+    found = labelled_stacks(index, masks)
+    check_enough(found.stacks, share=share)
     (patch_px,) = {encoder.patch_px for encoder in encoders.values()}
     most = MAX_PATCHES // (store.size_px // patch_px) ** 2
-    labelled = labelled.take(np.unique(np.linspace(0, len(labelled) - 1, most).astype(int)))
+    few = np.unique(np.linspace(0, len(found.masks) - 1, most).astype(int))
+    labelled = found.stacks.take(few).append_column("labels", masks["labels"].take(found.masks[few]))
+    held = is_held_out(labelled, share=share)
+    pictured = _examples(labelled, held)
     for encoder in encoders.values():
         encoder.model.to(device)
 
     parts: list[_Patches] = []
-    examples: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for stacks in _read(store, labelled):
-        shown = fill_absent(torch.tensor(stacks.pixels), torch.tensor(stacks.present))
-        found = {
-            name: tokens(encoder.model, shown, mean=encoder.mean, std=encoder.std).patches.cpu().numpy()
-            for name, encoder in encoders.items()
-        }
-        held = is_held_out(stacks.rows, share=share)
-        _add_examples(examples, stacks, held, next(iter(found.values())))
-        found[SORTED_PIXELS] = sorted_pixels(shown.numpy(), patch_px=patch_px)
-        parts.append(_inside_brain(stacks, held, found, classes=classes, patch_px=patch_px))
-    return _judge(parts, examples, tissues=list(classes), seed=seed)
-
-
-def _labelled(store: SliceStore, index: pa.Table, segmentation: str) -> pa.Table:
-    """The stacks of the index that have labels, in order of subject and slice, with their labels as a column."""
-    masks = store.masks(segmentation)
-    # Labels lie on the working grid of the scan that is the stack's first present channel.
-    where = {key: row for row, key in enumerate(_keys(masks, masks["modality"].to_pylist()))}
-    shown = zip(index["modalities"].to_pylist(), index["present"].to_pylist(), strict=True)
-    first = [modalities[present.index(True)] for modalities, present in shown]
-    found = [(key, row, where[key]) for row, key in enumerate(_keys(index, first)) if key in where]
-    rows = [row for _, row, _ in sorted(found)]
-    labels = [mask for _, _, mask in sorted(found)]
-    return index.take(rows).append_column("labels", masks["labels"].take(labels))
-
-
-def _keys(table: pa.Table, modality: list[str]) -> Iterator[tuple[str, str, str, str, int]]:
-    columns = [table[name].to_pylist() for name in ("cohort", "subject", "session")]
-    return zip(*columns, modality, table["slice"].to_pylist(), strict=True)
+    examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for stacks in stacks_with_labels(store, labelled):
+        features = {name: tokens(encoder, stacks.pixels).patches.cpu().numpy() for name, encoder in encoders.items()}
+        for place in np.flatnonzero(np.isin(stacks.at, pictured)):
+            image = next(channel for channel in stacks.pixels[place] if channel.any())
+            examples[stacks.at[place]] = image, next(iter(features.values()))[place]
+        features[SORTED_PIXELS] = sorted_pixels(stacks.pixels, patch_px=patch_px)
+        parts.append(_inside_brain(stacks, held[stacks.at], features, classes=classes, patch_px=patch_px))
+    return _judge(parts, [examples[at] for at in sorted(examples)], tissues=list(classes), seed=seed)
 
 
 class _Stacks(NamedTuple):
-    """Some stacks: their rows of the index, pixels uint8 (n, 3, H, W), present bool (n, 3), labels uint16 (n, H, W)."""
+    """Some stacks: their places in the table of all, pixels uint8 (n, 3, H, W) and labels uint16 (n, H, W)."""
 
+    at: np.ndarray
     rows: pa.Table
     pixels: np.ndarray
-    present: np.ndarray
     labels: np.ndarray
 
 
-def _read(store: SliceStore, labelled: pa.Table) -> Iterator[_Stacks]:
-    """The stacks with their pixels, a row group at a time."""
+def stacks_with_labels(store: SliceStore, stacks: pa.Table) -> Iterator[_Stacks]:
+    """The stacks with their pixels, a row group at a time. stacks: rows of the store's index, and their `labels`."""
     files = store.stack_files()
-    places_of = np.stack([labelled["file"].to_numpy(), labelled["row_group"].to_numpy()], axis=1)
-    for file, group in np.unique(places_of, axis=0):
-        rows = labelled.take(np.flatnonzero((places_of == (file, group)).all(axis=1)))
-        pixels = pixels_of(store.read_row_group(files[file], int(group)))[rows["row"].to_numpy()]
-        yield _Stacks(rows, pixels, present_of(rows), labels_of(rows.combine_chunks()))
+    for at in by_row_group(stacks):
+        rows = stacks.take(at)
+        group = store.read_row_group(files[rows["file"][0].as_py()], rows["row_group"][0].as_py())
+        yield _Stacks(at, rows, pixels_of(group)[rows["row"].to_numpy()], labels_of(rows.combine_chunks()))
 
 
 class _Patches(NamedTuple):
@@ -160,32 +142,25 @@ def _inside_brain(
         features={name: values[brain] for name, values in found.items()},
         shares=shares[brain],
         places=places(stacks.rows["height"].to_numpy(), patches=brain.shape[1])[brain],
-        subjects=np.array(_subjects(stacks.rows))[stack_of],
+        subjects=np.array(subjects_of(stacks.rows))[stack_of],
         held_out=held[stack_of],
     )
 
 
-def _subjects(rows: pa.Table) -> list[str]:
-    """Text that tells subjects apart over cohorts."""
-    return [
-        f"{cohort}/{subject}" for cohort, subject in zip(*(rows[name].to_pylist() for name in IDENTITY), strict=True)
-    ]
-
-
-def _add_examples(
-    examples: dict[str, tuple[np.ndarray, np.ndarray]], stacks: _Stacks, held: np.ndarray, patches: np.ndarray
-) -> None:
-    """Keep a slice near the middle of the head of a few held-out subjects."""
-    middle = held & (np.abs(stacks.rows["height"].to_numpy() - EXAMPLE_HEIGHT) < 0.1)
-    for at in np.flatnonzero(middle):
-        subject = _subjects(stacks.rows)[at]
-        if len(examples) < EXAMPLES and subject not in examples:
-            examples[subject] = (stacks.pixels[at, stacks.present[at].argmax()], patches[at])
+def _examples(labelled: pa.Table, held: np.ndarray) -> list[int]:
+    """The slice nearest to the middle of the head of each of a few held-out subjects, as places in the table."""
+    off, subjects = np.abs(labelled["height"].to_numpy() - EXAMPLE_HEIGHT), subjects_of(labelled)
+    nearest: dict[str, int] = {}
+    for at in np.flatnonzero(held).tolist():
+        best = nearest.setdefault(subjects[at], at)
+        if off[at] < off[best]:
+            nearest[subjects[at]] = at
+    return list(nearest.values())[:EXAMPLES]
 
 
 def _judge(
     parts: Sequence[_Patches],
-    examples: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    examples: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     tissues: list[str],
     seed: int,
@@ -205,6 +180,6 @@ def _judge(
         gain={name: r2_difference(fits[first], fits[name], seed=seed) for name in others},
         patches=fits[first].patches,
         subjects=(len(np.unique(subjects[~held])), len(np.unique(subjects[held]))),
-        images=np.stack([image for image, _ in examples.values()]),
-        patch_tokens=np.stack([patches for _, patches in examples.values()]),
+        images=np.stack([image for image, _ in examples]),
+        patch_tokens=np.stack([patches for _, patches in examples]),
     )

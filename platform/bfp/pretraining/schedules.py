@@ -66,25 +66,13 @@ def scaled_rate(rate: float, *, batch_size: int) -> float:
     return rate * math.sqrt(batch_size / 1024)
 
 
-def cosine(
-    step: int,
-    *,
-    first: float,
-    last: float,
-    steps: int,
-    warmup_steps: int = 0,
-    warmup_from: float = 0.0,
-    freeze_steps: int = 0,
-) -> float:
-    """Zero for freeze_steps, then linear from warmup_from to first, then half a cosine to last, over `steps` in all."""
+def cosine(step: int, *, first: float, last: float, steps: int, warmup_steps: int = 0) -> float:
+    """Linear from 0 to first in warmup_steps, then half a cosine to last, over `steps` in all."""
     if step >= steps:
         return last
-    if step < freeze_steps:
-        return 0.0
-    if step < freeze_steps + warmup_steps:
-        return linear(step - freeze_steps, first=warmup_from, last=first, steps=warmup_steps)
-    start = freeze_steps + warmup_steps
-    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * (step - start) / (steps - start)))
+    if step < warmup_steps:
+        return linear(step, first=0.0, last=first, steps=warmup_steps)
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
 
 
 def linear(step: int, *, first: float, last: float, steps: int) -> float:

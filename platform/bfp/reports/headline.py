@@ -9,14 +9,13 @@ from collections.abc import Mapping
 
 from bfp.reports.blocks import Cell
 from bfp.reports.numbers import interval_text, number_text
+from bfp.words import counted
 
-_LEFT_OUT = ("rejected", "scan left out", "scans left out")
-
-# what is counted: (figure, one, several)
+# what is counted: (figure, of what, what became of them)
 _COUNTS = {
-    "ingest": [("stacks", "stack", "stacks"), ("scans", "scan", "scans"), _LEFT_OUT],
-    "infer": [("sessions", "session predicted", "sessions predicted"), _LEFT_OUT],
-    "pretrain": [("steps", "step", "steps")],
+    "ingest": [("stacks", "stack", ""), ("scans", "scan", ""), ("rejected", "scan", " left out")],
+    "infer": [("sessions", "session", " predicted"), ("rejected", "scan", " left out")],
+    "pretrain": [("steps", "step", "")],
 }
 # what is estimated, with its interval: (figure, what it is called)
 _ESTIMATES = {
@@ -28,8 +27,8 @@ _ESTIMATES = {
 def headline(kind: str, figures: Mapping[str, Cell]) -> str:
     """Such as "600 steps, loss 9.10 → 5.21, tissue R² 0.26 [0.24, 0.28]"; "" where nothing is known."""
     parts = [
-        f"{number_text(count)} {one if count == 1 else several}"
-        for name, one, several in _COUNTS.get(kind, [])
+        counted(count, one) + fate
+        for name, one, fate in _COUNTS.get(kind, [])
         if isinstance(count := figures.get(name), int)
     ]
     if {"loss_first", "loss_last"} <= figures.keys():

@@ -27,7 +27,8 @@ def number_text(value: float | None) -> str:
 def interval_text(value: float | None, low: float | None, high: float | None) -> str:
     """0.83 [0.76, 0.90]: as many decimals as the interval's width gives a meaning to.
 
-    That is two digits of a width that begins with 1 or 2, and else one; below a width of 1 at least two decimals.
+    That is two digits of a width that begins with 1 or 2, and else one; below a width of 1 at least two decimals. One
+    decimal more where an end would be rounded to 0: on which side of it the end lies is what an interval is read for.
     """
     if value is None or not math.isfinite(value):
         return UNDEFINED
@@ -38,7 +39,9 @@ def interval_text(value: float | None, low: float | None, high: float | None) ->
     exponent = math.floor(math.log10(high - low))
     digits = 2 if (high - low) / 10**exponent < 3 else 1
     decimals = max(2 if exponent < 0 else 0, digits - 1 - exponent)
-    return f"{value:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
+    if any(end != 0 and round(end, decimals) == 0 for end in (low, high)):
+        decimals += 1
+    return f"{value:z,.{decimals}f} [{low:z,.{decimals}f}, {high:z,.{decimals}f}]"
 
 
 def cell_text(cell: str | float | None) -> str:

@@ -38,6 +38,7 @@ from bfp.reports.markup import Markup, join, tag
 from bfp.reports.numbers import cell_text, duration_text, number_text
 from bfp.runs import RunFolder
 from bfp.storage import Place
+from bfp.words import counted
 
 NARROW_CHARACTERS = 44  # a table no wider than this shares its row with a neighbour
 LONG_CHARACTERS = 40  # a cell of more is given room for a line, however narrow the screen
@@ -109,7 +110,7 @@ def render(run: RunFolder) -> str:
 def _header(name: str, history: History, outcome: str, results: Results) -> Markup:
     came_to = headline(history.kind, results.figures)
     warnings = len(history.warnings)
-    links = [tag("a", f"{warnings} {'warning' if warnings == 1 else 'warnings'}", href="#warnings")] if warnings else []
+    links = [tag("a", counted(warnings, "warning"), href="#warnings")] if warnings else []
     return tag(
         "header",
         tag("p", f"bfp {history.kind}".strip(), class_="kind"),
@@ -300,11 +301,9 @@ def _facts(rows: Sequence[tuple[str, Cell]]) -> Markup:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
-    """A column of figures alone is set to the right, its heading too."""
-    numeric = [
-        any(row[index] is not None for row in rows) and not any(isinstance(row[index], str) for row in rows)
-        for index in range(len(columns))
-    ]
+    """A column of figures alone, empty cells aside, is set to the right, its heading too."""
+    filled = [[row[index] for row in rows if row[index] not in (None, "")] for index in range(len(columns))]
+    numeric = [bool(cells) and not any(isinstance(cell, str) for cell in cells) for cells in filled]
     lines = [
         tag("tr", *(_value("td", cell, number=right) for cell, right in zip(row, numeric, strict=True))) for row in rows
     ]

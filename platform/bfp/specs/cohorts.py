@@ -58,7 +58,8 @@ class Cohort(Strict):
     )
     labels: Shipped | None = Field(
         None,
-        description="A CSV or TSV of labels and covariates by subject (and session), carried into the store. "
+        description="A CSV or TSV of labels and covariates by subject (and session; and cohort, where two "
+        "cohorts have a subject of that label), carried into the store. "
         "null: participants.tsv of a BIDS dataset, the further columns of a table.",
     )
 

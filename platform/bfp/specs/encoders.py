@@ -79,6 +79,15 @@ class EncoderShape(Strict):
         return self
 
 
+def off_patch_grid(size_px: int, *, patch_px: int, encoder: str) -> str | None:
+    """What is wrong with images of a size for an encoder with such patches; None where nothing is."""
+    if size_px % patch_px == 0:
+        return None
+    below = size_px // patch_px * patch_px
+    nearest = f"the nearest are {below} and {below + patch_px}" if below else f"the nearest is {patch_px}"
+    return f"not a multiple of {patch_px}, the patch size of {encoder}; {nearest}"
+
+
 def shape_clashes(encoder: str, shape: EncoderShape | None) -> list[Clash]:
     """A shape of one's own goes with an untrained encoder only."""
     if shape is None or parse_encoder(encoder).origin == "random":

@@ -95,8 +95,13 @@ class Where(Strict):
     modalities: list[Modality] | None = Field(
         None, min_length=1, description="Only stacks that show at least one of these modalities."
     )
-    subjects: Shipped | None = Field(None, description="A text file of subjects, one a line: only these.")
-    exclude_subjects: Shipped | None = Field(None, description="A text file of subjects, one a line: none of these.")
+    subjects: Shipped | None = Field(
+        None,
+        description="A text file of subjects, one a line (`01`, or `cohort/01` where cohorts share it): only these.",
+    )
+    exclude_subjects: Shipped | None = Field(
+        None, description="A text file of subjects, as for `subjects`: none of these."
+    )
 
 
 class Job(Strict):
@@ -118,6 +123,8 @@ class CpuCompute(Strict):
         None, ge=1, description="Shards prepared at once, one CPU each. null: every CPU of the target."
     )
     scan_timeout_s: Positive = Field(
-        300.0, description="A session that takes longer than this many seconds a scan is rejected."
+        300.0,
+        description="A session that takes longer than this many seconds a scan is rejected, and tried again by the "
+        "next submit.",
     )
     retries: int = Field(2, ge=0, le=10, description="How often a shard whose worker died is tried again.")

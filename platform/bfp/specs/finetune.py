@@ -92,7 +92,8 @@ class Finetune(Job):
     )
     labels: Shipped | None = Field(
         None,
-        description="A CSV or TSV with the column subject (and session) and the labels. "
+        description="A CSV or TSV with the column subject (and session; and cohort, where two cohorts "
+        "have a subject of that label) and the labels. "
         "null: what the cohorts carried along.",
     )
     task: Task = Field(

@@ -59,10 +59,10 @@ class Preprocessing(Strict):
         description="How a session's scans come onto their reference. none: they must share its grid; header: by their "
         "headers, offsets are flagged; rigid: by mutual information.",
     )
-    brain: Literal["none", "given"] = Field(
+    brain: Literal["none", "given", "deepbet"] = Field(
         "none",
         description="none: the whole image. given: voxels outside the cohort's segmentation named `brain` are set "
-        "to zero.",
+        "to zero. deepbet: the mask is found in the image.",
     )
     window: Window = Field(
         (0.5, 99.5), description="Percentiles of the foreground's intensities that become 0 and 255."

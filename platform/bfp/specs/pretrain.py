@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from bfp.specs.backbones import backbones
-from bfp.specs.encoders import Encoder, EncoderShape, parse_encoder, shape_clashes
+from bfp.specs.encoders import Encoder, EncoderShape, off_patch_grid, parse_encoder, shape_clashes
 from bfp.specs.fields import Clash, Job, Misfit, Name, Positive, Precision, Share, Strict, Uri, Where
 from bfp.specs.presets import SSL_PRESETS
 
@@ -100,7 +100,9 @@ class Crops(Strict):
         0.5, description="Probability that a crop shows a random part of the stack's modalities only."
     )
     fill: Literal["zero", "repeat"] = Field(
-        "zero", description="What stands in a channel that a crop does not show: zeros, or one that it does show."
+        "zero",
+        description="What stands in a channel that a crop does not show: zeros, or one that it does show. Whoever uses "
+        "the encoder later has absent modalities filled in the same way.",
     )
     teacher_views: Literal["same", "own"] = Field(
         "same",
@@ -201,9 +203,6 @@ class Pretrain(Job):
         clashes = []
         for field in ("global_size_px", "local_size_px"):
             size = getattr(self.crops, field)
-            if size is not None and size % patch:
-                below = size // patch * patch
-                nearest = f"the nearest are {below} and {below + patch}" if below else f"the nearest is {patch}"
-                expected = f"not a multiple of {patch}, the patch size of {name}; {nearest}"
+            if size is not None and (expected := off_patch_grid(size, patch_px=patch, encoder=name)):
                 clashes.append(Clash(f"crops.{field}", expected, ("encoder",)))
         return clashes

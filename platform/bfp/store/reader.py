@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bfp.errors import InputError
+from bfp.imaging import NEIGHBOURS
 from bfp.storage import Place
 from bfp.store import layout, schemas
 
@@ -91,7 +92,7 @@ class SliceStore:
     def channels(self) -> tuple[str, str, str]:
         """The name of each channel: its modality, or its place among the neighbours."""
         if self.form == "neighbours":
-            return ("below", "centre", "above")
+            return NEIGHBOURS
         first, second, third = self.preprocessing["stacks"]["channels"]
         return first, second, third
 
@@ -133,8 +134,12 @@ class SliceStore:
 
     def masks(self, segmentation: str) -> pa.Table:
         """The label stacks of one segmentation (schemas.masks); `labels_of` turns them into arrays."""
-        table = self._table("masks", schemas.masks(self.size_px))
-        return table.filter(pc.equal(table["segmentation"], segmentation))
+        return self._table("masks", schemas.masks(self.size_px), segmentation=segmentation)
+
+    def mask_index(self, segmentation: str) -> pa.Table:
+        """The rows of `masks` without the label stacks."""
+        columns = [field for field in schemas.masks(self.size_px) if field.name != "labels"]
+        return self._table("masks", pa.schema(columns), segmentation=segmentation)
 
     def stack_files(self) -> list[StackFile]:
         """Every file of stacks, in a fixed order."""
@@ -173,10 +178,19 @@ class SliceStore:
     def _parts(self, table: str) -> list[layout.Part]:
         return [part for record in self._commits for part in record.parts if part.table == table]
 
-    def _table(self, table: str, schema: pa.Schema) -> pa.Table:
+    def _table(self, table: str, schema: pa.Schema, *, segmentation: str | None = None) -> pa.Table:
+        """A table, or of `masks` the rows of one segmentation: other row groups are not read."""
+
         def read(part: layout.Part) -> pa.Table:
             with (self.place / part.file).open_parquet(pre_buffer=True) as file:
-                return file.read(columns=schema.names, use_threads=False)
+                if segmentation is None:
+                    return file.read(columns=schema.names, use_threads=False)
+                names = file.read(columns=["segmentation"], use_threads=False)["segmentation"]
+                ends = np.cumsum(part.row_groups)
+                rows = np.flatnonzero(pc.equal(names, segmentation))
+                groups = np.unique(np.searchsorted(ends, rows, side="right"))
+                found = file.read_row_groups(groups.tolist(), columns=schema.names, use_threads=False)
+                return found.filter(pc.equal(found["segmentation"], segmentation))
 
         with ThreadPoolExecutor(_READERS) as pool:
             tables = list(pool.map(read, self._parts(table)))

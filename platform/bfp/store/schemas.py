@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from bfp.cohorts.sessions import LeftOut
+
 CHANNELS = 3
 IDENTITY = [pa.field("cohort", pa.string()), pa.field("subject", pa.string()), pa.field("session", pa.string())]
 _MATRIX = pa.list_(pa.float64(), 16)
@@ -91,3 +93,14 @@ REJECTED = pa.schema(
     ]
 )
 """One row per scan left out; `reason` is one of bfp.errors.Reason."""
+
+
+def rejected_row(left_out: LeftOut) -> dict[str, str]:
+    """A row of REJECTED."""
+    return {
+        **left_out.key._asdict(),
+        "modality": left_out.modality,
+        "uri": left_out.uri,
+        "reason": str(left_out.reason),
+        "detail": left_out.detail,
+    }

@@ -6,13 +6,14 @@ its own files. A process that dies before the commit leaves parts that nobody re
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from bfp.cohorts.prepare import ScanRecord, SessionStacks
-from bfp.cohorts.sessions import Key, LeftOut, Session
+from bfp.cohorts.sessions import Key, Session
 from bfp.imaging.session import Prepared
 from bfp.storage import Place
 from bfp.store import schemas
@@ -23,24 +24,34 @@ from bfp.store.writer import PartWriter, mask_table, stack_table
 def commit_shard(
     store: Place, sessions: Iterable[SessionStacks], *, name: str, cohort: str, size_px: int, version: int
 ) -> Commit:
-    """Write the sessions as the shard of this name, and commit it; `version` is that of `imaging`."""
+    """Write the sessions as the shard of this name, and commit it; `version` is that of `imaging`.
+
+    With a session that lacks what may be there the next time, the commit has a name of its own: that of the shard is
+    not taken, and the shard is made again.
+    """
     writers = {
         "stacks": PartWriter("stacks", schemas.stacks(size_px)),
         "masks": PartWriter("masks", schemas.masks(size_px)),
         "scans": PartWriter("scans", schemas.SCANS),
         "rejected": PartWriter("rejected", schemas.REJECTED),
     }
+    passing = False
     for each in sessions:
+        passing |= each.passing
         key = each.session.key
         for prepared in each.prepared:
             writers["stacks"].add(_stacks(key, prepared))
             for masks in _masks(key, prepared):
                 writers["masks"].add(masks)
         writers["scans"].add(pa.Table.from_pylist([_scan_row(key, record) for record in each.scans], schemas.SCANS))
-        left_out = [rejected_row(row) for row in each.left_out]
+        left_out = [schemas.rejected_row(row) for row in each.left_out]
         writers["rejected"].add(pa.Table.from_pylist(left_out, schemas.REJECTED))
     parts = [part for writer in writers.values() if (part := writer.write(store))]
-    return commit(store, Commit(name=name, kind="shard", cohort=cohort, parts=parts, imaging=version))
+    record = Commit(name=name, kind="shard", cohort=cohort, parts=parts, imaging=version)
+    if passing:
+        content = hashlib.sha256(record.encoded()).hexdigest()
+        record = record.model_copy(update={"name": f"{name}-{content[:8]}"})
+    return commit(store, record)
 
 
 def session_row(session: Session) -> dict[str, Any]:
@@ -49,17 +60,6 @@ def session_row(session: Session) -> dict[str, Any]:
         **session.key._asdict(),
         "modalities": [scan.modality for scan in session.scans],
         "labels": dict(session.labels),
-    }
-
-
-def rejected_row(left_out: LeftOut) -> dict[str, Any]:
-    """A row of schemas.REJECTED."""
-    return {
-        **left_out.key._asdict(),
-        "modality": left_out.modality,
-        "uri": left_out.uri,
-        "reason": str(left_out.reason),
-        "detail": left_out.detail,
     }
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bfp.errors import InputError
 from bfp.storage import Place
+from bfp.words import counted
 
 
 def select(
@@ -21,15 +23,16 @@ def select(
 ) -> pa.Table:
     """The rows of `SliceStore.stack_index()` for which every filter that is given holds, in their order.
 
-    modalities: stacks that show at least one of these. subjects: with or without the prefix `sub-`.
+    modalities: stacks that show at least one of these. subjects: "01" or "cohort/01", with or without `sub-`.
+    Raises InputError where a subject without its cohort stands in two of the cohorts.
     """
-    keep = np.ones(index.num_rows, dtype=bool)
     if cohorts is not None:
-        keep &= _among(index["cohort"], cohorts)
+        index = index.filter(_among(index["cohort"], cohorts))
+    keep = np.ones(index.num_rows, dtype=bool)
     if subjects is not None:
-        keep &= _among(index["subject"], map(_plain, subjects))
+        keep &= _of_subjects(index, subjects)
     if exclude_subjects is not None:
-        keep &= ~_among(index["subject"], map(_plain, exclude_subjects))
+        keep &= ~_of_subjects(index, exclude_subjects)
     if modalities is not None:
         keep &= (
             (_among(pc.list_flatten(index["modalities"]), modalities) & _flat(index["present"]))
@@ -40,16 +43,40 @@ def select(
 
 
 def read_subjects(file: Place) -> list[str]:
-    """The subjects of a text file, one a line; empty lines and what follows `#` do not count."""
+    """The subjects of a text file, one a line ("01", "cohort/01"); empty lines and what follows `#` do not count."""
     lines = (line.partition("#")[0].strip() for line in file.read().decode().splitlines())
     return [line for line in lines if line]
 
 
+def _of_subjects(index: pa.Table, subjects: Collection[str]) -> np.ndarray:
+    """bool (n,): which rows are of these subjects."""
+    wanted = [_plain(subject) for subject in subjects]
+    alone = _among(index["subject"], wanted)
+    _check_one_cohort(index.filter(pa.array(alone)))
+    return alone | _among(pc.binary_join_element_wise(index["cohort"], index["subject"], "/"), wanted)
+
+
+def _check_one_cohort(rows: pa.Table) -> None:
+    cohorts: dict[str, set[str]] = {}
+    for pair in rows.group_by(["cohort", "subject"]).aggregate([]).to_pylist():
+        cohorts.setdefault(pair["subject"], set()).add(pair["cohort"])
+    several = {subject: sorted(names) for subject, names in sorted(cohorts.items()) if len(names) > 1}
+    if several:
+        subject, names = next(iter(several.items()))
+        more = f", and {counted(len(several) - 1, 'other')} alike" if len(several) > 1 else ""
+        raise InputError(
+            f"where: subject {subject} of the list stands in the cohorts {' and '.join(names)}{more}; "
+            f"write {names[0]}/{subject}, or name one cohort in `where.cohorts`"
+        )
+
+
 def _plain(subject: str) -> str:
-    return subject.removeprefix("sub-")
+    """The subject without BIDS' prefix, and with its cohort if that is said."""
+    cohort, slash, label = subject.rpartition("/")
+    return cohort + slash + label.removeprefix("sub-")
 
 
-def _among(column: pa.ChunkedArray, values: Collection[str] | map) -> np.ndarray:
+def _among(column: pa.ChunkedArray, values: Collection[str]) -> np.ndarray:
     return np.asarray(pc.is_in(column, value_set=pa.array(list(values), pa.string())))
 
 

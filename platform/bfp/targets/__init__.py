@@ -2,6 +2,7 @@
 
     local      Ray inside this process, on this machine
     ray_here   starting that Ray quietly, and ending it
+    gpus       how many GPUs there are, told without torch or Ray
     hush       what libraries say past us, out of the user's sight
     stopping   Ctrl-C: once to stop with everything kept, twice to stop at once
     failures   what went wrong on a worker, in a few lines

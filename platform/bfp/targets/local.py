@@ -1,12 +1,13 @@
 """The target `local`: Ray inside this process, on this machine.
 
 A run is checked before anything is written: the output can be written to, the name is not another spec's, nobody runs
-it now, the machine has what the spec claims, and the driver's plan finds its inputs.
+it now, the machine has what the spec claims, and the driver's plan finds its inputs. What goes wrong from then on is
+the run's failure, whoever's fault it is: it has left a run folder, which says so.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,14 +15,16 @@ from typing import Self
 import bfp
 from bfp import drivers, reports
 from bfp.drivers import Plan
-from bfp.errors import InputError, Interrupted
+from bfp.drivers.plan import cpus_here
+from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
-from bfp.specs import Pretrain, Spec, dump, loads
+from bfp.specs import Finetune, Infer, Pretrain, Spec, dump, loads
 from bfp.specs.submitting import differences
 from bfp.storage import Place, place
 from bfp.targets.failures import in_plain_words
+from bfp.targets.gpus import gpus_here
 from bfp.targets.hush import Hush
-from bfp.targets.ray_here import cpus_here, start_ray, stop_ray
+from bfp.targets.ray_here import start_ray, stop_ray
 from bfp.targets.stopping import StopOnSignal
 
 
@@ -48,30 +51,51 @@ class Local:
 
     def plan(self, spec: Spec) -> Plan:
         """What the run will do. Raises InputError, with nothing written, for what would keep it from running."""
-        folder = run_folder(spec)
-        place(spec.output).check_writable()
-        check_name(spec, RunFolder(folder))
+        output, run = place(spec.output), RunFolder(run_folder(spec))
+        output.check_writable()
+        if (text := run.spec_text()) is not None:
+            check_same_spec(spec, text, run=run)
+        check_idle(run)
         check_claims(spec, cpus=self._cpus)
-        return drivers.plan(spec)
+        plan = drivers.plan(spec, cpus=self._cpus)
+        if not output.creates_once():
+            plan.warnings.append(
+                f"{output}: this object store ignores conditional writes (If-None-Match), so nothing keeps two "
+                "submitters from running one run at the same time; see to it that only one does"
+            )
+        return plan
 
     def submit(self, spec: Spec, *, listener: Listener) -> RunFolder:
         """Run the spec to its end, or go on where an earlier submission stopped; then write its report.
 
-        Raises what went wrong as a BfpError; Interrupted when the user stopped it.
+        Raises InputError, having written nothing, where somebody else runs it; JobFailed for what goes wrong from then
+        on; Interrupted when the user stopped it.
         """
-        folder = run_folder(spec)
-        run = Run(folder, spec_yaml=run_spec(spec), kind=spec.kind, version=bfp.__version__, listener=listener)
+        found = RunFolder(run_folder(spec))
+        run = Run(
+            found.folder,
+            spec_yaml=run_spec(spec),
+            kind=spec.kind,
+            version=bfp.__version__,
+            listener=listener,
+            accepts=lambda text: check_same_spec(spec, text, run=found),
+        )
         with StopOnSignal(run, tell=lambda text: listener({"event": "note", "message": text})) as signals:
             going_on = ExitStack()
-            going_on.enter_context(run)  # raises InputError, and leaves no page, where somebody else runs it
+            going_on.enter_context(run)
             try:
                 with going_on:
                     self._drive(spec, run, signals)
-            finally:
-                reports.write_page(RunFolder(folder))
+                reports.write_page(found)
+            except BaseException as error:
+                with suppress(InputError):  # a page that cannot be written hides nothing that went wrong before
+                    reports.write_page(found)
+                if isinstance(error, InputError):
+                    raise JobFailed(str(error)) from error
+                raise
         if run.stopping:
             raise Interrupted(f"{spec.name} had just finished")
-        return RunFolder(folder)
+        return found
 
     def _drive(self, spec: Spec, run: Run, signals: StopOnSignal) -> None:
         run.phase("starting")
@@ -106,11 +130,8 @@ def run_spec(spec: Spec) -> str:
     return f"# resolved by bfp {bfp.__version__}\n{dump(spec)}"
 
 
-def check_name(spec: Spec, run: RunFolder) -> None:
-    """Raise InputError where the name is that of a run by another spec, or of one that is going on."""
-    text = run.spec_text()
-    if text is None:
-        return
+def check_same_spec(spec: Spec, text: str, *, run: RunFolder) -> None:
+    """Raise InputError where the spec.yaml of a run, as text, is that of another spec."""
     try:
         before = loads(text, file=f"{run.folder}/spec.yaml")
     except InputError as error:
@@ -123,6 +144,10 @@ def check_name(spec: Spec, run: RunFolder) -> None:
             f"{run.folder}: a run with this name was made from another spec (its value → the new one):\n{lines}\n"
             "  give --name another, or take the changes back; `compute` and the checkpoints' cadence may change freely"
         )
+
+
+def check_idle(run: RunFolder) -> None:
+    """Raise InputError where a run is going on."""
     if holder := run.holder():
         raise InputError(
             f"{run.folder}: this run is going on (process {holder['pid']} on {holder['host']}); "
@@ -131,12 +156,28 @@ def check_name(spec: Spec, run: RunFolder) -> None:
 
 
 def check_claims(spec: Spec, *, cpus: int) -> None:
-    """Raise InputError where training would wait for ever for CPUs that this machine does not have."""
-    if not isinstance(spec, Pretrain):
-        return
-    claimed = spec.compute.workers * spec.compute.cpus_per_worker
-    if claimed > cpus:
+    """Raise InputError where the run would wait for ever for CPUs or GPUs that this machine does not have."""
+    if isinstance(spec, Pretrain):
+        claimed = spec.compute.workers * spec.compute.cpus_per_worker
+        if claimed > cpus:
+            raise InputError(
+                f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and this machine "
+                f"has {cpus}; lower compute.workers or compute.cpus_per_worker"
+            )
+    gpus, fields = claimed_gpus(spec)
+    if gpus and gpus > (here := gpus_here()):
         raise InputError(
-            f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and this machine has "
-            f"{cpus}; lower compute.workers or compute.cpus_per_worker"
+            f"compute: {gpus:g} GPUs are claimed ({fields}) and this machine has {here}; claim fewer or leave it out"
         )
+
+
+def claimed_gpus(spec: Spec) -> tuple[float, str]:
+    """The GPUs that a spec asks for by number, and by which fields of `compute`; without, it takes what there is."""
+    match spec:
+        case Pretrain():
+            return spec.compute.workers * (spec.compute.gpus_per_worker or 0), "workers × gpus_per_worker"
+        case Finetune():
+            return spec.compute.gpus or 0, "gpus"
+        case Infer():
+            return spec.compute.models * (spec.compute.gpus_per_model or 0), "models × gpus_per_model"
+    return 0, ""

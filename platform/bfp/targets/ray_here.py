@@ -61,11 +61,6 @@ def stop_ray(logs: str, *, keep_logs: bool) -> None:
         shutil.rmtree(logs, ignore_errors=True)
 
 
-def cpus_here() -> int:
-    """The CPUs that this process may use: a scheduler may have given it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def object_store_bytes() -> int:
     """Memory for Ray's object store: a share of the machine's, within bounds, and no more than /dev/shm holds."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,177 @@
+"""The columns of the tables that bfp writes, for other programs: generated from the Arrow schemas that the writers use.
+
+    python -m bfp.cli.columns schemas      writes schemas/<table>.columns.json
+
+One file a table: where it lies, what a row is, and of each column the name, the Arrow type that a reader of the file
+gets, whether it may be null, and the meaning. The meanings stand here: each column has one, or nothing is written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bfp.finetuning import tables
+from bfp.inference import kept
+from bfp.storage import place
+from bfp.store import schemas
+
+SIZE_PX = 224  # for which the width of pixels and labels is given; another `size` gives another width
+CLASS = "<class>"  # stands for the name of each class of the model
+
+
+class TableContract(NamedTuple):
+    """files: where the table lies; row: what one row is."""
+
+    files: str
+    row: str
+    schema: pa.Schema
+
+
+TABLES = {
+    "store-stacks": TableContract("<store>/stacks/part-<hash>.parquet", "a stack", schemas.stacks(SIZE_PX)),
+    "store-masks": TableContract(
+        "<store>/masks/part-<hash>.parquet", "a stack and a segmentation", schemas.masks(SIZE_PX)
+    ),
+    "store-scans": TableContract("<store>/scans/part-<hash>.parquet", "a scan that is in the store", schemas.SCANS),
+    "store-sessions": TableContract("<store>/sessions/part-<hash>.parquet", "a session", schemas.SESSIONS),
+    "store-rejected": TableContract("<store>/rejected/part-<hash>.parquet", "a scan left out", schemas.REJECTED),
+    "finetune-predictions": TableContract(
+        "<run>/predictions/predictions.parquet",
+        "an approach and a session, judged by the fold that did not see its subject",
+        tables.predictions_schema([CLASS]),
+    ),
+    "infer-predictions": TableContract(
+        "<run>/predictions/predictions.parquet", "a session", kept.predictions_schema([CLASS], embedding=True)
+    ),
+    "infer-rejected": TableContract("<run>/rejected/rejected.parquet", "a scan left out", kept.REJECTED),
+}
+
+IDENTITY = {
+    "cohort": "name of the cohort",
+    "subject": "label of the subject, without `sub-`",
+    "session": "label of the session, without `ses-`; empty where the subject has one visit without a label",
+}
+SCAN = {"modality": "BIDS suffix, such as T1w", "uri": "the scan's file"}
+PREDICTION = {
+    f"prob_{CLASS}": "probability of the class; a column for each class of the model",
+    "predicted": "the likeliest class",
+}
+REJECTED = {
+    **IDENTITY,
+    **SCAN,
+    "reason": "why it was left out, one of a closed list (`bfp.errors.Reason`)",
+    "detail": "what was found and what was expected",
+}
+MEANINGS = {
+    "store-stacks": {
+        **IDENTITY,
+        "modalities": "of the three channels",
+        "present": "of the three channels: false where the session lacks the modality and the channel is zeros",
+        "slice": "index of the centre slice along z of the working grid",
+        "position_mm": "RAS z of the slice's centre, mm",
+        "height": "0 at the lowest slice kept of the scan, 1 at the highest",
+        "foreground": "share of the slice that is head",
+        "pixels": "uint8 (3, size, size), row by row, anterior up, the patient's left at column 0; here for size 224",
+    },
+    "store-masks": {
+        **IDENTITY,
+        "segmentation": "its name in the cohort's spec",
+        "slice": "as in stacks",
+        "modality": "of the scan on whose working grid it lies",
+        "labels": "uint16 (size, size), little-endian, of the stack's centre slice, laid out as pixels; 0 is none of "
+        "the labels; here for size 224",
+    },
+    "store-scans": {
+        **IDENTITY,
+        **SCAN,
+        "size_bytes": "of the file",
+        "etag": "a mark that changes when the file does: the object's etag, or the time of its last change in ns",
+        "shape": "of the volume as stored, voxels",
+        "spacing_mm": "of the volume as stored, mm",
+        "axes": "directions of the stored axes, such as LPS",
+        "ras_from_native": "4 × 4, row by row: from stored voxels to the scanner's space, mm, RAS+",
+        "working_shape": "of the grid that the stacks were cut from, voxels",
+        "ras_from_working": "4 × 4, row by row: from voxels of the working grid to the reference scan's space, mm",
+        "window_low": "the grey value, in the scan's units, that became 0",
+        "window_high": "the grey value, in the scan's units, that became 255",
+        "register": "none, header or rigid: how the session's scans were brought together",
+        "reference_ras_from_scan_ras": "4 × 4, row by row: the motion that was applied, mm; the identity for the "
+        "reference and unless registered",
+        "shift_mm": "how far rigid registration moves the head, applied or not, mm; null for the reference or if not "
+        "estimated",
+        "similarity_before": "normalised mutual information with the reference, by header; null if not estimated",
+        "similarity_after": "the same after registration",
+        "foreground": "share of the volume that is head",
+        "qform_sform_mm": "distance between the header's two geometries, mm; null unless the file has both",
+        "stacks": "how many stacks show it",
+        "warnings": "sentences for a person",
+    },
+    "store-sessions": {
+        **IDENTITY,
+        "modalities": "of its scans, whether or not they could be used",
+        "labels": "what the cohort carried along, as text, by column name",
+    },
+    "store-rejected": REJECTED,
+    "finetune-predictions": {
+        "approach": "what was classified: the encoder's vectors, or a baseline's",
+        **IDENTITY,
+        "fold": "in which the subject was tested, from 1",
+        "class": "the true class",
+        **PREDICTION,
+    },
+    "infer-predictions": {
+        **IDENTITY,
+        **PREDICTION,
+        "spread": "standard deviation, over the fold heads, of the predicted class's probability",
+        "modalities": "that the model saw",
+        "missing": "that the model was trained with and did not see",
+        "stacks": "how many were seen",
+        "shift_mm": "the largest header offset within the session, mm; null with one scan",
+        "foreground": "the smallest share of a scan that is head",
+        "warnings": "sentences for a person, each after its modality",
+        "scans": "the files that were used",
+        "embedding": "mean over stacks of class token and spread of the patch tokens; only with `embedding: true`",
+        "model": "hash of the model that predicted",
+        "bfp": "version that predicted",
+        "inputs": "hash of the session's files, of the model and of how scans are prepared: with another, it "
+        "is predicted anew",
+    },
+    "infer-rejected": {
+        **REJECTED,
+        "inputs": "as in predictions; null for what was left out before its session was read",
+    },
+}
+
+
+def columns_text(table: str) -> str:
+    """The published columns of a table as the text of their file."""
+    contract, meanings = TABLES[table], MEANINGS[table]
+    assert set(contract.schema.names) == set(meanings), table
+    columns: list[dict[str, Any]] = [
+        {"name": field.name, "type": str(field.type), "nullable": field.nullable, "meaning": meanings[field.name]}
+        for field in _as_read(contract.schema)
+    ]
+    content = {"table": table, "files": contract.files, "row": contract.row, "columns": columns}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _as_read(schema: pa.Schema) -> pa.Schema:
+    """The schema after a journey through Parquet, which has names of its own for what lists hold."""
+    buffer = io.BytesIO()
+    pq.write_table(schema.empty_table(), buffer)
+    return pq.read_schema(buffer)
+
+
+def file_name(table: str) -> str:
+    return f"{table}.columns.json"
+
+
+if __name__ == "__main__":
+    for table in TABLES:
+        (place(sys.argv[1]) / file_name(table)).write(columns_text(table).encode())

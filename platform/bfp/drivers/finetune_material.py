@@ -1,0 +1,122 @@
+"""What a finetune spec comes down to: the stacks that are used, the sessions with a class, their folds, the covariates.
+
+Found without torch; whatever is wrong with the store, the encoder or the labels is said here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bfp import __version__
+from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
+from bfp.errors import InputError
+from bfp.specs.finetune import Classification, Finetune
+from bfp.storage import Place, place
+from bfp.words import counted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from bfp.finetuning.labels import Labelled
+    from bfp.store.reader import SliceStore
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """index: the stacks that are used, of sessions with a class; shown: the modalities; folds: int, of each session."""
+
+    store: SliceStore
+    index: pa.Table
+    shown: tuple[str, ...]
+    task: Classification
+    labelled: Labelled
+    folds: np.ndarray
+    covariates: dict[str, list[str]]
+    oracle: list[str] | None
+
+
+def material_of(spec: Finetune, *, run: Place) -> Material:
+    """The store as the run in that folder has pinned it, else as it is. Raises InputError for what is wrong."""
+    from bfp.finetuning.splits import grouped_folds
+    from bfp.store.where import select
+
+    task = _available(spec)
+    (store,) = open_stores([spec.store], run=run)
+    check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
+    shown = _shown(spec, store)
+    index = select(wanted_stacks(store, spec.where), modalities=shown)
+    source = spec.labels or spec.store
+    labelled, index = _labelled(spec, task, store, index, source=source)
+    folds = grouped_folds(
+        persons=labelled.persons,
+        classes=labelled.classes,
+        strata=[key.cohort for key in labelled.sessions],
+        class_names=task.classes,
+        folds=spec.folds,
+        seed=spec.seed,
+    )
+    oracle = spec.baselines.oracle
+    return Material(
+        store=store,
+        index=index,
+        shown=shown,
+        task=task,
+        labelled=labelled,
+        folds=folds,
+        covariates={name: labelled.column(name, source=source) for name in spec.baselines.covariates},
+        oracle=labelled.column(oracle, source=source) if oracle else None,
+    )
+
+
+def per_class(material: Material) -> dict[str, str]:
+    """Sessions and subjects of each class, in words."""
+    counts = {}
+    for number, name in enumerate(material.task.classes):
+        persons = [p for p, k in zip(material.labelled.persons, material.labelled.classes, strict=True) if k == number]
+        counts[name] = f"{counted(len(persons), 'session')} of {counted(len(set(persons)), 'subject')}"
+    return counts
+
+
+def _available(spec: Finetune) -> Classification:
+    """The task, where it is one that this version can learn."""
+    if not isinstance(spec.task, Classification):
+        raise InputError(f"task.type: {spec.task.type} is not available in bfp {__version__}; classification is")
+    if spec.tune != "frozen":
+        raise InputError(f"tune: {spec.tune} is not available in bfp {__version__}; frozen is")
+    return spec.task
+
+
+def _shown(spec: Finetune, store: SliceStore) -> tuple[str, ...]:
+    stacks = store.preprocessing["stacks"]
+    held = tuple(stacks["modalities"] if store.form == "neighbours" else stacks["channels"])
+    unknown = [name for name in spec.modalities or () if name not in held]
+    if unknown:
+        raise InputError(f"modalities: {', '.join(unknown)}: the store {store.place} has {', '.join(held)}")
+    return tuple(spec.modalities or held)
+
+
+def _labelled(
+    spec: Finetune, task: Classification, store: SliceStore, index: pa.Table, *, source: str
+) -> tuple[Labelled, pa.Table]:
+    """The sessions that have stacks and a class, and the stacks of these alone."""
+    import pyarrow as pa
+
+    from bfp.cohorts.labels import read_labels
+    from bfp.cohorts.sessions import Key
+    from bfp.finetuning.labels import assign_classes, of_table
+
+    identity = [Key(*key) for key in zip(*(index[name].to_pylist() for name in Key._fields), strict=True)]
+    with_stacks = set(identity)
+    if not with_stacks:
+        raise InputError(f"{spec.store}: no stack is left by `where` and `modalities`")
+    if spec.labels:
+        labels = of_table(read_labels(place(spec.labels)), with_stacks)
+    else:
+        rows = store.sessions().to_pylist(maps_as_pydicts="strict")
+        carried = {Key(row["cohort"], row["subject"], row["session"]): row["labels"] for row in rows}
+        labels = {key: carried.get(key, {}) for key in with_stacks}
+    labelled = assign_classes(labels, target=task.target, classes=task.classes, source=source)
+    used = set(labelled.sessions)
+    return labelled, index.filter(pa.array([key in used for key in identity]))

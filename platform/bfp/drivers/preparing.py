@@ -1,0 +1,92 @@
+"""What ingest and infer both say of preparing scans: what it will cost, what was not done, what was rejected.
+
+Light: a plan is made of it. Preparing itself is `cohorts.prepare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from bfp import __version__
+from bfp.cohorts import Session
+from bfp.drivers.inputs import slice_spacing_mm
+from bfp.errors import InputError, Reason
+from bfp.specs.preprocessing import Preprocessing
+from bfp.words import counted
+
+RAY_START_S = 15
+WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session
+
+CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE)
+"""Reasons that are the user's choice and no fault of a scan: `max_rejected` does not count them."""
+
+TRIED_AGAIN = "could not be read in full this time, or took too long; submit again to try again"
+
+
+class Cost(NamedTuple):
+    """What preparing sessions will come to. filled: the channels of all stacks that are not empty; seconds: of one
+    CPU, up to the stacks in memory."""
+
+    stacks: int
+    filled: int
+    seconds: float
+
+
+def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
+    """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
+
+    A scan gives 180 mm of slices. Decoding and resampling one took 0.25 s, registering it 0.5 s.
+    """
+    with_scans = [session for session in sessions if session.scans]
+    scans = sum(len(session.scans) for session in with_scans)
+    slices = round(180 / slice_spacing_mm(preprocessing))
+    if preprocessing.stacks.form == "neighbours":
+        stacks, filled, registered = slices * scans, 3 * slices * scans, 0
+    else:
+        stacks, filled, registered = slices * len(with_scans), slices * scans, scans - len(with_scans)
+    if preprocessing.registration == "none":
+        registered = 0
+    return Cost(stacks, filled, 0.25 * scans + 0.5 * registered)
+
+
+def check_available(preprocessing: Preprocessing) -> None:
+    """Raise InputError for what can be written in a spec and not be done yet."""
+    if preprocessing.brain == "deepbet":
+        raise InputError(
+            f"preprocessing.brain: deepbet is not available in bfp {__version__}; none and given (masks that the "
+            "cohort brings) are"
+        )
+
+
+def minutes(seconds: float) -> str:
+    return f"about {max(1, seconds / 60):,.0f} min"
+
+
+def not_done(asked: int, done: int, failures: Sequence[str], *, unit: str, verb: str) -> str:
+    """What to say where work that was handed to Ray is not all done; "" where it is. failures: known causes."""
+    if done == asked:
+        return ""
+    causes = list(dict.fromkeys(failures))
+    if lost := asked - done - len(failures):
+        causes.append(f"{lost} lost their worker each time, most likely for want of memory: lower compute.workers")
+    message = (
+        f"{asked - done} of {counted(asked, unit)} could not be {verb}; the others are kept: submit again to go on"
+    )
+    return "\n    ".join([message, *causes])
+
+
+def too_many(rejected: Mapping[str, int], *, used: int, allowed: float | None, meanwhile: str) -> str:
+    """What to say where more scans are rejected than the spec allows; "" where not.
+
+    rejected: how many, by reason. used: scans that are not. meanwhile: what became of those.
+    """
+    faulty = sum(count for reason, count in rejected.items() if reason not in CHOSEN)
+    share = faulty / max(faulty + used, 1)
+    if allowed is None or share <= allowed:
+        return ""
+    scans = f"{faulty} of {counted(faulty + used, 'scan')} ({share:.1%})"
+    return (
+        f"{scans} are rejected, more than max_rejected: {allowed:g}; "
+        f"{meanwhile}. The report lists them: mend the scans, or raise max_rejected, and submit again"
+    )

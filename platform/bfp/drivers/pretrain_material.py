@@ -1,0 +1,183 @@
+"""What a pretrain spec comes down to: the stacks that are used, the order of training, and its numbers as `pretraining`
+takes them. The stacks are found without torch; whatever is wrong with them, the encoder or the crops is said here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
+from bfp.errors import InputError
+from bfp.specs.encoders import off_patch_grid
+from bfp.specs.pretrain import Pretrain, Probe
+from bfp.storage import Place
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bfp.batches.plan import BatchPlan
+    from bfp.models.encoder import LoadedEncoder
+    from bfp.pretraining.crops import CropSettings
+    from bfp.pretraining.loop import Recipe
+    from bfp.pretraining.schedules import Schedules
+    from bfp.store.reader import SliceStore
+
+SUBJECT = ("cohort", "subject")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """The stores, what is used of each, and the order of training.
+
+    indices: the stacks of each store that `where` keeps; training: those of them that are not held out. probed: which
+    store the probe reads, None without a probe.
+    """
+
+    stores: tuple[SliceStore, ...]
+    indices: tuple[pa.Table, ...]
+    training: tuple[pa.Table, ...]
+    order: BatchPlan
+    probed: int | None
+    steps_per_epoch: int
+    steps: int
+
+    @property
+    def stacks(self) -> int:
+        """How many training sees."""
+        return sum(len(index) for index in self.training)
+
+    @property
+    def subjects(self) -> tuple[int, int]:
+        """How many training sees, and how many it does not."""
+        seen, wanted = (
+            {key for index in indices for key in zip(*(index[name].to_pylist() for name in SUBJECT), strict=True)}
+            for indices in (self.training, self.indices)
+        )
+        return len(seen), len(wanted) - len(seen)
+
+
+def material_of(spec: Pretrain, *, run: Place) -> Material:
+    """The stores as the run in that folder has pinned them, else as they are. Raises InputError for what is wrong."""
+    from bfp.batches.held_out import is_held_out
+    from bfp.batches.plan import BatchPlan, units_of
+
+    places = [spec.store] if isinstance(spec.store, str) else list(spec.store)
+    stores = open_stores(places, run=run)
+    _check_sizes(spec, stores)
+    indices = tuple(wanted_stacks(store, spec.where) for store in stores)
+    training, probe = indices, spec.probe
+    if probe is not None:
+        training = tuple(index.filter(~is_held_out(index, share=probe.held_out)) for index in indices)
+    order = BatchPlan(units_of(training), batch_size=spec.train.batch_size, seed=spec.seed)
+    steps_per_epoch = spec.train.steps_per_epoch or order.pass_steps
+    return Material(
+        stores=stores,
+        indices=indices,
+        training=training,
+        order=order,
+        probed=None if probe is None else _probed_store(probe, stores, indices),
+        steps_per_epoch=steps_per_epoch,
+        steps=max(1, round(spec.train.epochs * steps_per_epoch)),
+    )
+
+
+def _check_sizes(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
+    first, *others = stores
+    for other in others:
+        if other.size_px != first.size_px:
+            raise InputError(
+                f"store: stacks of one size are needed; those of {first.place} have {first.size_px} pixels, those of "
+                f"{other.place} {other.size_px}"
+            )
+    patch_px = check_encoder(spec.encoder)
+    if spec.crops.global_size_px is None or spec.probe is not None:
+        check_size(first, patch_px=patch_px, encoder=spec.encoder)
+    for name in ("global_size_px", "local_size_px"):
+        size_px = getattr(spec.crops, name)
+        if size_px and patch_px and (wrong := off_patch_grid(size_px, patch_px=patch_px, encoder=spec.encoder)):
+            raise InputError(f"crops.{name}: {size_px}: {wrong}")
+
+
+def _probed_store(probe: Probe, stores: tuple[SliceStore, ...], indices: tuple[pa.Table, ...]) -> int:
+    """Which store the probe reads: the first with labels of enough subjects, held out and not."""
+    from bfp.pretraining.labelled import check_enough, labelled_stacks
+
+    reasons = []
+    for number, (store, index) in enumerate(zip(stores, indices, strict=True)):
+        try:
+            store.classes(probe.segmentation)
+            check_enough(labelled_stacks(index, store.mask_index(probe.segmentation)).stacks, share=probe.held_out)
+        except InputError as error:
+            reasons.append(str(error))
+        else:
+            return number
+    raise InputError(
+        f"probe.segmentation: {probe.segmentation}: {'; '.join(reasons)}; change probe.held_out, or leave the probe out"
+    )
+
+
+# the numbers ---------------------------------------------------------------------------------------------------------
+
+
+def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Recipe:
+    """The spec's numbers, with epochs as steps."""
+    from bfp.pretraining.crops import Normalisation
+    from bfp.pretraining.loop import Recipe
+    from bfp.pretraining.step import SslSettings
+
+    numbers = spec.ssl.model_dump(include=set(SslSettings.__dataclass_fields__))
+    return Recipe(
+        ssl=SslSettings(**numbers, constant_masks=True),
+        schedules=_schedules(spec, material),
+        crops=_crops(spec, material, large_px=encoder.description["size_px"]),
+        normalisation=Normalisation(encoder.mean, encoder.std),
+        batch_size=spec.train.batch_size,
+        seed=spec.seed,
+        precision=spec.compute.precision,
+    )
+
+
+def _schedules(spec: Pretrain, material: Material) -> Schedules:
+    from bfp.pretraining.schedules import Schedules, scaled_rate
+
+    ssl, epoch = spec.ssl, material.steps_per_epoch
+    return Schedules(
+        steps=material.steps,
+        learning_rate=scaled_rate(ssl.learning_rate, batch_size=spec.train.batch_size),
+        min_learning_rate=ssl.min_learning_rate,
+        warmup_steps=round(ssl.warmup_epochs * epoch),
+        freeze_last_layer_steps=round(ssl.freeze_last_layer_epochs * epoch),
+        weight_decay=ssl.weight_decay,
+        momentum=ssl.momentum,
+        teacher_temperature=ssl.teacher_temperature,
+        teacher_temperature_warmup_steps=round(ssl.teacher_temperature_warmup_epochs * epoch),
+    )
+
+
+def _crops(spec: Pretrain, material: Material, *, large_px: int) -> CropSettings:
+    from bfp.pretraining.contrast import Contrast
+    from bfp.pretraining.crops import CropSettings
+
+    crops = spec.crops
+    return CropSettings(
+        large_px=large_px,
+        small_px=crops.local_size_px,
+        small_count=crops.local_count,
+        large_scale=crops.global_scale,
+        small_scale=crops.local_scale,
+        flip=crops.flip,
+        modality_views=crops.modality_views,
+        fill=crops.fill,
+        teacher_views=crops.teacher_views,
+        contrast=Contrast(
+            brightness=crops.brightness,
+            contrast=crops.contrast,
+            gamma=crops.gamma,
+            bias_field=crops.bias_field,
+            noise=crops.noise,
+            blur=crops.blur,
+            # neighbouring slices of one scan share its contrast; modalities each have their own
+            per_channel=all(store.form == "modalities" for store in material.stores),
+        ),
+    )

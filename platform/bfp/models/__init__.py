@@ -1,0 +1,13 @@
+"""Models: encoders and what stands on top of them; weights in and out.
+
+    encoder      a timm ViT for the store's stacks: made, loaded from whatever a spec may name, exported for plain timm
+    vit          the same in training: hidden patches, crops of any size
+    weights      the files of timm, Meta and bfp into a ViT
+    heads        the projection heads of pretraining
+    pooling      the vectors of a session's stacks -> one
+    linear       the head of a classifier
+    classifier   the model folder of a fine-tuning: encoder, head, and all that `infer` needs
+    folders      where in a run's or a model's folder the encoder stands (without torch)
+
+Only tensors and plain values here: no store, no Ray.
+"""

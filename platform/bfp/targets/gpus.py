@@ -1,0 +1,28 @@
+"""How many GPUs this machine lends to jobs, told without importing torch or ray: a dry run has to know it.
+
+Ray counts in the same way: what NVIDIA's driver sees (NVML), less what CUDA_VISIBLE_DEVICES hides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+
+def gpus_here() -> int:
+    """The NVIDIA GPUs that a job started here can use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = _gpus_of_the_driver()
+    return count if visible is None else min(count, len([name for name in visible.split(",") if name]))
+
+
+def _gpus_of_the_driver() -> int:
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return 0  # no driver
+    count = ctypes.c_uint()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return 0  # a driver that is out of order: `bfp doctor` says more
+    nvml.nvmlShutdown()
+    return count.value

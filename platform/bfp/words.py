@@ -1,0 +1,8 @@
+"""Words with numbers in them, one way for all messages. What figures and intervals look like: `reports.numbers`."""
+
+from __future__ import annotations
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """1 session, 1,204 sessions; several: where an added s does not make it."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
