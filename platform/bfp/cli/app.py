@@ -224,6 +224,9 @@ def demo(
     subjects: Annotated[
         int | None, typer.Option(min=30, metavar="N", help="Subjects of the cohort; fewer are faster, and tell less.")
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=999, metavar="N", help="Another cohort than the usual one.")
+    ] = None,
     cpus: Cpus = None,
     as_json: Json = False,
 ) -> None:
@@ -231,7 +234,7 @@ def demo(
     from bfp.cli.demo import demo_text, run_demo
     from bfp.cli.output import show
 
-    show(run_demo(output, subjects=subjects, cpus=cpus), as_json=as_json, text=demo_text)
+    show(run_demo(output, subjects=subjects, seed=seed, cpus=cpus), as_json=as_json, text=demo_text)
 
 
 @app.command()

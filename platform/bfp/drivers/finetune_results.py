@@ -121,7 +121,7 @@ def _aurocs(figures: Figures, said: Said) -> Intervals:
         rows=[IntervalRow(said.names[name], *each.mean, each.folds) for name, each in figures.auroc.items()],
         axis_label="AUROC, mean of folds",
         reference=0.5,
-        note="Dots are folds. Intervals are 95 %, by bootstrap over subjects (BCa) of the mean of the folds. All "
+        note="Intervals are 95 %, by bootstrap over subjects (BCa) of the mean of the folds. All "
         "approaches were judged on the same sessions and folds.",
     )
 

@@ -126,7 +126,7 @@ def _counts(material: Material) -> dict[str, Cell]:
 
 def _facts(spec: Pretrain, material: Material) -> list[tuple[str, Cell]]:
     stores = [
-        (f"store {store.place.name}", f"{store.place}, snapshot {store.snapshot}, preprocessing {store.fingerprint}")
+        ("store", f"{store.place}, snapshot {store.snapshot}, preprocessing {store.fingerprint}")
         for store in material.stores
     ]
     seen, held_out = material.subjects

@@ -64,9 +64,8 @@ def places(height: np.ndarray, *, patches: int) -> np.ndarray:
 def sorted_pixels(pixels: np.ndarray, *, patch_px: int) -> np.ndarray:
     """Features without any encoder: the pixels of each channel of a patch in rising order.
 
-    Returns float32 (n, N, C · patch_px²), 0 to 1. pixels: uint8 (n, C, H, W); channels that are absent are zeros and
-    stay so. Sorting forgets where in the patch a grey value lies and keeps how much of it there is, which is what the
-    share of a tissue asks for.
+    Returns float32 (n, N, C · patch_px²), 0 to 1. pixels: uint8 (n, C, H, W). Sorting forgets where in the
+    patch a grey value lies and keeps how much of it there is, which is what the share of a tissue asks for.
     """
     by_channel = [np.sort(_by_patch(pixels[:, channel], patch_px), axis=2) for channel in range(pixels.shape[1])]
     return (np.concatenate(by_channel, axis=2) / np.float32(255)).astype(np.float32)

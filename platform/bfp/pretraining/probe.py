@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from bfp.batches.absent import fill_absent, present_in
 from bfp.batches.held_out import is_held_out
 from bfp.batches.plan import by_row_group
 from bfp.features.tokens import tokens
@@ -71,14 +72,15 @@ def probe(
 ) -> ProbeResult:
     """Judge encoders, made for the store's size, on the part of the store that `index` holds.
 
-    encoders: by name, the one in question first; all have the same patch. share: of the subjects that were held out.
+    encoders: by name, the one in question first; all have the same patch and the same filling of absent channels,
+    which sorted pixels are shown too. share: of the subjects that were held out.
     Raises InputError where the store lacks the segmentation or has too few subjects with it.
     """
     classes = store.classes(segmentation)
     masks = store.masks(segmentation)
     found = labelled_stacks(index, masks)
     check_enough(found.stacks, share=share)
-    (patch_px,) = {encoder.patch_px for encoder in encoders.values()}
+    ((patch_px, fill),) = {(encoder.patch_px, encoder.fill) for encoder in encoders.values()}
     most = MAX_PATCHES // (store.size_px // patch_px) ** 2
     few = np.unique(np.linspace(0, len(found.masks) - 1, most).astype(int))
     labelled = found.stacks.take(few).append_column("labels", masks["labels"].take(found.masks[few]))
@@ -94,7 +96,9 @@ def probe(
         for place in np.flatnonzero(np.isin(stacks.at, pictured)):
             image = next(channel for channel in stacks.pixels[place] if channel.any())
             examples[stacks.at[place]] = image, next(iter(features.values()))[place]
-        features[SORTED_PIXELS] = sorted_pixels(stacks.pixels, patch_px=patch_px)
+        pixels = torch.from_numpy(stacks.pixels)
+        shown = fill_absent(pixels, present_in(pixels), fill).numpy()
+        features[SORTED_PIXELS] = sorted_pixels(shown, patch_px=patch_px)
         parts.append(_inside_brain(stacks, held[stacks.at], features, classes=classes, patch_px=patch_px))
     return _judge(parts, [examples[at] for at in sorted(examples)], tissues=list(classes), seed=seed)
 
