@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bfp import runs
-from bfp.errors import InputError, Interrupted, JobFailed, StorageError
+from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Event, Journal, Run, RunFolder
 from bfp.storage import Place
 
@@ -223,6 +223,41 @@ def test_a_line_cut_short_by_a_crash_hides_no_other(tmp_path: Path) -> None:
     with open(tmp_path / "a/events.jsonl", "ab") as events:
         events.write(b'{"event": "no')
     assert [event["event"] for event in RunFolder(Place(str(tmp_path / "a"))).events()] == ["start", "note", "end"]
+
+
+def test_damaged_lines_of_a_journal_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'\xff\xfe\x00\n[1]\n5\n{"event": "start"}\n')
+    assert Journal(Place(str(tmp_path / "events.jsonl"))).rows() == [{"event": "start"}]
+
+
+@pytest.mark.parametrize(
+    ("file", "look", "content"),
+    [
+        ("spec.yaml", RunFolder.spec_text, b"\xff\xfe\x80"),
+        ("results.json", RunFolder.results, b"\xff\xfe\x80"),
+        ("results.json", RunFolder.results, b"[]"),
+        ("results.json", RunFolder.results, b""),
+        ("metrics.parquet", RunFolder.metrics, b"\xff\xfe\x80"),
+        ("metrics.parquet", RunFolder.metrics, b""),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    file: str, look: Callable[[RunFolder], object], content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DamagedFile, match=f"{file}: damaged, or not "):
+        look(RunFolder(Place(str(tmp_path))))
+
+
+def test_figures_that_are_damaged_past_the_head_of_their_file_are_named(tmp_path: Path) -> None:
+    with _run(tmp_path / "a") as run:
+        run.figures(1, {"loss": 0.5})
+    file = tmp_path / "a/metrics.parquet"
+    data = bytearray(file.read_bytes())
+    data[4:60] = bytes(56)
+    file.write_bytes(data)
+    with pytest.raises(StorageError, match=r"metrics.parquet: "):
+        RunFolder(run.folder).metrics()
 
 
 def test_a_line_after_one_cut_short_stands_by_itself(tmp_path: Path) -> None:

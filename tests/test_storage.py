@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from bfp.errors import InputError, StorageError
+from bfp.errors import DamagedFile, InputError, StorageError
 from bfp.storage import Place, place
 
 
@@ -67,6 +67,50 @@ def test_a_listing_is_flat_sorted_and_tells_a_dangling_link(tmp_path: Path) -> N
     assert [entry.size for entry in entries] == [2, 2, -1, 2]
 
 
+def test_links_that_lead_in_a_circle_end_no_listing(tmp_path: Path) -> None:
+    cohort, elsewhere = tmp_path / "cohort", tmp_path / "elsewhere"
+    for folder in (cohort / "sub", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "scan").write_bytes(b"12")
+    (cohort / "itself").symlink_to(cohort / "itself")
+    (cohort / "sub/up").symlink_to(cohort)
+    (cohort / "sub/root").symlink_to("/")
+    (cohort / "there").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(cohort / "sub")
+    found = [(entry.place.uri.removeprefix(f"{cohort}/"), entry.size) for entry in Place(str(cohort)).files()]
+    assert found == [("itself", -1), ("sub/scan", 2), ("there/back/scan", 2), ("there/scan", 2)]
+    assert Place(str(cohort)).names() == []
+    assert Place(str(cohort)).folders() == ["sub", "there"]
+
+
+def test_what_is_no_regular_file_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    (tmp_path / "scan.nii.gz").write_bytes(b"12")
+    assert [entry.place.name for entry in Place(str(tmp_path)).files()] == ["scan.nii.gz"]
+    assert Place(str(tmp_path / "pipe.nii.gz")).entry() is None
+
+
+def test_a_store_that_cannot_be_reached_is_not_an_absent_file() -> None:
+    class Away(MemoryFileSystem):
+        protocol = "away"
+
+        def info(self, path: str, **more: object) -> dict:
+            raise OSError("Unable to locate credentials")
+
+    fsspec.register_implementation("away", Away)
+    with pytest.raises(StorageError, match="Unable to locate credentials"):
+        Place("away://bucket/store.json").exists()
+    with pytest.raises(StorageError, match="Cannot connect"):
+        Place("http://127.0.0.1:9/store.json").exists()
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    file = Place(str(tmp_path / "part.parquet"))
+    file.write(b"no columns here")
+    with pytest.raises(DamagedFile, match=r"part.parquet: damaged, or not a Parquet file \(.*magic bytes"):
+        file.open_parquet()
+
+
 def test_a_file_s_mark_changes_with_its_content(tmp_path: Path) -> None:
     file = Place(str(tmp_path / "scan"))
     file.write(b"aa")
@@ -85,6 +129,14 @@ def test_a_file_where_a_folder_should_be_is_not_writable(tmp_path: Path) -> None
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="is a file; give a folder"):
         Place(str(tmp_path / "file/below")).check_writable()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_folder_in_which_nobody_can_write_is_found_out_whoever_asks(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"/proc/x: cannot write in /proc: .*; choose another place"):
+        Place("/proc/x").check_writable()
+    Place(str(tmp_path / "new")).check_writable()
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_unknown_scheme_is_said_in_words() -> None:

@@ -4,6 +4,7 @@
     ├── InputError         what the user gave is wrong: a spec, a file, a name, a place          exit 2
     │   ├── SpecError      every mistake of one spec at once, in the file's order
     │   └── StorageError   a place that cannot be read or written
+    │       └── DamagedFile   a file that is there and does not hold what it should
     ├── JobFailed          a run started and could not finish, whatever the cause                exit 1
     ├── Interrupted        the user asked to stop; the run can be resumed                        exit 130
     └── Unusable           one scan that cannot be used: a row of `rejected`, never the end of a run
@@ -62,6 +63,10 @@ class SpecError(InputError):
 
 class StorageError(InputError):
     """A place that cannot be listed, read or written, with the reason in plain words."""
+
+
+class DamagedFile(StorageError):
+    """A file that is there, can be read, and does not hold what it should."""
 
 
 class JobFailed(BfpError):

@@ -47,7 +47,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bfp.errors import InputError, JobFailed, StorageError
-from bfp.storage import Place, plainly
+from bfp.storage import Place, intact, plainly
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -105,12 +105,12 @@ class Journal:
         self._segment = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every row that is visible, oldest first; a last line cut short by a crash is left out."""
+        """Every row that is visible, oldest first; a line cut short by a crash, or damaged, is left out."""
         rows = []
         for line in self._lines():
             with suppress(ValueError):
                 rows.append(json.loads(line))
-        return rows
+        return [row for row in rows if isinstance(row, dict)]
 
     def delete(self) -> None:
         for part in (self._file, *self._segments()):
@@ -164,7 +164,10 @@ class EventFile:
 
 
 class RunFolder:
-    """A run folder to look at: what was asked, what happened, what came out."""
+    """A run folder to look at: what was asked, what happened, what came out.
+
+    Raises DamagedFile where a file that stands there does not hold what it should.
+    """
 
     def __init__(self, folder: Place) -> None:
         self.folder = folder
@@ -176,7 +179,10 @@ class RunFolder:
     def spec_text(self) -> str | None:
         """The resolved spec as YAML, or None where there is no run."""
         file = self.folder / "spec.yaml"
-        return file.read().decode() if file.exists() else None
+        if not file.exists():
+            return None
+        with intact(file, "a spec"):
+            return file.read().decode()
 
     def events(self) -> list[Event]:
         return Journal(self.folder / "events.jsonl").rows()
@@ -186,7 +192,7 @@ class RunFolder:
         rows: list[dict[str, Any]] = []
         folded = self.folder / "metrics.parquet"
         if folded.exists():
-            with folded.open_parquet() as file:
+            with folded.open_parquet() as file, plainly(folded, "read"), intact(folded, "a table of figures"):
                 rows = file.read().to_pylist()
         rows += Journal(self.folder / "metrics.jsonl").rows()
         return list({(row["name"], row["step"]): row for row in rows}.values())
@@ -194,7 +200,13 @@ class RunFolder:
     def results(self) -> dict[str, Any]:
         """What the driver put into results.json; empty while nothing has come out."""
         file = self.folder / "results.json"
-        return json.loads(file.read()) if file.exists() else {}
+        if not file.exists():
+            return {}
+        with intact(file, "what a run came to"):
+            found = json.loads(file.read())
+            if not isinstance(found, dict):
+                raise ValueError("no JSON object")
+            return found
 
     def outcome(self) -> str:
         """done, failed, interrupted, running, or lost (the process ended without saying anything)."""
@@ -214,10 +226,12 @@ class RunFolder:
         for name in self.folder.names():
             if not name.startswith("lease."):
                 continue
+            file = self.folder / name
             try:
-                found[int(name.split(".")[1])] = json.loads((self.folder / name).read())
+                with intact(file, "a lease"):
+                    found[int(name.split(".")[1])] = json.loads(file.read())
             except StorageError:
-                if (self.folder / name).exists():  # else it was let go of between the listing and here
+                if file.exists():  # else it was let go of between the listing and here
                     raise
         return found
 
@@ -358,7 +372,13 @@ class Run(RunFolder):
 
     def _lease(self) -> bytes:
         pid = os.getpid()
-        fields = {"host": socket.gethostname(), "pid": pid, "born": _born(pid), "since": self._since, "beat": utc_now()}
+        fields = {
+            "host": socket.gethostname(),
+            "pid": pid,
+            "born": born_at(pid),
+            "since": self._since,
+            "beat": utc_now(),
+        }
         return json.dumps(fields).encode()
 
     def _take_lease(self) -> int:
@@ -456,22 +476,23 @@ def _finite(value: Any) -> Any:
 
 def _is_held(lease: Mapping[str, Any]) -> bool:
     if lease["host"] == socket.gethostname():
-        return _alive(lease["pid"], lease["born"])
+        return is_alive(lease["pid"], lease["born"])
     beat = datetime.fromisoformat(lease["beat"])
     return (datetime.now(UTC) - beat).total_seconds() < LEASE_EXPIRES_S
 
 
-def _alive(pid: int, born: str) -> bool:
+def is_alive(pid: int, born: str) -> bool:
+    """Whether a process of this machine goes on; `born`: what `born_at` told of it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return _born(pid) == born
+    return born_at(pid) == born
 
 
-def _born(pid: int) -> str:
+def born_at(pid: int) -> str:
     """When a process started, so that a number given out again is not taken for it; "" where that is not told."""
     try:
         with open(f"/proc/{pid}/stat") as stat:

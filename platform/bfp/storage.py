@@ -19,6 +19,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from bfp.errors import InputError, StorageError
+from bfp.errors import DamagedFile, InputError, StorageError
 
 S3_CONNECT_TIMEOUT_S = 10
 S3_REQUEST_TIMEOUT_S = 60  # pyarrow's own limits are 1 s and 3 s: too short for a busy store
@@ -79,10 +81,9 @@ class Place:
 
     def exists(self) -> bool:
         """Whether a file stands here (a folder of an object store is no file)."""
-        if self.is_local:
-            return self.path.exists()
         with plainly(self, "look for"):
-            return bool(_fsspec(self.scheme).isfile(self.uri))
+            # fsspec's own isfile calls a store that cannot be reached an absent file
+            return self.path.exists() if self.is_local else self.entry() is not None
 
     def size(self) -> int:
         """Bytes of the file."""
@@ -91,17 +92,17 @@ class Place:
 
     def entry(self) -> Entry | None:
         """The file as a listing would show it (a dangling link has size -1), or None where there is none."""
-        if not self.is_local:
-            with plainly(self, "look for"):
-                try:
-                    info = _fsspec(self.scheme).info(self.uri, refresh=True)
-                except FileNotFoundError:
-                    return None
-            return _remote_entry(self.uri, info) if info.get("type", "file") == "file" else None
         with plainly(self, "look for"):
-            if not os.path.lexists(self.uri):
+            if self.is_local:
+                return _local_entry(self) if os.path.lexists(self.uri) else None
+            try:
+                info = _fsspec(self.scheme).info(self.uri)
+            except FileNotFoundError as error:
+                # fsspec's http calls whatever goes wrong an absent file
+                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                    raise error.__cause__ from None
                 return None
-            return None if self.path.is_dir() else _local_entry(self)
+        return _remote_entry(self.uri, info) if info.get("type", "file") == "file" else None
 
     def read(self) -> bytes:
         """The whole file."""
@@ -118,10 +119,11 @@ class Place:
         """A pyarrow.parquet.ParquetFile; close it, or use it in `with`.
 
         pre_buffer joins the reads of neighbouring columns and does them side by side: right for many small ones.
+        Raises DamagedFile where what stands there is no Parquet file.
         """
         import pyarrow.parquet
 
-        with plainly(self, "read"):
+        with plainly(self, "read"), intact(self, "a Parquet file"):
             if self.is_local or self.scheme == "s3":
                 return pyarrow.parquet.ParquetFile(self._key(), filesystem=self._arrow(), pre_buffer=pre_buffer)
             return pyarrow.parquet.ParquetFile(_fsspec(self.scheme).open(self.uri, "rb"), pre_buffer=pre_buffer)
@@ -129,11 +131,12 @@ class Place:
     def files(self) -> Iterator[Entry]:
         """Every file below this folder, in order of URI, from one flat listing.
 
-        A dangling link is listed with size -1, so that whoever reads it can say so. Raises StorageError where the
+        A dangling link is listed with size -1, so that whoever reads it can say so; what is no regular file (a FIFO,
+        a socket) is not listed, and a link to a folder that holds it is not followed. Raises StorageError where the
         folder does not exist or cannot be listed.
         """
         if self.is_local:
-            yield from self._local_files()
+            yield from self._local_files((os.path.realpath(self.uri),))
             return
         with plainly(self, "list"):
             found = _fsspec(self.scheme).find(self.uri, detail=True)
@@ -142,15 +145,19 @@ class Place:
             if info.get("type", "file") == "file":
                 yield _remote_entry(f"{self.scheme}://{key.removeprefix(self.scheme + '://')}", info)
 
-    def _local_files(self) -> Iterator[Entry]:
+    def _local_files(self, real: tuple[str, ...]) -> Iterator[Entry]:
+        """real: the real path of this folder, and before it of the folders from which links led here."""
         with plainly(self, "list"):
-            entries = sorted(os.scandir(self.path), key=lambda entry: entry.name + "/" * entry.is_dir())
-        for entry in entries:
+            entries = [(entry, _is_folder(entry)) for entry in os.scandir(self.path)]
+        for entry, is_folder in sorted(entries, key=lambda pair: pair[0].name + "/" * pair[1]):
             here = Place(os.path.join(self.uri, entry.name))
-            if entry.is_dir():
-                yield from here._local_files()
-            else:
-                yield _local_entry(here)
+            if not is_folder:
+                if (file := _local_entry(here)) is not None:
+                    yield file
+            elif not entry.is_symlink():
+                yield from here._local_files((*real[:-1], os.path.join(real[-1], entry.name)))
+            elif not any(_holds(os.path.realpath(entry.path), folder) for folder in real):
+                yield from here._local_files((*real, os.path.realpath(entry.path)))
 
     def names(self) -> list[str]:
         """The names of the files directly in this folder, sorted; none where the folder does not exist."""
@@ -158,7 +165,7 @@ class Place:
             if self.is_local:
                 if not self.path.is_dir():
                     return []
-                return sorted(entry.name for entry in os.scandir(self.path) if entry.is_file())
+                return sorted(entry.name for entry in os.scandir(self.path) if os.path.isfile(entry.path))
             filesystem = _fsspec(self.scheme)
             try:
                 found = filesystem.ls(self.uri, detail=True)
@@ -172,7 +179,7 @@ class Place:
             if self.is_local:
                 if not self.path.is_dir():
                     return []
-                return sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir())
+                return sorted(entry.name for entry in os.scandir(self.path) if _is_folder(entry))
             try:
                 found = _fsspec(self.scheme).ls(self.uri, detail=True)
             except FileNotFoundError:
@@ -271,8 +278,12 @@ class Place:
             folder = folder.parent
         if not folder.is_dir():
             raise StorageError(f"{self.uri}: {folder} is a file; give a folder")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise StorageError(f"{self.uri}: no permission to write in {folder}; choose another place")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise StorageError(
+                f"{self.uri}: cannot write in {folder}: {error.strerror}; choose another place"
+            ) from error
 
     def creates_once(self) -> bool:
         """Whether `create` keeps its promise here: some object stores ignore `If-None-Match` and let everybody win."""
@@ -311,12 +322,23 @@ def place(text: str, *, base: Path | None = None) -> Place:
     return Place(os.path.abspath(os.path.join(base or Path.cwd(), os.path.expanduser(text))))
 
 
-def _local_entry(here: Place) -> Entry:
+def _local_entry(here: Place) -> Entry | None:
+    """None for what is no regular file."""
     try:
-        stat = here.path.stat()
+        found = here.path.stat()
     except OSError:
         return Entry(here, -1, "")
-    return Entry(here, stat.st_size, str(stat.st_mtime_ns))
+    return Entry(here, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """As `is_dir`, which raises for a link that leads to itself."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _holds(folder: str, path: str) -> bool:
+    """Whether a path, real as the folder's, is the folder or lies in it."""
+    return os.path.commonpath([folder, path]) == folder
 
 
 def _remote_entry(uri: str, info: dict[str, Any]) -> Entry:
@@ -403,3 +425,16 @@ def plainly(here: Place, verb: str) -> Iterator[None]:
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
             raise
         raise StorageError(f"{here}: cannot {verb} it: {error}") from error
+
+
+@contextmanager
+def intact(here: Place, kind: str) -> Iterator[None]:
+    """Turn what decoding a file raises (Unicode's, JSON's and Arrow's errors are ValueErrors) into DamagedFile.
+
+    kind: what the file should be, as in "a Parquet file".
+    """
+    try:
+        yield
+    except ValueError as error:
+        said = str(error).partition("\n")[0]
+        raise DamagedFile(f"{here}: damaged, or not {kind} ({said}); put back a good copy, or move it away") from error

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from bfp import __version__, drivers
+from bfp.cli.jobs import Finished, next_steps
+from bfp.cli.runs import status_of
+from bfp.runs import RunFolder
 from bfp.storage import Place
 from tests.cli.makers import bfp, make_run
 from tests.store.makers import make_store
@@ -16,6 +22,11 @@ from tests.targets import makers as jobs
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def output(tmp_path) -> Place:
+    return Place(str(tmp_path / "runs"))
 
 
 def files(folder) -> list[str]:
@@ -97,6 +108,15 @@ def test_submit_shows_the_plan_runs_and_says_what_to_do_next(capsys, small_drive
         assert command in answer.out
 
 
+def test_what_an_earlier_submission_took_is_told_apart(output):
+    make_run(output)
+    status = status_of(RunFolder(output / "brain"))
+    (first, *_) = next_steps(Finished(status._replace(seconds=34.0, last_seconds=15.0), {}, output))
+    assert first.startswith("done in 15 s (with what was done before, 34 s): 4 steps")
+    (first, *_) = next_steps(Finished(status._replace(seconds=15.0, last_seconds=15.0), {}, output))
+    assert first.startswith("done in 15 s: 4 steps")
+
+
 def test_submit_as_json_prints_nothing_else(capsys, small_driver, ray_session, tmp_path):
     told = bfp(capsys, "submit", jobs.write_spec(tmp_path), "--name", "other", "--json").json
     assert told["status"]["outcome"] == "done"
@@ -154,11 +174,6 @@ def test_an_error_of_our_own_is_one_line_and_with_debug_a_traceback(capsys, smal
 # looking -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def output(tmp_path) -> Place:
-    return Place(str(tmp_path / "runs"))
-
-
 def test_runs_lists_what_every_run_came_to(capsys, output):
     make_run(output, "first")
     make_run(output, "second", outcome="failed")
@@ -192,6 +207,38 @@ def test_a_run_that_is_not_there_names_the_nearest(capsys, output):
         answer = bfp(capsys, command, "runs/brian")
         assert answer.code == 2
         assert "the nearest is" in answer.err
+
+
+def test_a_folder_that_holds_runs_names_them_and_not_itself(capsys, output, tmp_path):
+    make_run(output)
+    for folder in ("runs", tmp_path):
+        answer = bfp(capsys, "status", folder)
+        assert answer.code == 2
+        assert f"the runs below it are {output}/brain" in answer.err
+    (tmp_path / "empty").mkdir()
+    assert "`bfp runs OUTPUT` lists" in bfp(capsys, "status", "empty").err
+
+
+@pytest.mark.parametrize("file", ["spec.yaml", "results.json", "metrics.parquet", "lease.1.json"])
+def test_a_damaged_file_of_a_run_is_named_with_exit_2_and_hides_no_other_run(file, capsys, output):
+    make_run(output, "good")
+    run = make_run(output, "spoilt")
+    (run.folder / file).write(b"\xff\xfe\x80garbage")
+    for command in ("show", "report") if file != "lease.1.json" else ("show", "status"):
+        answer = bfp(capsys, command, "runs/spoilt")
+        assert answer.code == 2
+        assert f"spoilt/{file}: damaged, or not " in answer.err
+    listed = {run["name"]: run for run in bfp(capsys, "runs", "runs", "--json").json}
+    assert listed["good"]["outcome"] == "done"
+    if file != "metrics.parquet":  # which a list of runs does not look into
+        assert listed["spoilt"]["outcome"] == "damaged"
+        assert file in listed["spoilt"]["said"]
+        assert listed["spoilt"]["kind"] == "pretrain"
+
+
+def test_a_run_called_as_its_kind_is_called_once(capsys, output):
+    make_run(output, "pretrain")
+    assert bfp(capsys, "show", "runs/pretrain").out.startswith("pretrain: done")
 
 
 def test_logs_tell_the_events_in_order(capsys, output):
@@ -252,3 +299,23 @@ def test_the_version_is_told(capsys):
 def test_no_colours_reach_a_file(capsys, output):
     make_run(output)
     assert "\x1b" not in bfp(capsys, "show", "runs/brain").out
+
+
+def in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
+    """A command line in a process of its own, `bfp` in it put for this one's."""
+    main = f"{sys.executable} -c 'from bfp.cli import main; main()'"
+    return subprocess.run(command.replace("bfp", main, 1), shell=True, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("command", ["bfp show runs/brain", "bfp runs --json", "bfp logs runs/brain"])
+def test_a_full_disk_behind_standard_output_is_one_line_and_exit_2(command, output):
+    make_run(output)
+    ended = in_a_shell(f"{command} >/dev/full")
+    assert (ended.returncode, ended.stderr) == (2, "bfp: <stdout>: cannot write to it: No space left on device\n")
+
+
+def test_a_closed_standard_output_is_no_error(output):
+    make_run(output)
+    ended = in_a_shell("bfp show runs/brain >&- <&-")
+    assert (ended.returncode, ended.stderr) == (0, "")

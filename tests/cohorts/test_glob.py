@@ -52,6 +52,12 @@ def test_a_glob_that_finds_nothing_says_how_many_files_it_looked_at(tmp_path: Pa
         found_in(f"{tmp_path}/*.nii.gz")
 
 
+def test_a_glob_with_brackets_that_finds_nothing_says_that_they_are_no_wildcards(tmp_path: Path) -> None:
+    touch(tmp_path, "Subj2_T1.nii.gz")
+    with pytest.raises(InputError, match=r"brackets .* stand for themselves: the wildcards are \*, \? and"):
+        found_in(f"{tmp_path}/[A-T]*.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("glob", "uri", "matches"),
     [

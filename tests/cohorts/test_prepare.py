@@ -178,8 +178,11 @@ def test_a_session_that_takes_too_long_is_left_out_as_a_whole(tmp_path: Path) ->
     assert [(row.modality, row.reason) for row in done.left_out] == [("T1w", Reason.TIMEOUT), ("T2w", Reason.TIMEOUT)]
     assert done.passing
     assert done.left_out[0].detail == "not ready after 0.2 s (2 scans of 0.1 s)"
-    with open(fifo, "wb"):  # lets the waiting thread end
-        pass
+    alone = prepared(replace(session, scans=session.scans[1:]), scan_timeout_s=0.1)
+    assert alone.left_out[0].detail == "not ready after 0.1 s (1 scan of 0.1 s)"
+    for _ in range(2):
+        with open(fifo, "wb"):  # lets a waiting thread end
+            pass
 
 
 def test_what_work_raises_within_its_limit_is_raised() -> None:

@@ -106,7 +106,8 @@ def test_the_report_says_what_was_compared(run):
         "covariates alone (age, sex)",
         "oracle (severity)",
     ]
-    assert results.blocks[-1].title == "Methods"
+    assert titles[-2:] == ["Methods", "Limits"]
+    assert "not a medical device" in results.blocks[-1].paragraphs[0]
 
 
 def test_the_model_folder_predicts_without_the_run(run):
@@ -153,7 +154,10 @@ def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
     ("fields", "message"),
     [
         ({"tune": "lora"}, "tune: lora is not available in bfp .*; frozen is"),
-        ({"task": {"type": "regression", "target": "age"}}, "task.type: regression is not available in bfp"),
+        (
+            {"task": {"type": "regression", "target": "age"}, "baselines": {}},
+            "task.type: regression is not available in bfp",
+        ),
         ({"store": "/nowhere"}, "/nowhere: no slice store there"),
         ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no encoder there"),
         ({"encoder": "meta:/nowhere.pth", "encoder_shape": None}, "encoder: /nowhere.pth: no such file of weights"),
@@ -184,3 +188,14 @@ def test_the_plan_counts_what_will_be_used(store, tmp_path):
     assert dict(planned.rows)["learned"] == (
         "diagnosis: CN (10 sessions of 10 subjects), AD (10 sessions of 10 subjects)"
     )
+
+
+def test_the_plan_says_what_each_covariate_is_taken_for(store, tmp_path):
+    assert dict(finetune.plan(a_spec(store, tmp_path)).rows)["covariates"] == (
+        "age: number; sex: 2 categories; severity: number"
+    )
+    table = tmp_path / "labels.csv"
+    rows = [f"{n:02},{'CN' if n % 2 == 0 else 'AD'},{'64,5' if n == 7 else 50 + n}" for n in range(30)]
+    table.write_text("subject;diagnosis;age\n" + "\n".join(f"{row.replace(',', ';', 2)}" for row in rows))
+    with pytest.raises(InputError, match=r"labels.csv: column age: `64,5` of subject 07 is not a number"):
+        finetune.plan(a_spec(store, tmp_path, labels=str(table), baselines={"covariates": ["age"]}))

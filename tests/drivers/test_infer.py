@@ -131,8 +131,9 @@ def test_more_rejections_than_allowed_fail_the_run_with_its_predictions_kept(mod
     assert len(predictions(tmp_path / "runs" / "tonight")) == 4
 
 
-def test_a_file_that_is_being_written_is_a_failure_and_not_a_rejected_scan(model, bids):
-    (session, *_) = infer.sessions_of(a_spec(model, bids, bids).cohorts, Preprocessing.model_validate(preprocessing()))
+def test_a_file_that_is_being_written_is_a_failure_and_not_a_rejected_scan(model, bids, tmp_path):
+    cohorts = a_spec(model, bids, tmp_path).cohorts
+    (session, *_) = infer.sessions_of(cohorts, Preprocessing.model_validate(preprocessing()))
     file = bids / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
     file.write_bytes(file.read_bytes() + b"more")
     recipe = recipe_of(Preprocessing.model_validate(preprocessing()))
@@ -184,3 +185,39 @@ def test_a_plan_without_a_model_or_for_other_stacks_is_refused(model, bids, tmp_
     with pytest.raises(InputError, match="trained on stacks of imaging version 99, this bfp makes version"):
         infer.plan(a_spec(other, bids, tmp_path))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_with_values_that_are_none_is_refused_by_the_plan(bids, tmp_path):
+    broken = make_model(tmp_path / "broken")
+    told = json.loads((broken / "model.json").read())
+    for change, message in (
+        ({"preprocessing": {**told["preprocessing"], "size": "big"}}, "model.json: preprocessing.size: .*integer"),
+        ({"facts": {"run": "x", "imaging": 1}}, "model.json: facts: lacks bfp, encoder, weights, figures"),
+        ({"classes": ["CN", "MCI", "AD"]}, "its classes are CN, MCI, AD, and those of the head CN, AD"),
+    ):
+        (broken / "model.json").write(json.dumps({**told, **change}).encode())
+        with pytest.raises(InputError, match=message) as caught:
+            infer.plan(a_spec(broken, bids, tmp_path))
+        assert "http" not in str(caught.value)
+
+
+def test_more_memory_than_the_machine_has_is_a_warning(model, bids, tmp_path):
+    assert infer.plan(a_spec(model, bids, tmp_path)).warnings == []
+    (warning,) = infer.plan(a_spec(model, bids, tmp_path, compute={"models": 1024}), cpus=1000).warnings
+    assert "GB of memory are needed and this machine has" in warning
+
+
+def test_predictions_that_were_damaged_are_made_again_with_a_warning(model, bids, tmp_path, recwarn):
+    spec = a_spec(model, bids, tmp_path, pictures=False)
+    run, _ = execute(spec)
+    before = predictions(run)
+    (part,) = run.glob("predictions/part-*.parquet")
+    part.write_bytes(b"garbage" * 100)
+    assert infer.plan(spec).figures["sessions_to_do"] == 5
+    run, events = execute(spec)
+    assert [row["prob_AD"] for row in predictions(run)] == [row["prob_AD"] for row in before]
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert f"damaged predictions are made again: {part.name}" in warnings
+    assert [each.message for each in recwarn if "ray_remote_args" in str(each.message)] == []
+    blocks = {block.title: block for block in results_from_json(json.loads((run / "results.json").read_text())).blocks}
+    assert "The probabilities are not calibrated" in blocks["Limits"].paragraphs[0]

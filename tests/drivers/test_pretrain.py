@@ -11,14 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bfp.batches.held_out import held_out
 from bfp.drivers import pretrain
 from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.pretrain_results import methods
 from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError, Interrupted
 from bfp.models.encoder import load, untrained
+from bfp.pretraining.probe import ProbeResult
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Event, Run, RunFolder
 from bfp.specs import Pretrain, dump
@@ -128,6 +131,21 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
 def test_what_is_wrong_is_said_by_the_plan(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         pretrain.plan(spec_for(folder, "wrong", **changes))
+
+
+def test_the_methods_tell_subjects_held_out_from_those_of_them_that_were_judged(folder: Path) -> None:
+    spec = spec_for(folder, "methods")
+    material = material_of(spec, run=place(str(folder / "runs" / "methods")))
+    held_out = material.subjects[1]
+    encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
+    nothing = np.zeros((0, 1))
+    for judged, said in (
+        (held_out, ""),
+        (held_out - 1, f"; {held_out - 1} of them have labelled stacks and were judged"),
+    ):
+        probed = ProbeResult([], {}, {}, {}, (9, 9), (5, judged), nothing, nothing)
+        (_, text) = methods(spec, material, encoder, probed)
+        assert f"{held_out} subjects were held out from pretraining{said}. In patches" in text
 
 
 def test_held_out_subjects_never_enter_the_order_of_training(folder: Path) -> None:

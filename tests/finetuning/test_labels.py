@@ -95,3 +95,17 @@ def test_what_is_missing_in_a_column_reads_as_empty():
     assert found.column("age", source="x") == ["", "71", ""]
     with pytest.raises(InputError, match="x: no column ages; did you mean age"):
         found.column("ages", source="x")
+
+
+@pytest.mark.parametrize("absent", ["", "n/a", "NA", "NaN", "nan", "null", "."])
+def test_what_tables_write_where_they_do_not_know_is_no_value_and_none_is_one(tmp_path, absent):
+    labels = table_at(tmp_path, f"subject,age,tumour\n01,{absent},none\n")
+    assert labels.of(A1._replace(cohort="")) == {"tumour": "none"}
+    assert assign({A1: {"diagnosis": "AD", "age": absent}}).column("age", source="x") == [""]
+
+
+def test_of_many_reasons_a_message_names_the_most_frequent():
+    labels = {Key("a", f"{n:02}", ""): {"diagnosis": f"{0.5 * max(n, 3)}"} for n in range(20)}
+    message = r"\(4 sessions: diagnosis is 1\.5; (1 session: [^;]*; ){4}and 12 other reasons\)"
+    with pytest.raises(InputError, match=message):
+        assign(labels)

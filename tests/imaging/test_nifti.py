@@ -222,6 +222,8 @@ REFUSED = {
     "quaternion too long": (qform_only(256, "<3f", 0.9, 0.9, 0.1), Reason.GEOMETRY, "nan"),
     "pixdim negative": (qform_only(80, "<f", -1.0), Reason.GEOMETRY, "nan"),
     "all NaN": (imaged(np.full(SHAPE, np.nan, "f4")), Reason.EMPTY, "210 voxels"),
+    "all beyond what counts": (imaged(np.full(SHAPE, 3e38, "f4")), Reason.EMPTY, "zero, not finite or beyond 1e+30"),
+    "one value": (imaged(np.full(SHAPE, 7, "i2")), Reason.EMPTY, "all 210 voxels are 7"),
 }
 
 

@@ -209,3 +209,10 @@ def test_a_constant_volume_gives_pixels_and_no_crash() -> None:
     session = prepare_session({"T1w": flat}, recipe=recipe())
     assert all(np.isfinite(prepared.pixels).all() for prepared in session.prepared)
     assert session.prepared or session.rejected
+
+
+def test_a_volume_without_any_background_is_flagged() -> None:
+    native = grid(shape=(80, 90, 70), spacing_mm=(2.0, 2.1, 2.3))
+    texture = np.random.default_rng(0).integers(500, 600, native.shape).astype(np.int16)
+    (facts,) = only(prepare_session({"T1w": volume(native, texture)}, recipe=recipe())).facts
+    assert facts.warnings == ("100% of the volume is foreground: no background was found; is this a head?",)

@@ -78,3 +78,18 @@ def test_a_session_that_may_be_done_better_the_next_time_is_in_the_tables_and_in
     assert found.predictions["subject"].to_pylist() == ["01", "02"]
     assert found.rejected["subject"].to_pylist() == ["01"]
     assert kept.done() == {"02"}
+
+
+def test_a_part_that_is_damaged_counts_for_nothing_and_is_made_again(tmp_path):
+    kept = predictions(tmp_path)
+    kept.add([an_outcome("01", rejected=1)])
+    kept.add([an_outcome("02", rejected=1)])
+    first, second = sorted(tmp_path.glob("predictions/part-*"))
+    first.write_bytes(b"garbage" * 100)
+    gone = "01" if b"/02_T1w.nii" in second.read_bytes() else "02"
+    assert kept.done() == {"01", "02"} - {gone}
+    assert kept.damaged() == [first.name]
+    kept.discard(kept.damaged())
+    kept.add([an_outcome(gone)])
+    assert kept.damaged() == []
+    assert kept.unite(["01", "02"], passing=[], left_out=[]).predictions["subject"].to_pylist() == ["01", "02"]

@@ -119,3 +119,10 @@ def test_the_inputs_of_a_session_change_with_its_files_and_the_model(bids, tmp_p
     told = json.loads((model / "model.json").read())
     (model / "model.json").write(json.dumps({**told, "shown": ["T1w"]}).encode())
     assert inputs_of(sessions(bids)[1], model=model_hash(model)) != second
+
+
+def test_an_encoder_that_gives_no_numbers_predicts_nothing(bids, tmp_path, monkeypatch):
+    model = predictor(make_model(tmp_path))
+    monkeypatch.setattr(model, "_describe", lambda pixels: np.full((len(pixels), 32), np.nan, np.float32))
+    with pytest.raises(InputError, match="the encoder gave numbers that are not finite"):
+        model.predict(a_ready(bids))

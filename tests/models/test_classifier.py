@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -67,3 +68,52 @@ def test_a_model_of_a_newer_bfp_or_a_damaged_one_is_refused(tmp_path):
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         load_classifier(folder)
+
+
+def test_a_description_and_a_head_that_do_not_belong_together_are_refused(tmp_path):
+    folder, other = place(str(tmp_path / "one")), place(str(tmp_path / "other"))
+    save_classifier(a_classifier(), folder, card="")
+    save_classifier(dataclasses.replace(a_classifier(), classes=("AD", "MCI", "CN")), other, card="")
+    told = json.loads((folder / "model.json").read())
+    (folder / "model.json").write(json.dumps({**told, "classes": ["AD", "MCI", "CN"]}).encode())
+    with pytest.raises(InputError, match="its classes are AD, MCI, CN, and those of the head CN, MCI, AD"):
+        load_classifier(folder)
+    (other / "model.json").write(json.dumps(told).encode())
+    with pytest.raises(InputError, match=r"not the head that model\.json was written with"):
+        load_classifier(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": np.full((3, 6), np.nan)}, "a head whose numbers are not all finite"),
+        ({"bias": np.zeros(2)}, r"a head of shapes .*, expected \(\(6,\), \(6,\), \(3, 6\), \(3,\)\) for 3 classes"),
+        ({"weights": np.zeros((3, 5))}, "a head of shapes"),
+        ({"scale": np.zeros(6)}, "a scale that is not positive"),
+    ],
+)
+def test_a_head_that_cannot_judge_is_refused(tmp_path, change, message):
+    folder, whole = place(str(tmp_path)), a_classifier()
+    broken = dataclasses.replace(whole.head, **change)
+    for parts in ({"head": broken}, {"fold_heads": (*whole.fold_heads, broken)}):
+        save_classifier(dataclasses.replace(whole, **parts), folder, card="")
+        with pytest.raises(InputError, match=message):
+            load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["CN"]}, "model.json: classes: .*at least 2 items"),
+        ({"folds": "many"}, "model.json: folds: "),
+        ({"pooling": {"bands": "x"}}, "model.json: pooling"),
+    ],
+)
+def test_a_value_of_model_json_that_is_none_is_named(tmp_path, change, message):
+    folder = place(str(tmp_path))
+    save_classifier(a_classifier(), folder, card="")
+    told = json.loads((folder / "model.json").read())
+    (folder / "model.json").write(json.dumps({**told, **change}).encode())
+    with pytest.raises(InputError, match=message) as caught:
+        load_classifier(folder)
+    assert "http" not in str(caught.value)

@@ -130,7 +130,7 @@ def test_a_failed_run_says_first_what_failed_where_and_what_to_do(tmp_path: Path
     assert "✕ Failed" in page.text
     assert "fold 3 holds one class only Give fewer folds." in page.text
     assert "It was at “training” (JobFailed)." in page.text
-    assert "submit the same spec again" in page.text
+    assert "once what failed is put right, submit the same spec again" in page.text
 
 
 def test_a_run_that_was_killed_and_came_back_tells_of_both_submissions(tmp_path: Path) -> None:
@@ -158,6 +158,7 @@ def test_a_run_that_was_asked_to_stop_is_not_called_failed(tmp_path: Path) -> No
     page = _Page(render(small_run(tmp_path / "small", error=Interrupted("step 20 is saved"))))
     assert page.headings[0] == "Why it ended early"
     assert "◼ Interrupted" in page.text
+    assert "What was committed stands: submit the same spec again" in page.text
 
 
 def test_a_page_written_while_the_run_goes_on_says_so(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from bfp.cohorts.sessions import Key
-from bfp.errors import InputError
+from bfp.errors import InputError, StorageError
 from bfp.storage import place
 from bfp.store import schemas
 from bfp.store.layout import Commit
@@ -200,3 +200,15 @@ def test_a_summary_counts_scans_by_cohort_and_modality(tmp_path: Path) -> None:
     assert summarise(store, cohorts=["b"]).modalities == summary.modalities[3:]
     assert summary.rejected == []
     assert pc.sum(store.scans()["stacks"]).as_py() == sum(row.stacks for row in summary.modalities)
+
+
+def test_a_damaged_file_of_stacks_is_named(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS))
+    file = store.stack_files()[0]
+    whole = file.place.path.read_bytes()
+    file.place.path.write_bytes(b"garbage" * 1000)
+    with pytest.raises(StorageError, match=str(file.place)):
+        store.stack_index()
+    file.place.path.write_bytes(bytes(len(whole) // 2) + whole[len(whole) // 2 :])  # its footer is as it was
+    with pytest.raises(StorageError, match=str(file.place)):
+        store.read_row_group(file, 0)

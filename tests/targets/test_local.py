@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import bfp
 from bfp import drivers
 from bfp.errors import InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Run, RunFolder
@@ -18,6 +19,7 @@ from bfp.specs import dump, load
 from bfp.storage import Place
 from bfp.targets import Local, resolve
 from bfp.targets.gpus import gpus_here
+from bfp.targets.local import run_spec
 from tests.targets import makers
 
 CHECKOUT = Path(__file__).parents[2]
@@ -88,6 +90,19 @@ def test_a_name_used_by_another_spec_is_refused_with_the_fields_that_differ(smal
     with Local() as target, pytest.raises(InputError, match=r"(?s)seed: 1 → 2\n.*embedding: true → false"):
         target.plan(load(makers.write_spec(tmp_path, embedding="false", seed=2)))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_spec_of_a_run_that_was_spoilt_is_told_with_what_is_wrong_in_it(small_driver, tmp_path):
+    small_driver()
+    spec = load(makers.write_spec(tmp_path))
+    file = tmp_path / "runs/small/spec.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(run_spec(spec).replace("seed:", "sed:"))
+    told = (
+        rf"a run of bfp {bfp.__version__}, whose spec bfp {bfp.__version__} cannot read(?s:.*)small/spec.yaml:\d+  sed"
+    )
+    with Local() as target, pytest.raises(InputError, match=told):
+        target.plan(spec)
 
 
 def test_what_says_only_how_a_run_is_run_may_change(small_driver, tmp_path):

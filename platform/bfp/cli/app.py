@@ -60,10 +60,10 @@ def init(
     ] = None,
 ) -> None:
     """Write a spec with every field, its meaning and its default."""
+    from bfp.cli.output import write
     from bfp.cli.specs import write_template
 
-    for line in write_template(kind, file or Path(f"{kind}.yaml"), preset=preset):
-        typer.echo(line)
+    write(write_template(kind, file or Path(f"{kind}.yaml"), preset=preset))
 
 
 @app.command()
@@ -87,10 +87,10 @@ def schema(
     folder: Annotated[Path | None, typer.Option("--all", metavar="FOLDER", help="Write all into a folder.")] = None,
 ) -> None:
     """Print the JSON Schema of a kind, or write those of all kinds."""
+    from bfp.cli.output import write
     from bfp.cli.specs import schema_lines
 
-    for line in schema_lines(kind, folder):
-        typer.echo(line)
+    write(schema_lines(kind, folder))
 
 
 @app.command()
@@ -160,18 +160,19 @@ def logs(
 ) -> None:
     """Print what happened in a run, one event a line."""
     from bfp.cli.looking import log_lines
+    from bfp.cli.output import write
     from bfp.cli.runs import find_run
 
-    for line in log_lines(find_run(run), follow=follow, as_json=as_json):
-        typer.echo(line)
+    write(log_lines(find_run(run), follow=follow, as_json=as_json))
 
 
 @app.command()
 def stop(run: RunArgument) -> None:
     """Ask a run on this machine to stop; submitted again, it goes on."""
+    from bfp.cli.output import write
     from bfp.cli.runs import find_run, stop_run
 
-    typer.echo(stop_run(find_run(run)))
+    write([stop_run(find_run(run))])
 
 
 @app.command()
@@ -181,11 +182,11 @@ def export(
 ) -> None:
     """Copy a run's model, with its card, to where it is to be used."""
     from bfp.cli.looking import copy_model
+    from bfp.cli.output import write
     from bfp.cli.runs import find_run
     from bfp.storage import place
 
-    for file in copy_model(find_run(run), place(destination)):
-        typer.echo(file)
+    write(copy_model(find_run(run), place(destination)))
 
 
 @app.command()
@@ -195,12 +196,12 @@ def report(
 ) -> None:
     """Write a run's page again, and say where it is."""
     from bfp.cli.looking import open_page
-    from bfp.cli.output import shown
+    from bfp.cli.output import shown, write
     from bfp.cli.runs import find_run
     from bfp.reports import write_page
 
     page = write_page(find_run(run))
-    typer.echo(shown(page))
+    write([shown(page)])
     if open_it:
         open_page(page)
 

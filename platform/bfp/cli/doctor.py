@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bfp import __version__
+from bfp.errors import JobFailed
 from bfp.words import counted
 
 if TYPE_CHECKING:
@@ -178,14 +179,17 @@ def _ray() -> list[Found]:
     began = time.monotonic()
     try:
         logs = start_ray(cpus=1)
-        import ray
+    except (JobFailed, OSError) as error:
+        return [Found("Ray", "fail", str(error), "wait until the machine is less busy, and make room under /tmp")]
+    import ray
 
+    try:
         ray.get(ray.remote(platform.node).remote())
-        stop_ray(logs, keep_logs=False)
-    except (RuntimeError, OSError, ValueError, ConnectionError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0]
-        text = f"did not start: {type(error).__name__}: {said}"
-        return [Found("Ray", "fail", text, "see its logs under /tmp/bfp-ray-*")]
+        stop_ray(logs, keep_logs=True)
+        return [Found("Ray", "fail", f"ran no task: {type(error).__name__}: {said}", f"see its own logs in {logs}")]
+    stop_ray(logs, keep_logs=False)
     return [Found("Ray", "ok", f"started and ran a task in {time.monotonic() - began:.0f} s")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bfp.cli.display import Display
 from bfp.cli.output import grid, shown, write
-from bfp.cli.runs import Status, status_of
+from bfp.cli.runs import Status, status_of, title
 from bfp.drivers.plan import Plan
 from bfp.reports.numbers import duration_text
 from bfp.runs import RunFolder
@@ -60,7 +60,7 @@ def finished(run: RunFolder) -> Finished:
 
 def plan_lines(spec: Spec, plan: Plan) -> Iterator[RenderableType]:
     """The plan as text."""
-    yield f"{spec.kind} {spec.name}"
+    yield title(spec.kind, spec.name)
     yield grid([*plan.rows, ("run folder", shown(run_folder(spec)))])
     for warning in plan.warnings:
         yield f"  warning: {warning}"
@@ -69,7 +69,9 @@ def plan_lines(spec: Spec, plan: Plan) -> Iterator[RenderableType]:
 def next_steps(found: Finished) -> Iterator[RenderableType]:
     """What came out, and the exact commands to look at it."""
     run = found.status.run
-    yield f"{found.status.outcome} in {duration_text(found.status.seconds)}: {found.status.headline}".rstrip(": ")
+    took, in_all = duration_text(found.status.last_seconds), duration_text(found.status.seconds)
+    took += "" if took == in_all else f" (with what was done before, {in_all})"
+    yield f"{found.status.outcome} in {took}: {found.status.headline}".rstrip(": ")
     yield f"  bfp show {shown(run)}"
     yield f"  bfp report {shown(run)} --open"
     yield f"  report: {shown(found.report)}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bfp.cli.blocks import render
 from bfp.cli.display import Progress, event_line
 from bfp.cli.output import grid, shown, table
-from bfp.cli.runs import Status, local_time, status_of
+from bfp.cli.runs import Status, local_time, status_of, title
 from bfp.errors import InputError
 from bfp.reports.blocks import Results, results_from_json
 from bfp.reports.history import tell
@@ -30,7 +30,7 @@ FOLLOW_EVERY_S = 1.0
 
 def status_text(status: Status) -> Iterator[RenderableType]:
     """The status of a run, and the command that comes next."""
-    yield f"{status.kind} {status.name}: {status.outcome}" + (f" ({status.headline})" if status.headline else "")
+    yield f"{title(status.kind, status.name)}: {status.outcome}" + (f" ({status.headline})" if status.headline else "")
     rows = [("started", local_time(status.started)), ("ran for", duration_text(status.seconds))]
     if status.at and status.outcome == "running":
         at = Progress(status.at["phase"], total=status.at["total"], unit=status.at["unit"], now=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,6 +14,10 @@ DEBUG = "--debug"
 
 def main() -> None:
     """The console script `bfp`."""
+    # In the order of their descriptors, of which each takes its own: else the next file to be opened would get it.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (as long as the process lives)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -11,8 +11,11 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from bfp.errors import StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from bfp.storage import Place
 
 FILE_WIDTH = 160  # characters, where there is no terminal to ask
+LONG_WORD = 12  # characters: a longer one, such as a path, may be broken where the screen is narrow
 
 Result = TypeVar("Result")
 
@@ -35,20 +39,34 @@ def console(*, stderr: bool = False) -> Console:
 
 def show(result: Result, *, as_json: bool, text: Callable[[Result], Iterable[RenderableType]]) -> None:
     """Print a result: as JSON, or as the lines and tables that `text` makes of it."""
-    if as_json:
-        sys.stdout.write(json.dumps(_plain(result), indent=2, ensure_ascii=False) + "\n")
-        return
-    write(text(result))
+    write([json.dumps(_plain(result), indent=2, ensure_ascii=False)] if as_json else text(result))
 
 
 def write(lines: Iterable[RenderableType], *, stderr: bool = False) -> None:
-    """Print plain text as it is, so that commands in it can be copied whole, and tables fitted to the width."""
+    """Print plain text as it is, so that commands in it can be copied whole, and tables fitted to the width.
+
+    Raises StorageError where standard output leads to a disk that is full.
+    """
     stream = sys.stderr if stderr else sys.stdout
     for line in lines:
-        if isinstance(line, str):
-            stream.write(f"{line}\n")
-        else:
-            console(stderr=stderr).print(line)
+        with _printing(stream):
+            if isinstance(line, str):
+                stream.write(f"{line}\n")
+                stream.flush()
+            else:
+                console(stderr=stderr).print(line)
+
+
+@contextmanager
+def _printing(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # whoever read has seen enough, as `head` has: the command ends without a word
+        raise
+    except OSError as error:
+        # What could not be written would be tried once more, and fail, as Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise StorageError(f"{stream.name}: cannot write to it: {error.strerror}") from error
 
 
 def grid(rows: Iterable[Sequence[str]]) -> Table:
@@ -64,17 +82,40 @@ def grid(rows: Iterable[Sequence[str]]) -> Table:
     return _indented(table)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> Table:
-    """A titled table; the columns whose number stands in `right` are set to the right."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()
+) -> RenderableType:
+    """A titled table; the columns whose number stands in `right` are set to the right.
+
+    Where the screen is too narrow for its columns, a list of the rows, each with its cells one below the other.
+    """
     from rich import box
     from rich.table import Table
 
+    rows = list(rows)
+    texts = [[name, *(row[number] for row in rows)] for number, name in enumerate(columns)]
+    words = [max((len(word) for text in column for word in text.split()), default=0) for column in texts]
+    if sum(min(width, LONG_WORD) + 3 for width in words) > console().width:
+        return _listed(title, columns, rows)
     made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        made.add_column(_literal(column), justify="right" if number in set(right) else "left", overflow="fold")
+        made.add_column(
+            _literal(column),
+            justify="right" if number in set(right) else "left",
+            overflow="fold",
+            no_wrap=max(map(len, texts[number])) == words[number] <= LONG_WORD,
+        )
     for row in rows:
         made.add_row(*(_literal(cell) for cell in row))
     return made
+
+
+def _listed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    heading = [Text(f"\n{title}", style="bold")] if title else []
+    return Group(*heading, *(Group("", grid(zip(columns, row, strict=True))) for row in rows))
 
 
 def shown(place: Place) -> str:

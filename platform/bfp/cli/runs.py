@@ -10,7 +10,7 @@ import time
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from bfp.errors import BfpError, InputError
+from bfp.errors import BfpError, DamagedFile, InputError
 from bfp.reports.headline import headline
 from bfp.reports.history import tell
 from bfp.runs import RunFolder
@@ -20,8 +20,11 @@ STOP_WAIT_S = 60.0
 
 
 class Status(NamedTuple):
-    """What a run is at. started is the first submission's time (ISO 8601, UTC), seconds the time it has run for.
+    """What a run is at. started is the first submission's time (ISO 8601, UTC), seconds the time it has run for, of
+    which last_seconds in its last submission.
 
+    outcome: as `RunFolder.outcome` has it, or "damaged" in the list of an output, where a file of the run cannot be
+    read.
     at: the last phase event with what is known of its progress; said: why it ended, where it did not end well.
     """
 
@@ -31,6 +34,7 @@ class Status(NamedTuple):
     outcome: str
     started: str
     seconds: float
+    last_seconds: float
     headline: str
     at: dict[str, Any]
     said: str
@@ -38,27 +42,45 @@ class Status(NamedTuple):
 
 
 def find_run(text: str) -> RunFolder:
-    """The run in a folder. Raises InputError, with the nearest name, where there is none."""
+    """The run in a folder. Raises InputError, with the runs below it or the nearest name, where there is none."""
     folder = place(text)
     run = RunFolder(folder)
     if run.spec_text() is not None:
         return run
-    near = difflib.get_close_matches(folder.name, folder.parent.folders(), n=1)
-    hint = f"; the nearest is {folder.parent / near[0]}" if near else "; `bfp runs OUTPUT` lists the runs of an output"
-    raise InputError(f"{folder}: no run there (no spec.yaml){hint}")
+    below = [run.folder for output in (folder, folder / "runs") for run in _runs_of(output)]
+    near = difflib.get_close_matches(folder.name, set(folder.parent.folders()) - {folder.name}, n=1)
+    if below:
+        hint = f"the runs below it are {', '.join(str(found) for found in below)}"
+    elif near:
+        hint = f"the nearest is {folder.parent / near[0]}"
+    else:
+        hint = "`bfp runs OUTPUT` lists the runs of an output"
+    raise InputError(f"{folder}: no run there (no spec.yaml); {hint}")
 
 
 def list_runs(output: Place) -> list[Status]:
-    """Every run of an output, the last started last. Raises InputError where there is none."""
-    folders = [RunFolder(output / name) for name in output.folders()]
-    found = [status_of(run) for run in folders if run.spec_text() is not None]
+    """Every run of an output, the last started last, damaged ones too. Raises InputError where there is none."""
+    found = [_status_or_damage(run) for run in _runs_of(output)]
     if not found:
         raise InputError(f"{output}: no runs there; `bfp submit SPEC` makes one in the spec's `output`")
     return sorted(found, key=lambda status: status.started)
 
 
-def status_of(run: RunFolder) -> Status:
-    """What a run is at, from its events."""
+def _runs_of(output: Place) -> list[RunFolder]:
+    return [RunFolder(output / name) for name in output.folders() if (output / name / "spec.yaml").exists()]
+
+
+def _status_or_damage(run: RunFolder) -> Status:
+    """A damaged run hides no other one."""
+    try:
+        run.spec_text()
+        return status_of(run)
+    except DamagedFile as error:
+        return status_of(run, damage=str(error))
+
+
+def status_of(run: RunFolder, *, damage: str = "") -> Status:
+    """What a run is at, from its events. damage: what is wrong with its files, which are then not looked into."""
     events = run.events()
     history = tell(events)
     at: dict[str, Any] = {}
@@ -67,7 +89,7 @@ def status_of(run: RunFolder) -> Status:
             at = {}
         if event["event"] in ("phase", "progress"):
             at |= {name: value for name, value in event.items() if name not in ("time", "event")}
-    outcome = run.outcome()
+    outcome = "damaged" if damage else run.outcome()
     ended = next((event for event in reversed(events) if event["event"] == "end"), None)
     return Status(
         run=run.folder,
@@ -76,10 +98,11 @@ def status_of(run: RunFolder) -> Status:
         outcome=outcome,
         started=history.submissions[0].started.isoformat() if history.submissions else "",
         seconds=round(history.seconds, 3),
-        headline=headline(history.kind, run.results().get("figures", {})),
+        last_seconds=round(history.submissions[-1].seconds, 3) if history.submissions else 0.0,
+        headline="" if damage else headline(history.kind, run.results().get("figures", {})),
         at=at,
-        said=str(ended["message"]) if ended is not None and outcome in ("failed", "interrupted") else "",
-        holder=run.holder(),
+        said=damage or (str(ended["message"]) if ended is not None and outcome in ("failed", "interrupted") else ""),
+        holder=None if damage else run.holder(),
     )
 
 
@@ -104,6 +127,11 @@ def stop_run(run: RunFolder) -> str:
             )
         time.sleep(0.2)
     return run.outcome()
+
+
+def title(kind: str, name: str) -> str:
+    """A run as it is called above what is said of it."""
+    return kind if name == kind else f"{kind} {name}".strip()
 
 
 def local_time(iso: str) -> str:

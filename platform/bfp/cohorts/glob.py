@@ -1,8 +1,8 @@
 """Globs: files whose names tell subject, modality and, if any, session by a regular expression.
 
-`*` and `?` stay within one folder, `**` spans any number of them (https://docs.python.org/3/library/glob.html). The
-pattern is searched in the whole URI. A file that the glob finds and the pattern does not understand is left out. Of
-several scans of one modality in a session the first by name is taken.
+`*` and `?` stay within one folder, `**` spans any number of them (https://docs.python.org/3/library/glob.html);
+brackets stand for themselves. The pattern is searched in the whole URI. A file that the glob finds and the pattern does
+not understand is left out. Of several scans of one modality in a session the first by name is taken.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from bfp.storage import Place
 from bfp.words import counted
 
 RULE = "the first by name"
+_LITERAL = re.compile(r"[][{}]")  # what a shell would take for a wildcard
 
 
 def sessions(
@@ -44,7 +45,9 @@ def sessions(
         key = Key(cohort, found["subject"].removeprefix("sub-"), session.removeprefix("ses-"))
         scans[key].append(Candidate(modalities.get(found["modality"], found["modality"]), file))
     if not scans and not left_out:
-        raise InputError(f"cohort {cohort}: {glob} finds nothing in the {counted(listed, 'file')} below {root}")
+        literal = bool(_LITERAL.search(glob.uri))
+        hint = "; brackets and braces stand for themselves: the wildcards are *, ? and **" * literal
+        raise InputError(f"cohort {cohort}: {glob} finds nothing in the {counted(listed, 'file')} below {root}{hint}")
     return [
         session_of(key, scans.get(key, ()), wanted=wanted, rule=RULE, left_out=left_out.get(key, ()))
         for key in {**scans, **left_out}

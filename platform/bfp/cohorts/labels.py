@@ -1,8 +1,9 @@
 """Labels: what a cohort says of its subjects in CSV and TSV files: diagnosis, age, site, …
 
-Values are carried as the text that stands in the file; what is empty or `n/a` (BIDS) is absent. Rows are found by the
-columns `subject` or `participant_id` and, if any, `session` or `session_id`, with or without the prefixes `sub-` and
-`ses-`. In a table that speaks of several cohorts the column `cohort` says of which a row does.
+Values are carried as the text that stands in the file. What is empty, or `n/a` (BIDS), `NA`, `NaN`, `null` or `.`, in
+capitals or not, is absent; `none` is a value, as in "tumour: none". Rows are found by the columns `subject` or
+`participant_id` and, if any, `session` or `session_id`, with or without the prefixes `sub-` and `ses-`. In a table that
+speaks of several cohorts the column `cohort` says of which a row does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bfp.storage import Place
 COHORT_COLUMN = "cohort"
 SUBJECT_COLUMNS = ("subject", "participant_id")
 SESSION_COLUMNS = ("session", "session_id")
-_ABSENT = ("", "n/a", "N/A")
+_ABSENT = frozenset({"", "n/a", "na", "nan", "null", "."})  # in lower case
 
 
 class Row(NamedTuple):
@@ -133,7 +134,7 @@ def read_table(file: Place) -> list[Row]:
 
 def present(value: str) -> str:
     """The value, or "" where the cell says that there is none."""
-    return "" if value in _ABSENT else value
+    return "" if value.lower() in _ABSENT else value
 
 
 def _some(names: Collection[str]) -> str:

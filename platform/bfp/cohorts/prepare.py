@@ -22,6 +22,7 @@ from bfp.imaging.nifti import Volume, decode
 from bfp.imaging.session import Prepared, ScanFacts, Segmentation, prepare_session
 from bfp.imaging.stacks import Recipe
 from bfp.storage import Entry
+from bfp.words import counted
 
 MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)
 """Reasons that are no fault of the file's bytes; they are given here alone."""
@@ -62,7 +63,7 @@ def prepare(session: Session, *, recipe: Recipe, scan_timeout_s: float) -> Sessi
     try:
         return within(limit_s, lambda: _prepare(session, recipe))
     except TimeoutError:
-        detail = f"not ready after {limit_s:g} s ({len(session.scans)} scans of {scan_timeout_s:g} s)"
+        detail = f"not ready after {limit_s:g} s ({counted(len(session.scans), 'scan')} of {scan_timeout_s:g} s)"
         late = [
             LeftOut(session.key, scan.modality, scan.file.place.uri, Reason.TIMEOUT, detail) for scan in session.scans
         ]

@@ -58,12 +58,18 @@ class Fitted:
 
 def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     """Opens the store and the labels: whatever is wrong with them is said before anything is written."""
+    from bfp.finetuning.covariates import in_words
+
     run = place(spec.output) / spec.name
     material = material_of(spec, run=run)
     stacks, sessions = material.index.num_rows, len(material.labelled.sessions)
     classes = ", ".join(f"{name} ({text})" for name, text in per_class(material).items())
     approaches = [name for name in _approaches(spec) if name != ORACLE]
     left_out = sum(material.labelled.left_out.values())
+    columns = {**material.covariates}
+    if spec.baselines.oracle and material.oracle:
+        columns[spec.baselines.oracle] = material.oracle
+    covariates = [("covariates", "; ".join(f"{name}: {in_words(values)}" for name, values in columns.items()))]
     warnings = []
     if sessions < 10 * len(material.task.classes):
         warnings.append(f"only {counted(sessions, 'session')}: the intervals will be wide")
@@ -75,6 +81,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
             ("left out", counted(left_out, "session")),
             ("shown", ", ".join(material.shown)),
             ("cross-validation", f"{spec.folds} folds by subject; {', '.join(approaches)}"),
+            *(covariates if columns else []),
             ("side by side", f"stacks and folds on {counted(cpus or cpus_here(), 'CPU')}"),
             ("memory", "a copy of the encoder and some hundreds of stacks for each worker; how much is not known yet"),
             ("time", "not known before the first stacks are done; it can be stopped and resumed at any moment"),

@@ -39,6 +39,7 @@ class Material:
 
 def material_of(spec: Finetune, *, run: Place) -> Material:
     """The store as the run in that folder has pinned it, else as it is. Raises InputError for what is wrong."""
+    from bfp.finetuning.covariates import check_column
     from bfp.finetuning.splits import grouped_folds
     from bfp.store.where import select
 
@@ -58,6 +59,12 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
         seed=spec.seed,
     )
     oracle = spec.baselines.oracle
+    columns = {
+        name: labelled.column(name, source=source)
+        for name in [*spec.baselines.covariates, *([oracle] if oracle else [])]
+    }
+    for name, values in columns.items():
+        check_column(name, values, subjects=[key.subject for key in labelled.sessions], source=source)
     return Material(
         store=store,
         index=index,
@@ -65,8 +72,8 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
         task=task,
         labelled=labelled,
         folds=folds,
-        covariates={name: labelled.column(name, source=source) for name in spec.baselines.covariates},
-        oracle=labelled.column(oracle, source=source) if oracle else None,
+        covariates={name: columns[name] for name in spec.baselines.covariates},
+        oracle=columns[oracle] if oracle else None,
     )
 
 

@@ -17,6 +17,11 @@ from bfp.reports.blocks import Block, Cell, Facts, IntervalRow, Intervals, Resul
 from bfp.reports.numbers import interval_text
 from bfp.words import counted
 
+LIMITS = (
+    "For research; not a medical device: nothing here was tested for use on patients. The probabilities are not "
+    "calibrated: they put sessions in an order, which is what the AUROC judges, and are no risks."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -93,7 +98,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
     if left_out:
         rows: list[list[Cell]] = [[reason, count] for reason, count in labelled.left_out.items()]
         blocks.append(Table(title="Sessions left out", columns=["reason", "sessions"], rows=rows))
-    blocks.append(_methods(study, said))
+    blocks += [_methods(study, said), Text("Limits", [LIMITS])]
     return Results(figures=numbers, blocks=blocks)
 
 
@@ -108,7 +113,7 @@ def model_card(name: str, results: Results, said: Said) -> str:
         f"# {name}: {said.target} from brain MRI",
         f"Classes: {', '.join(said.classes)}.",
         f"Cross-validated AUROC {interval_text(value, low, high)} (mean of folds, 95 % interval over subjects).",
-        "For research. Not a medical device: nothing here was tested for use on patients.",
+        LIMITS,
         *methods.paragraphs,
         "Predict with `bfp submit` and a spec of `kind: infer` whose `model` is this folder.",
     ]

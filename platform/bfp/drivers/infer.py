@@ -18,11 +18,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import ValidationError
+
 from bfp import __version__
 from bfp.cohorts import Session
 from bfp.cohorts.sessions import BRAIN
 from bfp.drivers.inputs import recipe_of, sessions_of
-from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import RAY_START_S, TRIED_AGAIN, WORKER_GB, cost_of, minutes, not_done, too_many
 from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 SESSIONS_PER_PART = 64
 SECONDS_PER_PART = 30.0
 SHOWN_SESSIONS = 8
+
+FACTS = ("run", "bfp", "imaging", "encoder", "weights", "figures")  # of model.json, told on the page
 
 MODEL_GB = 1.3  # what a copy took beside its weights: ViT-S and ViT-B, 64 stacks of 224 pixels at a time
 CPU_RATE = 60e9  # operations a second of one CPU: ViT-S and ViT-B came to 77e9 to 84e9
@@ -81,7 +85,8 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
             "bytes_estimated": estimate.size_bytes,
             "seconds_estimated": round(estimate.seconds),
         },
-        warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]],
+        warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]]
+        + memory_warnings(estimate.memory_gb),
     )
 
 
@@ -122,6 +127,9 @@ def execute(spec: Infer, run: Run) -> None:
     sessions = sessions_of(spec.cohorts, _preprocessing(told))
     run.progress(len(sessions))
     by_inputs, kept, todo = _work(spec, folder, told, sessions)
+    if damaged := kept.damaged():
+        run.warn(f"damaged predictions are made again: {', '.join(damaged)}")
+        kept.discard(damaged)
 
     shown, passing = _predict(spec, run, folder, told, todo, kept)
     if spec.pictures and shown:
@@ -153,12 +161,22 @@ def execute(spec: Infer, run: Run) -> None:
 def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
     """The model's folder and its description.
 
-    Raises InputError where this bfp would make other stacks than the model was trained on.
+    Raises InputError where its files are damaged or do not belong together, or this bfp would make other stacks than
+    the model was trained on.
     """
-    from bfp.models.classifier import model_folder, read_description
+    from bfp.models.classifier import load_classifier, model_folder, read_description
 
     folder = model_folder(place(spec.model))
-    told = read_description(folder)
+    told, file = read_description(folder), folder / "model.json"
+    load_classifier(folder)
+    if lacking := [name for name in FACTS if name not in told["facts"]]:
+        raise InputError(f"{file}: facts: lacks {', '.join(lacking)}; fine-tune again, or bring the file back")
+    try:
+        _preprocessing(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, ("preprocessing", *first["loc"])))
+        raise InputError(f"{file}: {where}: {first['msg']}; fine-tune again, or bring the file back") from error
     if told["facts"]["imaging"] != IMAGING_VERSION:
         raise InputError(
             f"{folder}: trained on stacks of imaging version {told['facts']['imaging']}, this bfp makes version "

@@ -20,6 +20,11 @@ from bfp.specs.infer import Infer
 
 SHOWN_ROWS = 50
 PICTURE = "pictures/sessions.png"
+LIMITS = (
+    "For research; not a medical device. The probabilities are not calibrated: they put sessions in an order, and 0.9 "
+    "does not mean that nine of ten are of that class. The spread tells how far the heads of the folds are apart; it "
+    "is no interval around the probability."
+)
 
 
 def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Results:
@@ -29,7 +34,7 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Resul
     predicted = Counter(row["predicted"] for row in rows)
     figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
     figures |= {f"predicted_{name}": predicted[name] for name in classes}
-    blocks: list[Block] = [_predictions(rows, classes)]
+    blocks: list[Block] = [_predictions(rows, classes), Text("Limits", [LIMITS])]
     blocks += [
         Histogram(
             title=f"Probability of {name}",

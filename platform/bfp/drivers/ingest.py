@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bfp.cohorts import Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
 from bfp.drivers.inputs import recipe_of, sessions_of
-from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import (
     RAY_START_S,
     TRIED_AGAIN,
@@ -104,6 +104,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
         "seconds_estimated": round(estimate.seconds),
     }
     warnings = _warnings(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
+    warnings += memory_warnings(estimate.workers * WORKER_GB)
     return Plan(rows=rows, figures=figures, warnings=warnings)
 
 

@@ -92,7 +92,14 @@ def _rejected_table(summary: Summary) -> Table:
 
 def _flagged_table(summary: Summary) -> Table:
     rows: list[list[Cell]] = [
-        [row.cohort, row.subject, row.session, row.modality, row.shift_mm, "; ".join(row.warnings)]
+        [
+            row.cohort,
+            row.subject,
+            row.session,
+            row.modality,
+            "" if row.shift_mm is None else row.shift_mm,
+            "; ".join(row.warnings),
+        ]
         for row in summary.flagged[:SHOWN_ROWS]
     ]
     more = len(summary.flagged) - len(rows)

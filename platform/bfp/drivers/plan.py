@@ -20,6 +20,14 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
+def memory_warnings(needed_gb: float) -> list[str]:
+    """What to say where a run will need more memory than this machine has."""
+    here_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if needed_gb <= here_gb:
+        return []
+    return [f"about {needed_gb:,.1f} GB of memory are needed and this machine has {here_gb:,.1f}: lower the workers"]
+
+
 def cpus_here() -> int:
     """The CPUs that this process may use: a scheduler may have given it fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

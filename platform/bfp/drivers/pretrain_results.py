@@ -78,7 +78,7 @@ def card(spec: Pretrain, run: Run, material: Material, encoder: Description, pro
 
 def methods(spec: Pretrain, material: Material, encoder: Description, probed: ProbeResult | None) -> list[str]:
     """Paragraphs that are ready to paste."""
-    return [_training_text(spec, material, encoder), *([_probe_text(probed)] if probed is not None else [])]
+    return [_training_text(spec, material, encoder), *([_probe_text(material, probed)] if probed is not None else [])]
 
 
 def _training_text(spec: Pretrain, material: Material, encoder: Description) -> str:
@@ -103,13 +103,16 @@ def _training_text(spec: Pretrain, material: Material, encoder: Description) -> 
     )
 
 
-def _probe_text(probed: ProbeResult) -> str:
+def _probe_text(material: Material, probed: ProbeResult) -> str:
+    held_out, judged = material.subjects[1], probed.subjects[1]
+    some = "" if judged == held_out else f"; {judged} of them have labelled stacks and were judged"
     return (
-        f"Residual tissue R²: {probed.subjects[1]} subjects were held out from pretraining. In patches at least "
-        f"{BRAIN_SHARE:.0%} inside the brain the shares of {', '.join(probed.tissues)} were predicted from patch "
-        f"tokens by ridge regression, fitted on {probed.subjects[0]} other subjects ({probed.patches[0]:,} patches), "
-        f"after the mean of each position in the slice and each of {HEIGHT_BINS} slice heights had been removed from "
-        f"tokens and shares. R² is the mean over tissues on the held-out subjects ({probed.patches[1]:,} patches); "
+        f"Residual tissue R²: {counted(held_out, 'subject was', 'subjects were')} held out from pretraining{some}. In "
+        f"patches at least {BRAIN_SHARE:.0%} inside the brain the shares of {', '.join(probed.tissues)} were predicted "
+        f"from patch tokens by ridge regression, fitted on {probed.subjects[0]} other subjects "
+        f"({probed.patches[0]:,} patches), after the mean of each position in the slice and each of {HEIGHT_BINS} "
+        "slice heights had been removed from tokens and shares. R² is the mean over tissues on the held-out subjects "
+        f"({probed.patches[1]:,} patches); "
         f"95 % intervals are from {REPLICATES:,} bootstrap replicates over these subjects (bias-corrected and "
         "accelerated), paired for differences."
     )

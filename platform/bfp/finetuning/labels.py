@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bfp.cohorts.labels import Labels
+from bfp.cohorts.labels import Labels, present
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
 from bfp.words import counted
 
-# What tables write where they do not know, in lower case.
-_UNKNOWN = frozenset({"", "n/a", "na", "nan", "none", "null"})
+_REASONS = 5  # that a message names
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +40,7 @@ class Labelled:
     def column(self, name: str, *, source: str) -> list[str]:
         """One column, "" where a session lacks it. Raises InputError where all of them do; source: for its message."""
         _check_column(name, self.labels, source=source)
-        return [_known(labels.get(name, "")) for labels in self.labels]
+        return [present(labels.get(name, "")) for labels in self.labels]
 
 
 def of_table(labels: Labels, sessions: Collection[Key]) -> dict[Key, Mapping[str, str]]:
@@ -81,21 +80,20 @@ def assign_classes(
     kept: list[Key] = []
     left_out: dict[str, int] = {}
     for key in sorted(labels):
-        value = _known(labels[key].get(target, ""))
+        value = present(labels[key].get(target, ""))
         if value in classes:
             kept.append(key)
             continue
         reason = "no labels" if not labels[key] else f"{target} is {value}" if value else f"no value of {target}"
         left_out[reason] = left_out.get(reason, 0) + 1
     if not kept:
-        why = "; ".join(f"{counted(count, 'session')}: {reason}" for reason, count in sorted(left_out.items()))
+        most = sorted(left_out.items(), key=lambda each: (-each[1], each[0]))
+        why = "; ".join(f"{counted(count, 'session')}: {reason}" for reason, count in most[:_REASONS])
+        if len(most) > _REASONS:
+            why += f"; and {counted(len(most) - _REASONS, 'other reason')}"
         raise InputError(f"{source}: no session of the store is of one of the classes {', '.join(classes)} ({why})")
     numbers = [list(classes).index(labels[key][target]) for key in kept]
     return Labelled(kept, np.array(numbers, dtype=np.int64), [labels[key] for key in kept], left_out)
-
-
-def _known(value: str) -> str:
-    return "" if value.lower() in _UNKNOWN else value
 
 
 def _check_column(name: str, labels: Sequence[Mapping[str, str]], *, source: str) -> None:

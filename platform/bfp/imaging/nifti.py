@@ -77,7 +77,7 @@ class Volume:
 def decode(data: bytes | memoryview, *, may_be_blank: bool = False, max_voxels: int = MAX_VOXELS) -> Volume:
     """One volume from the bytes of a file, at most `max_voxels` large.
 
-    may_be_blank: for masks, where nothing but zeros is an answer.
+    may_be_blank: for masks, where one value everywhere is an answer.
     Raises Unusable: NOT_NIFTI, TRUNCATED, CORRUPT, TOO_LARGE, NOT_3D, DATATYPE, GEOMETRY, EMPTY.
     """
     header, raw = _header(data)
@@ -96,8 +96,10 @@ def decode(data: bytes | memoryview, *, may_be_blank: bool = False, max_voxels: 
     if dtype.kind == "f":
         volume = replace(volume, stored=_finite(volume), slope=1.0, intercept=0.0)
     volume.stored.setflags(write=False)
-    if not may_be_blank and not np.any(volume.stored != volume.unscaled(0.0)):
-        raise Unusable(Reason.EMPTY, f"all {volume.stored.size:,} voxels are zero or not finite")
+    if not may_be_blank and volume.stored.min() == volume.stored.max():
+        value = float(volume.scaled(volume.stored[0, 0, 0]))
+        found = f"{value:g}" if value else f"zero, not finite or beyond {_LARGEST_VALUE:g}"
+        raise Unusable(Reason.EMPTY, f"all {volume.stored.size:,} voxels are {found}")
     return volume
 
 

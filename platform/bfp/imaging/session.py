@@ -24,6 +24,8 @@ from bfp.imaging.resample import resample
 from bfp.imaging.stacks import CHANNELS, Frame, Recipe, Registration, frame_stacks, to_pixels
 from bfp.imaging.window import Window, intensity_window, to_uint8
 
+# More than any head fills, even one that was cropped to its brain.
+_MOST_FOREGROUND = 0.9
 # A scan that need not be resampled (`register: none`) lies on its reference's grid up to so much.
 _SAME_GRID_MM = 1e-3
 
@@ -329,5 +331,11 @@ def _facts(placed: _Placed, frame: Frame, register: Registration) -> ScanFacts:
         shift_mm=alignment.shift_mm if alignment else None,
         similarity_before=alignment.similarity_before if alignment else None,
         similarity_after=alignment.similarity_after if alignment else None,
-        warnings=volume.warnings + motion.warnings,
+        warnings=volume.warnings + motion.warnings + _no_background(placed.tissue),
     )
+
+
+def _no_background(tissue: Foreground) -> tuple[str, ...]:
+    if tissue.share <= _MOST_FOREGROUND:
+        return ()
+    return (f"{tissue.share:.0%} of the volume is foreground: no background was found; is this a head?",)

@@ -6,8 +6,9 @@
     <run>/rejected/rejected.parquet             all scans left out of them
 
 A part is named by the inputs of its sessions. A session is done when a part holds its inputs (`ready.inputs_of`), so a
-rerun does what is new or changed, and a kill costs the sessions since the last part. A session that lacks what may be
-there the next time (`Outcome.passing`) is in the tables and in no part.
+rerun does what is new or changed, and a kill costs the sessions since the last part. A part that is damaged counts for
+nothing: its sessions are done again. A session that lacks what may be there the next time (`Outcome.passing`) is in the
+tables and in no part.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bfp.cohorts.sessions import Key, LeftOut
-from bfp.storage import Place
+from bfp.errors import DamagedFile
+from bfp.storage import Place, intact, plainly
 from bfp.store import schemas
 
 if TYPE_CHECKING:
@@ -80,13 +82,17 @@ class Predictions:
 
     def done(self) -> set[str]:
         """The inputs of all sessions that are done."""
-        return {
-            inputs
-            for name in self._parts()
-            for folder in (self._predictions, self._rejected)
-            if (folder / name).exists()
-            for inputs in _read(folder / name, columns=["inputs"])["inputs"].to_pylist()
-        }
+        return {inputs for part in self._parts() for inputs in self._inputs(part) or ()}
+
+    def damaged(self) -> list[str]:
+        """The parts that do not hold what `add` wrote."""
+        return [part for part in self._parts() if self._inputs(part) is None]
+
+    def discard(self, parts: Iterable[str]) -> None:
+        """Remove parts, the commit of each first."""
+        for part in parts:
+            for folder in (self._predictions, self._rejected):
+                (folder / part).delete()
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Write the part of these sessions."""
@@ -124,6 +130,19 @@ class Predictions:
         table = pa.concat_tables([schema.empty_table(), *parts])
         return table.filter(pc.is_in(table["inputs"], value_set=wanted))
 
+    def _inputs(self, part: str) -> list[str] | None:
+        """Of the sessions of a part; None where it is damaged."""
+        files = [folder / part for folder in (self._predictions, self._rejected)]
+        try:
+            return [
+                inputs
+                for file in files
+                if file.exists()
+                for inputs in _read(file, columns=["inputs"])["inputs"].to_pylist()
+            ]
+        except (DamagedFile, KeyError):
+            return None
+
     def _parts(self) -> list[str]:
         return [name for name in self._predictions.names() if name.startswith("part-")]
 
@@ -139,5 +158,5 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _read(file: Place, *, columns: list[str] | None = None) -> pa.Table:
-    with file.open_parquet() as parquet:
+    with plainly(file, "read"), intact(file, "a Parquet file"), file.open_parquet() as parquet:
         return parquet.read(columns=columns)

@@ -8,6 +8,7 @@ left to prepare scans; on a CPU each computes with one thread.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 
 import ray.data
 import torch
+from ray.util.annotations import RayDeprecationWarning
 
 from bfp.cohorts.prepare import prepare
 from bfp.cohorts.sessions import Session
@@ -57,23 +59,26 @@ def predict_sessions(
     context = ray.data.DataContext.get_current().copy()
     context.max_errored_blocks = -1  # a worker that dies costs its session only; the caller sees which are missing
     items = [{"session": pickle.dumps(each)} for each in sessions]
+    device = "cuda" if machine.gpus else "cpu"
     with ray.data.DataContext.current(context):
-        prepared = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            partial(prepare_row, recipe=recipe, shown=tuple(shown), scan_timeout_s=scan_timeout_s),
-            num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=machine.workers),
-            max_retries=machine.retries,
-        )
-        device = "cuda" if machine.gpus else "cpu"
-        rows = prepared.map(
-            PredictRow,  # type: ignore[arg-type]  # Ray Data takes a class for actors
-            fn_constructor_kwargs={"model": model, "device": device, "batch_size": machine.batch_size},
-            num_cpus=0,
-            num_gpus=machine.gpus,
-            compute=ray.data.ActorPoolStrategy(size=machine.models),
-            max_restarts=-1,  # a pool whose actor has used up its restarts waits for ever
-            max_task_retries=machine.retries,
-        )
+        with warnings.catch_warnings():
+            # Ray 2.60 wants its arguments named, and has no name for how often a task is tried again.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            prepared = ray.data.from_items(items, override_num_blocks=len(items)).map(
+                partial(prepare_row, recipe=recipe, shown=tuple(shown), scan_timeout_s=scan_timeout_s),
+                num_cpus=1,
+                compute=ray.data.TaskPoolStrategy(size=machine.workers),
+                max_retries=machine.retries,
+            )
+            rows = prepared.map(
+                PredictRow,  # type: ignore[arg-type]  # Ray Data takes a class for actors
+                fn_constructor_kwargs={"model": model, "device": device, "batch_size": machine.batch_size},
+                num_cpus=0,
+                num_gpus=machine.gpus,
+                compute=ray.data.ActorPoolStrategy(size=machine.models),
+                max_restarts=-1,  # a pool whose actor has used up its restarts waits for ever
+                max_task_retries=machine.retries,
+            )
         for row in rows.iter_rows():
             yield pickle.loads(row["outcome"])
 

@@ -61,6 +61,8 @@ class Predictor:
         if not len(session.pixels):
             return Outcome(session.inputs, None, session.left_out, None, session.passing)
         vectors = self._vectors(session)
+        if not np.isfinite(vectors).all():  # a head would take them for what a session lacks
+            raise InputError("the encoder gave numbers that are not finite; its weights are damaged, or the model is")
         pooled = self._classifier.pooling.pool(vectors, heights=session.heights, parts=session.parts)[None]
         prediction, classes = self._classifier.predict(pooled), self._classifier.classes
         probabilities = prediction.probabilities[0]

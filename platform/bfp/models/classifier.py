@@ -2,23 +2,26 @@
 
     <folder>/encoder/            the encoder as plain timm loads it (`bfp.models.encoder`)
     <folder>/head.safetensors    the head, and one head for each fold of its cross-validation
-    <folder>/model.json          classes, pooling, modalities, preprocessing, figures; written last
+    <folder>/model.json          classes, pooling, modalities, preprocessing, figures, hash of the head; written last
     <folder>/README.md           the model card
 
-`infer` needs nothing else. A session's vector is made of each stack's class token and spread of patch
-tokens (`bfp.features.describe`), pooled.
+The head names its classes too, so neither of the two files can be exchanged without the other. `infer` needs nothing
+else. A session's vector is made of each stack's class token and spread of patch tokens (`bfp.features.describe`),
+pooled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from pydantic import BaseModel, Field, ValidationError
 
 from bfp.errors import InputError
 from bfp.models.linear import LinearHead
@@ -27,6 +30,19 @@ from bfp.storage import Place
 
 CONTRACT = 1
 """The version of the folder's files; a newer one is refused."""
+
+
+class _Told(BaseModel):
+    """What model.json must hold to be used."""
+
+    target: str
+    classes: Annotated[list[str], Field(min_length=2)]
+    pooling: Pooling
+    shown: Annotated[list[str], Field(min_length=1)]
+    preprocessing: dict[str, Any]
+    folds: Annotated[int, Field(ge=1)]
+    head_sha256: str
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +86,7 @@ def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None
     tensors = classifier.head.tensors("head.")
     for number, head in enumerate(classifier.fold_heads):
         tensors |= head.tensors(f"folds.{number}.")
+    weights = safetensors.numpy.save(tensors, metadata={"classes": json.dumps(classifier.classes)})
     told = {
         "contract": CONTRACT,
         "type": "classification",
@@ -79,9 +96,10 @@ def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None
         "shown": list(classifier.shown),
         "preprocessing": dict(classifier.preprocessing),
         "folds": len(classifier.fold_heads),
+        "head_sha256": hashlib.sha256(weights).hexdigest(),
         "facts": dict(classifier.facts),
     }
-    (folder / "head.safetensors").write(safetensors.numpy.save(tensors))
+    (folder / "head.safetensors").write(weights)
     (folder / "README.md").write(card.encode())
     (folder / "model.json").write(json.dumps(told, indent=1, ensure_ascii=False).encode())
 
@@ -101,7 +119,7 @@ def read_description(folder: Place) -> dict[str, Any]:
     file = folder / "model.json"
     try:
         told: dict[str, Any] = json.loads(file.read())
-        contract, kind = told["contract"], told["type"]
+        contract, kind = int(told["contract"]), told["type"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a file that bfp wrote, or damaged: {error!r}") from error
     if contract > CONTRACT:
@@ -110,15 +128,33 @@ def read_description(folder: Place) -> dict[str, Any]:
         )
     if kind != "classification":
         raise InputError(f"{file}: a model for {kind}; this bfp predicts with classifiers only")
+    try:
+        _Told.model_validate(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{file}: {where}: {first['msg']}; fine-tune again, or bring the file back") from error
     return told
 
 
 def load_classifier(folder: Place) -> Classifier:
-    """The inverse of `save_classifier`. Raises InputError where a file is damaged."""
+    """The inverse of `save_classifier`. Raises InputError where a file is damaged, or not the other one's."""
     told, file = read_description(folder), folder / "head.safetensors"
+    data = file.read()
+    found = hashlib.sha256(data).hexdigest()
+    if found != told["head_sha256"]:
+        raise InputError(
+            f"{file}: not the head that model.json was written with (SHA-256 {found[:16]}, expected "
+            f"{told['head_sha256'][:16]}); fine-tune again, or bring the folder back whole"
+        )
     try:
-        tensors = safetensors.numpy.load(file.read())
-        return Classifier(
+        if (classes := _classes_of(data)) != told["classes"]:
+            raise InputError(
+                f"{folder / 'model.json'}: its classes are {', '.join(told['classes'])}, and those of the head "
+                f"{', '.join(classes)}, in this order; fine-tune again, or bring the folder back whole"
+            )
+        tensors = safetensors.numpy.load(data)
+        classifier = Classifier(
             target=told["target"],
             classes=tuple(told["classes"]),
             pooling=Pooling(**{**told["pooling"], "parts": tuple(told["pooling"]["parts"])}),
@@ -128,5 +164,16 @@ def load_classifier(folder: Place) -> Classifier:
             fold_heads=tuple(LinearHead.from_tensors(tensors, f"folds.{number}.") for number in range(told["folds"])),
             facts=told["facts"],
         )
-    except (KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder}: not a whole model: {error!r}; fine-tune it again") from error
+    for head in (classifier.head, *classifier.fold_heads):
+        if fault := head.fault(class_count=len(classes), length=classifier.head.centre.size):
+            raise InputError(f"{file}: {fault}; fine-tune again")
+    return classifier
+
+
+def _classes_of(data: bytes) -> list[str]:
+    """The classes in the metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    classes: list[str] = json.loads(header["__metadata__"]["classes"])
+    return classes

@@ -34,6 +34,16 @@ class LinearHead:
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
+    def fault(self, *, class_count: int, length: int) -> str:
+        """Why this head cannot judge vectors of that length: shapes or values; "" where it can."""
+        shapes = (self.centre.shape, self.scale.shape, self.weights.shape, self.bias.shape)
+        expected = ((length,), (length,), (class_count, length), (class_count,))
+        if shapes != expected:
+            return f"a head of shapes {shapes}, expected {expected} for {class_count} classes"
+        if not all(np.isfinite(array).all() for array in (self.centre, self.weights, self.bias)):
+            return "a head whose numbers are not all finite"
+        return "" if (self.scale > 0).all() else "a head with a scale that is not positive"
+
     def tensors(self, prefix: str = "") -> dict[str, np.ndarray]:
         """For a safetensors file, which may hold several heads under prefixes."""
         return {f"{prefix}{name}": np.ascontiguousarray(getattr(self, name)) for name in self.__slots__}

@@ -143,7 +143,9 @@ def _failed(history: History, outcome: str) -> list[Section]:
     last = history.submissions[-1] if history.submissions else None
     at = f"It was at “{last.phases[-1].name}”." if last and last.phases else "It was before its first phase."
     failure = last.failure if last else None
+    before = ""
     if outcome == "failed" and failure:
+        before = "once what failed is put right, "
         title, message, at = "What failed", failure.message or failure.cause, f"{at[:-1]} ({failure.cause})."
     elif outcome == "lost":
         title, message = "What failed", "The process ended without a word: it was killed, or the machine went down."
@@ -151,7 +153,7 @@ def _failed(history: History, outcome: str) -> list[Section]:
         title, message = "Why it ended early", "It was asked to stop, and stopped."
     else:
         return []
-    after = f"{at} What was committed stands: submit the same spec again to go on from there."
+    after = f"{at} What was committed stands: {before}submit the same spec again to go on from there."
     return [Section(title, tag("div", tag("pre", message, class_="message"), tag("p", after), class_="failure"))]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from bfp.specs.fields import Clash, Misfit, Modality, Name, Shipped, Strict, Uri
+from bfp.specs.fields import Clash, Job, Misfit, Modality, Name, Shipped, Strict, Uri, lies_in
 
 
 class Segmentation(Strict):
@@ -104,6 +104,21 @@ class Cohort(Strict):
         if clashes:
             raise Misfit(*clashes)
         return self
+
+
+def run_in_cohort(job: Job, cohorts: list[Cohort]) -> list[Clash]:
+    """A run writes nothing into a BIDS dataset but where BIDS has a place for it."""
+    run = f"{job.output.rstrip('/')}/{job.name}"
+    return [
+        Clash(
+            "output",
+            f"the run's folder would be {run}, among the data of cohort {cohort.name}; give a place outside of "
+            f"{cohort.bids}, or its derivatives/",
+            (f"cohorts[{number}].bids",),
+        )
+        for number, cohort in enumerate(cohorts)
+        if cohort.bids and lies_in(run, cohort.bids) and not lies_in(run, f"{cohort.bids.rstrip('/')}/derivatives")
+    ]
 
 
 def same_names(cohorts: list[Cohort]) -> list[Clash]:

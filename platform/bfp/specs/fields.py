@@ -60,6 +60,9 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Modality = Annotated[str, StringConstraints(pattern=MODALITY_PATTERN)]
 """A BIDS suffix: T1w, T2w, FLAIR, …"""
 
+Workers = Annotated[int, Field(ge=1, le=1024)]
+"""How many processes work side by side."""
+
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -113,14 +116,29 @@ class Job(Strict):
     seed: int = Field(0, ge=0, lt=2**31, description="Every random draw of the run follows from it.")
 
 
+def lies_in(inner: str, outer: str) -> bool:
+    """Whether a path or URI is another one, or lies below it."""
+    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+
+
+def run_in_store(job: Job, stores: list[str]) -> list[Clash]:
+    """A store holds nothing but its own files."""
+    run = f"{job.output.rstrip('/')}/{job.name}"
+    found = next((store for store in stores if lies_in(run, store)), None)
+    if found is None:
+        return []
+    expected = f"the run's folder would be {run}, in the store {found}; give a place beside it"
+    return [Clash("output", expected, ("store",))]
+
+
 Precision = Literal["fp32", "bf16"]
 
 
 class CpuCompute(Strict):
     """How an ingest is spread out. Changes nothing in what comes out."""
 
-    workers: int | None = Field(
-        None, ge=1, description="Shards prepared at once, one CPU each. null: every CPU of the target."
+    workers: Workers | None = Field(
+        None, description="Shards prepared at once, one CPU each. null: every CPU of the target."
     )
     scan_timeout_s: Positive = Field(
         300.0,

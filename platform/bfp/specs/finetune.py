@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bfp.specs.encoders import Encoder, EncoderShape, shape_clashes
-from bfp.specs.fields import Job, Misfit, Modality, Name, Positive, Shipped, Strict, Uri, Where
+from bfp.specs.fields import (
+    Clash,
+    Job,
+    Misfit,
+    Modality,
+    Name,
+    Positive,
+    Shipped,
+    Strict,
+    Uri,
+    Where,
+    Workers,
+    run_in_store,
+)
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -68,7 +81,7 @@ class Baselines(Strict):
 class FinetuneCompute(Strict):
     """How the work is spread out. Changes nothing in what comes out."""
 
-    workers: int | None = Field(None, ge=1, description="Folds at once, one CPU each. null: every CPU of the target.")
+    workers: Workers | None = Field(None, description="Folds at once, one CPU each. null: every CPU of the target.")
     gpus: float | None = Field(
         None, ge=0, le=8, description="GPUs for computing features. null: one if the target has any, else none."
     )
@@ -93,7 +106,7 @@ class Finetune(Job):
     labels: Shipped | None = Field(
         None,
         description="A CSV or TSV with the column subject (and session; and cohort, where two cohorts "
-        "have a subject of that label) and the labels. "
+        "have a subject of that label) and the labels. Empty, n/a, NA, NaN, null and . are no value. "
         "null: what the cohorts carried along.",
     )
     task: Task = Field(
@@ -124,6 +137,18 @@ class Finetune(Job):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Finetune:
-        if clashes := shape_clashes(self.encoder, self.encoder_shape):
+        clashes = [
+            *shape_clashes(self.encoder, self.encoder_shape),
+            *run_in_store(self, [self.store]),
+            *self._baselines_that_are_told_the_answer(),
+        ]
+        if clashes:
             raise Misfit(*clashes)
         return self
+
+    def _baselines_that_are_told_the_answer(self) -> list[Clash]:
+        learned = [getattr(self.task, name) for name in ("target", "time", "event") if hasattr(self.task, name)]
+        columns = {"baselines.oracle": self.baselines.oracle}
+        columns |= {f"baselines.covariates[{n}]": name for n, name in enumerate(self.baselines.covariates)}
+        expected = "is what the task learns: the baseline would be told the answer; leave it out"
+        return [Clash(path, expected, ("task",)) for path, name in columns.items() if name in learned]

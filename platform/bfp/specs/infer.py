@@ -6,17 +6,17 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bfp.specs.cohorts import Cohort, same_names
-from bfp.specs.fields import Job, Misfit, Positive, Share, Strict, Uri
+from bfp.specs.cohorts import Cohort, run_in_cohort, same_names
+from bfp.specs.fields import Job, Misfit, Positive, Share, Strict, Uri, Workers
 
 
 class InferCompute(Strict):
     """How an inference is spread out. Changes nothing in what comes out."""
 
-    workers: int | None = Field(
-        None, ge=1, description="Sessions prepared at once, one CPU each. null: every CPU of the target."
+    workers: Workers | None = Field(
+        None, description="Sessions prepared at once, one CPU each. null: every CPU of the target."
     )
-    models: int = Field(1, ge=1, description="Copies of the model that predict side by side.")
+    models: Workers = Field(1, description="Copies of the model that predict side by side.")
     gpus_per_model: float | None = Field(
         None, ge=0, le=8, description="GPUs for each copy. null: one if the target has any, else none."
     )
@@ -46,6 +46,6 @@ class Infer(Job):
 
     @model_validator(mode="after")
     def _cohorts_differ(self) -> Infer:
-        if clashes := same_names(self.cohorts):
+        if clashes := [*same_names(self.cohorts), *run_in_cohort(self, self.cohorts)]:
             raise Misfit(*clashes)
         return self

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bfp.specs.cohorts import Cohort, same_names
-from bfp.specs.fields import Clash, CpuCompute, Job, Misfit, Share, Uri
+from bfp.specs.cohorts import Cohort, run_in_cohort, same_names
+from bfp.specs.fields import Clash, CpuCompute, Job, Misfit, Share, Uri, run_in_store
 from bfp.specs.preprocessing import Preprocessing
 
 
@@ -34,7 +34,7 @@ class Ingest(Job):
 
     @model_validator(mode="after")
     def _cohorts_fit(self) -> Ingest:
-        clashes = same_names(self.cohorts)
+        clashes = [*same_names(self.cohorts), *run_in_store(self, [self.store]), *run_in_cohort(self, self.cohorts)]
         for number, cohort in enumerate(self.cohorts):
             if self.preprocessing.brain == "given" and "brain" not in [mask.name for mask in cohort.segmentations]:
                 expected = "preprocessing.brain: given needs a segmentation named `brain` in every cohort"

@@ -8,7 +8,20 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from bfp.specs.backbones import backbones
 from bfp.specs.encoders import Encoder, EncoderShape, off_patch_grid, parse_encoder, shape_clashes
-from bfp.specs.fields import Clash, Job, Misfit, Name, Positive, Precision, Share, Strict, Uri, Where
+from bfp.specs.fields import (
+    Clash,
+    Job,
+    Misfit,
+    Name,
+    Positive,
+    Precision,
+    Share,
+    Strict,
+    Uri,
+    Where,
+    Workers,
+    run_in_store,
+)
 from bfp.specs.presets import SSL_PRESETS
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -133,9 +146,9 @@ class Train(Strict):
 class PretrainCompute(Strict):
     """How the training is spread out."""
 
-    workers: int = Field(1, ge=1, description="Training workers; the batch is split among them.")
+    workers: Workers = Field(1, description="Training workers; the batch is split among them.")
     cpus_per_worker: int = Field(
-        1, ge=1, description="CPUs that each worker claims (and threads it computes with on a CPU)."
+        1, ge=1, le=1024, description="CPUs that each worker claims (and threads it computes with on a CPU)."
     )
     gpus_per_worker: int | None = Field(
         None, ge=0, le=1, description="GPUs of each worker. null: one if the target has any, else none."
@@ -188,6 +201,7 @@ class Pretrain(Job):
     @model_validator(mode="after")
     def _parts_fit(self) -> Pretrain:
         clashes = [*shape_clashes(self.encoder, self.encoder_shape), *self._crops_off_the_patch_grid()]
+        clashes += run_in_store(self, self.store if isinstance(self.store, list) else [self.store])
         if self.train.batch_size % self.compute.workers:
             expected = f"does not split among compute.workers ({self.compute.workers})"
             clashes.append(Clash("train.batch_size", expected, ("compute.workers",)))

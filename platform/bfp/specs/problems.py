@@ -97,16 +97,19 @@ def document_problem(document: Document, finding: Finding) -> Problem:
 
 def _findings(error: ValidationError, value: Any, model: type[BaseModel]) -> Iterator[Finding]:
     found: dict[Path, list[Finding]] = {}
+    empty: set[Path] = set()
     for entry in error.errors(include_url=False):
         for finding in _translate(dict(entry), value, model):
             found.setdefault(finding.path, []).append(finding)
+            if entry["input"] is None and entry["type"] != "extra_forbidden":
+                empty.add(finding.path)
     for path, findings in found.items():
         # Each member of a union complains on its own: what fails deeper inside fitted the container, and tells more.
         deeper = any(other[: len(path)] == path and len(other) > len(path) for other in found)
         if deeper and all(finding.expected in _CONTAINERS for finding in findings):
             continue
-        words = dict.fromkeys(finding.expected for finding in findings)
-        yield findings[0]._replace(expected=", or ".join(words))
+        words = ", or ".join(dict.fromkeys(finding.expected for finding in findings))
+        yield findings[0]._replace(expected=f"no value (null); expected {words}" if path in empty else words)
 
 
 def _translate(entry: dict[str, Any], value: Any, model: type[BaseModel]) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from bfp.errors import InputError
 from bfp.imaging import NEIGHBOURS
-from bfp.storage import Place
+from bfp.storage import Place, intact, plainly
 from bfp.store import layout, schemas
 
 _OPEN_FILES = 32  # of one thread: a footer is read once while its file stays open
@@ -171,7 +171,8 @@ class SliceStore:
 
     def read_row_group(self, file: StackFile, group: int) -> pa.Table:
         """One row group of stacks, pixels and all."""
-        return self._opened(file.place).read_row_group(group, use_threads=False)
+        with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
+            return self._opened(file.place).read_row_group(group, use_threads=False)
 
     # inside ------------------------------------------------------------------------------------------------------
 
@@ -182,7 +183,8 @@ class SliceStore:
         """A table, or of `masks` the rows of one segmentation: other row groups are not read."""
 
         def read(part: layout.Part) -> pa.Table:
-            with (self.place / part.file).open_parquet(pre_buffer=True) as file:
+            at = self.place / part.file
+            with plainly(at, "read"), intact(at, "a Parquet file"), at.open_parquet(pre_buffer=True) as file:
                 if segmentation is None:
                     return file.read(columns=schema.names, use_threads=False)
                 names = file.read(columns=["segmentation"], use_threads=False)["segmentation"]

@@ -24,8 +24,10 @@ from bfp.storage import Place, place
 from bfp.targets.failures import in_plain_words
 from bfp.targets.gpus import gpus_here
 from bfp.targets.hush import Hush
-from bfp.targets.ray_here import start_ray, stop_ray
+from bfp.targets.ray_here import set_environment, start_ray, stop_ray
 from bfp.targets.stopping import StopOnSignal
+
+RESOLVED_BY = "# resolved by bfp "  # and the version: the first line of a run's spec.yaml
 
 
 class Local:
@@ -114,6 +116,7 @@ class Local:
                 signals.settle()
 
     def _start_ray(self) -> None:
+        set_environment()
         import ray
 
         if not ray.is_initialized():  # one that a program of the user's has started is used, and left to it
@@ -127,7 +130,7 @@ def run_folder(spec: Spec) -> Place:
 
 def run_spec(spec: Spec) -> str:
     """What stands in a run's spec.yaml: the resolved spec under the version that resolved it."""
-    return f"# resolved by bfp {bfp.__version__}\n{dump(spec)}"
+    return f"{RESOLVED_BY}{bfp.__version__}\n{dump(spec)}"
 
 
 def check_same_spec(spec: Spec, text: str, *, run: RunFolder) -> None:
@@ -135,8 +138,11 @@ def check_same_spec(spec: Spec, text: str, *, run: RunFolder) -> None:
     try:
         before = loads(text, file=f"{run.folder}/spec.yaml")
     except InputError as error:
+        first = text.partition("\n")[0]
+        writer = first.removeprefix(RESOLVED_BY) if first.startswith(RESOLVED_BY) else "an unknown version"
         raise InputError(
-            f"{run.folder}: a run by another version of bfp, whose spec this one cannot read; give --name another"
+            f"{run.folder}: a run of bfp {writer}, whose spec bfp {bfp.__version__} cannot read; put it right, or give "
+            f"--name another:\n{error}"
         ) from error
     if changed := differences(before, spec):
         lines = "\n".join(f"    {entry.path}: {entry.old} → {entry.new}" for entry in changed)

@@ -1,7 +1,8 @@
 """Ray inside this process: started once, quietly, for all jobs of a command, and gone with it.
 
 Ray's chatter (its banners, progress bars, workers' output, usage reports) stays out of the user's sight; its logs
-lie in a folder of their own that is removed when all went well and named when not.
+lie in a folder of their own that is removed when all went well and named when not. A process that is killed leaves
+its folder behind; in it stands whose it was, and whoever starts Ray next removes it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,14 @@ import logging
 import os
 import shutil
 import tempfile
+from pathlib import Path
+
+from bfp.errors import JobFailed
+from bfp.runs import born_at, is_alive
+
+FOLDERS = "/tmp"  # short, since sockets lie below it, whose paths may have 107 characters
+PREFIX = "bfp-ray-"
+OWNER = "owner"  # the process that uses a folder, by number and birth; removed where the logs are kept
 
 MAX_OBJECT_STORE_BYTES = 2_000_000_000
 OBJECT_STORE_SHARE = 0.2  # of the machine's memory: what passes between tasks here is small
@@ -26,24 +35,41 @@ ENVIRONMENT = {
 }
 
 
-def start_ray(*, cpus: int) -> str:
-    """Start Ray in this process; returns the folder of its own logs, for `stop_ray`."""
+def set_environment() -> None:
+    """What Ray reads when it is imported, and hands on to its workers: to be called before the first `import ray`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def start_ray(*, cpus: int) -> str:
+    """Start Ray in this process; returns the folder of its own logs, for `stop_ray`.
+
+    Raises JobFailed, with the folder's name, where Ray does not start.
+    """
+    set_environment()
     import ray.data
 
-    # A folder of our own: the shared /tmp/ray belongs to whoever came first on a machine with several users. Its path
-    # is short, since it holds sockets, whose names may have 107 characters.
-    logs = tempfile.mkdtemp(prefix="bfp-ray-", dir="/tmp")
-    ray.init(
-        address="local",  # never a cluster that RAY_ADDRESS happens to name
-        num_cpus=cpus,
-        object_store_memory=object_store_bytes(),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        _temp_dir=logs,
-    )
+    remove_orphans()
+    # A folder of our own: the shared /tmp/ray belongs to whoever came first on a machine with several users.
+    logs = tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS)
+    Path(logs, OWNER).write_text(f"{os.getpid()} {born_at(os.getpid())}")
+    try:
+        ray.init(
+            address="local",  # never a cluster that RAY_ADDRESS happens to name
+            num_cpus=cpus,
+            object_store_memory=object_store_bytes(),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=logs,
+        )
+    except Exception as error:  # Ray raises a bare Exception when it waits for itself in vain
+        stop_ray(logs, keep_logs=True)
+        said = str(error).strip().partition("\n")[0]
+        raise JobFailed(
+            f"Ray did not start ({type(error).__name__}: {said}): the machine may be busy, so try again; "
+            f"`bfp doctor` starts it by itself, and its own logs are in {logs}"
+        ) from error
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
@@ -57,8 +83,22 @@ def stop_ray(logs: str, *, keep_logs: bool) -> None:
     import ray
 
     ray.shutdown()
-    if not keep_logs:
+    if keep_logs:
+        Path(logs, OWNER).unlink(missing_ok=True)
+    else:
         shutil.rmtree(logs, ignore_errors=True)
+
+
+def remove_orphans() -> None:
+    """Remove the folders of this user's processes that were killed."""
+    for owner in Path(FOLDERS).glob(f"{PREFIX}*/{OWNER}"):
+        try:
+            pid, _, born = owner.read_text().partition(" ")
+            ours = owner.stat().st_uid == os.getuid()
+        except OSError:
+            continue  # another user's, or removed this moment
+        if ours and pid.isdecimal() and not is_alive(int(pid), born):
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def object_store_bytes() -> int:

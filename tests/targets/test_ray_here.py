@@ -1,0 +1,71 @@
+"""Ray inside this process: what it is told, what it leaves behind, and when it does not start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bfp.errors import JobFailed
+from bfp.runs import born_at
+from bfp.targets import ray_here
+
+START = """
+from bfp.targets import Local, local
+local.start_ray = lambda *, cpus: None
+Local(cpus=1)._start_ray()
+from ray._private import auto_init_hook
+assert not auto_init_hook.enable_auto_connect
+"""
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch) -> Path:
+    """Where the folders of Ray's logs lie while a test goes on."""
+    monkeypatch.setattr(ray_here, "FOLDERS", str(tmp_path))
+    return tmp_path
+
+
+def owned(folder: Path, owner: str) -> Path:
+    (folder / "session").mkdir(parents=True)
+    (folder / "owner").write_text(owner)
+    return folder
+
+
+def test_a_thread_left_over_from_a_stopped_run_cannot_start_ray_again():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    subprocess.run([sys.executable, "-c", START], check=True, env=environment)
+
+
+def test_folders_of_killed_processes_are_removed_and_no_others(folders):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    owned(folders / "bfp-ray-killed", f"{killed.pid} 1")
+    owned(folders / "bfp-ray-number-given-out-again", f"{os.getpid()} 1")
+    alive = owned(folders / "bfp-ray-alive", f"{os.getpid()} {born_at(os.getpid())}")
+    odd = owned(folders / "bfp-ray-odd", "")
+    kept = folders / "bfp-ray-kept"
+    kept.mkdir()
+    ray_here.remove_orphans()
+    assert sorted(folders.iterdir()) == [alive, kept, odd]
+
+
+def test_a_ray_that_does_not_start_is_told_with_its_logs_and_stopped(folders, monkeypatch):
+    import ray
+
+    def times_out(**settings: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because…")
+
+    stopped = []
+    monkeypatch.setattr(ray, "init", times_out)
+    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
+    with pytest.raises(JobFailed, match=r"timed out during startup.*may be busy, so try again") as failed:
+        ray_here.start_ray(cpus=1)
+    (logs,) = folders.iterdir()
+    assert str(logs) in str(failed.value)
+    assert "This could happen" not in str(failed.value)
+    assert stopped
+    assert not (logs / "owner").exists()  # else the next start would remove what the message names
