@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-S3_PORT = 7481
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +45,11 @@ def s3_bucket(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     if not up.exists() or shutil.which("radosgw") is None:
         pytest.skip("no Ceph gateway here: install ceph-mon, ceph-osd and radosgw")
     folder = tmp_path_factory.mktemp("ceph")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "testkey",
         "AWS_SECRET_ACCESS_KEY": "testsecret",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -56,7 +59,7 @@ def s3_bucket(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         with open(folder.with_suffix(".log"), "w+") as log:  # a file, since its daemons would hold a pipe open
             # Some releases of the gateway insist on encryption towards the monitor, which has no keys here.
             plain = {**os.environ, "CEPH_ARGS": "--ms_mon_client_mode=crc"}
-            command = [str(up), str(folder), str(S3_PORT)]
+            command = [str(up), str(folder), str(port)]
             started = subprocess.run(command, stdout=log, stderr=log, timeout=120, env=plain)
         if started.returncode:
             pytest.skip(f"the Ceph gateway did not start: {folder.with_suffix('.log').read_text()[-300:]}")

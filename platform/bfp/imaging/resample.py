@@ -4,16 +4,18 @@ Linear for grey values, nearest for labels. Where the two grids are parallel (th
 axis order differ) each axis is done by itself, and an axis whose centres coincide is only sliced; otherwise the general
 affine is left to scipy. What lies outside the source's outermost centres gets one given value.
 
-Arrays are (x, y, z) in Fortran order (x fastest), as NIfTI stores them. No smoothing comes first: a coarser grid
-samples what is there, as `scipy.ndimage` and MONAI do.
+The work goes plane by plane, z last among the axes to be walked: a plane stays in the processor's cache through all
+its steps, and only the planes that are asked for are made. Arrays are (x, y, z) in Fortran order (x fastest), as NIfTI
+stores them. No smoothing comes first: a coarser grid samples what is there, as `scipy.ndimage` and MONAI do.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from bfp.imaging.grid import Grid
 
@@ -38,27 +40,151 @@ def resample(
     source_ras_from_target_ras: (4, 4), where in the source's space a point of the target's lies; the identity when
     both headers agree.
     """
+    resampled = np.empty(target.shape, _dtype(array, interpolation), order="F")
+    made = planes(
+        array,
+        source=source,
+        target=target,
+        source_ras_from_target_ras=source_ras_from_target_ras,
+        at=np.arange(target.shape[2]),
+        interpolation=interpolation,
+        outside=outside,
+    )
+    for z, plane in enumerate(made):
+        resampled[:, :, z] = plane
+    return resampled
+
+
+def planes(
+    array: np.ndarray,
+    *,
+    source: Grid,
+    target: Grid,
+    source_ras_from_target_ras: np.ndarray,
+    at: np.ndarray,
+    interpolation: Interpolation,
+    outside: float,
+) -> Iterator[np.ndarray]:
+    """The same for single planes (x, y) of the target grid, in turn: each is overwritten by the next.
+
+    at: (n,), where along the target's z, in its voxels; between two of its planes and beyond them, too.
+    """
     assert array.shape == source.shape
-    dtype = np.dtype(np.float32) if interpolation == "linear" else array.dtype
     source_from_target = source.voxel_from_ras @ source_ras_from_target_ras @ target.ras_from_voxel
+    dtype = _dtype(array, interpolation)
     axes = _parallel_axes(source_from_target, target.shape)
-    if axes is not None:
-        scales = source_from_target[axes, range(3)]
-        offsets = source_from_target[axes, 3]
-        return _resample_parallel(array.transpose(axes), scales, offsets, target.shape, interpolation, outside, dtype)
-    # Both sides are handed over transposed, so that scipy walks memory in order.
+    if axes is None:
+        yield from _oblique(array, source_from_target, target.shape, at, interpolation, outside, dtype)
+        return
+    scales, offsets = source_from_target[axes, range(3)], source_from_target[axes, 3]
+    positions = [
+        _snapped(offset + scale * along)
+        for offset, scale, along in zip(
+            offsets, scales, (np.arange(target.shape[0]), np.arange(target.shape[1]), at), strict=True
+        )
+    ]
+    array = array.transpose(axes)
+    if array.strides[2] == array.itemsize:
+        array = np.asfortranarray(array)  # else each plane would touch all of memory
+    x, y = (_along(positions[axis], array.shape[axis], interpolation, dtype) for axis in (0, 1))
+    plane = np.full(target.shape[:2], outside, dtype, order="F")
+    blank = plane.copy(order="F")
+    if x is None or y is None:
+        yield from (blank for _ in at)
+        return
+    needed = array[x.needed, y.needed].transpose(2, 1, 0)  # (z, y, x)
+    below, weights, inside = _between(positions[2], array.shape[2], interpolation)
+    between, share = (np.empty(needed.shape[1:], dtype) for _ in range(2))
+    for lower, weight, is_inside in zip(below, weights, inside, strict=True):
+        if not is_inside:
+            yield blank
+            continue
+        mixed = needed[lower]
+        if weight:
+            np.multiply(needed[lower], 1 - weight, out=between)
+            np.multiply(needed[lower + 1], weight, out=share)
+            mixed = np.add(between, share, out=between)
+        if y.mix is not None:
+            mixed = y.mix @ mixed.astype(dtype, copy=False)
+        mixed = mixed.T
+        if x.mix is not None:
+            mixed = x.mix @ mixed.astype(dtype, copy=False)
+        plane[x.inside, y.inside] = mixed
+        yield plane
+
+
+def _dtype(array: np.ndarray, interpolation: Interpolation) -> np.dtype:
+    return np.dtype(np.float32) if interpolation == "linear" else array.dtype
+
+
+class _Along(NamedTuple):
+    """One axis. inside: the target's indices that lie in the source. needed: the source's that they are made of.
+
+    mix: (inside, needed), sparse, how; None where they are taken as they are.
+    """
+
+    inside: slice
+    needed: slice
+    mix: sparse.csr_array | None
+
+
+def _along(positions: np.ndarray, extent: int, interpolation: Interpolation, dtype: np.dtype) -> _Along | None:
+    """What is needed for positions of one source axis; None where none of them lies in it."""
+    below, weights, is_inside = _between(positions, extent, interpolation)
+    within = np.flatnonzero(is_inside)
+    if not within.size:
+        return None
+    inside = slice(int(within[0]), int(within[-1]) + 1)
+    below, weights = below[inside], weights[inside]
+    steps = np.diff(below)
+    if not weights.any() and (not steps.size or (steps[0] != 0 and np.all(steps == steps[0]))):
+        step = int(steps[0]) if steps.size else 1
+        stop = int(below[-1]) + (1 if step > 0 else -1)
+        return _Along(inside, slice(int(below[0]), stop if stop >= 0 else None, step), None)
+    first, last = int(below.min()), int((below + (weights > 0)).max())
+    rows = np.arange(below.size)
+    mixed = weights > 0
+    values = np.concatenate([1 - weights, weights[mixed]]).astype(dtype)
+    places = np.concatenate([rows, rows[mixed]]), np.concatenate([below, below[mixed] + 1]) - first
+    mix = sparse.csr_array((values, places), shape=(below.size, last - first + 1))
+    return _Along(inside, slice(first, last + 1), mix)
+
+
+def _between(
+    positions: np.ndarray, extent: int, interpolation: Interpolation
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The voxel below each position, the weight (float32) of the one above, and whether both lie in the source."""
+    inside = (positions >= 0) & (positions <= extent - 1)
+    if interpolation == "nearest":
+        positions = np.floor(positions + 0.5)
+    below = np.floor(positions).astype(np.intp)
+    return below, (positions - below).astype(np.float32), inside
+
+
+def _oblique(
+    array: np.ndarray,
+    source_from_target: np.ndarray,
+    shape: tuple[int, int, int],
+    at: np.ndarray,
+    interpolation: Interpolation,
+    outside: float,
+    dtype: np.dtype,
+) -> Iterator[np.ndarray]:
+    """By the general affine. Both sides are handed over transposed, so that scipy walks memory in order."""
     flipped = source_from_target[:3, :3][::-1, ::-1]
-    return ndimage.affine_transform(
-        array.T,
-        flipped,
-        offset=source_from_target[:3, 3][::-1],
-        output_shape=target.shape[::-1],
-        output=dtype,
-        order=1 if interpolation == "linear" else 0,
-        mode="constant",
-        cval=outside,
-        prefilter=False,
-    ).T
+    for z in at:
+        offset = source_from_target[:3, 3] + source_from_target[:3, 2] * z
+        yield ndimage.affine_transform(
+            array.T,
+            flipped,
+            offset=offset[::-1],
+            output_shape=(1, shape[1], shape[0]),
+            output=dtype,
+            order=1 if interpolation == "linear" else 0,
+            mode="constant",
+            cval=outside,
+            prefilter=False,
+        )[0].T
 
 
 def _parallel_axes(source_from_target: np.ndarray, target_shape: tuple[int, int, int]) -> list[int] | None:
@@ -73,63 +199,6 @@ def _parallel_axes(source_from_target: np.ndarray, target_shape: tuple[int, int,
     return axes if sorted(axes) == [0, 1, 2] and walked[~along].max() < _SNAP_VOXELS else None
 
 
-def _resample_parallel(
-    array: np.ndarray,
-    scales: np.ndarray,
-    offsets: np.ndarray,
-    shape: tuple[int, int, int],
-    interpolation: Interpolation,
-    outside: float,
-    dtype: np.dtype,
-) -> np.ndarray:
-    """Axis by axis: index n lies at scales · n + offsets of the source, whose axes are in the target's order."""
-    positions = [
-        offset + scale * np.arange(extent) for scale, offset, extent in zip(scales, offsets, shape, strict=True)
-    ]
-    positions = [_snapped(along) for along in positions]
-    inside: list[slice] = []
-    for axis in (2, 1, 0):  # z first: it drops whole planes
-        extent = array.shape[axis]
-        within = np.flatnonzero((positions[axis] >= 0) & (positions[axis] <= extent - 1))
-        inside.insert(0, slice(within[0], within[-1] + 1) if within.size else slice(0, 0))
-        array = _along(array, axis, positions[axis][inside[0]], interpolation, dtype)
-    target = np.full(shape, outside, dtype=dtype, order="F")
-    target[tuple(inside)] = array
-    return target
-
-
 def _snapped(positions: np.ndarray) -> np.ndarray:
     nearest = np.rint(positions)
     return np.where(np.abs(positions - nearest) < _SNAP_VOXELS, nearest, positions)
-
-
-def _along(
-    array: np.ndarray, axis: int, positions: np.ndarray, interpolation: Interpolation, dtype: np.dtype
-) -> np.ndarray:
-    """The array at fractional positions of one axis, all of them inside it."""
-    if interpolation == "nearest":
-        positions = np.floor(positions + 0.5)
-    below = np.floor(positions).astype(np.intp)
-    weight = (positions - below).astype(np.float32)
-    lower = _take(array, axis, below)
-    if not weight.any():
-        return lower
-    upper = _take(array, axis, np.minimum(below + 1, array.shape[axis] - 1))
-    along = [1, 1, 1]
-    along[axis] = -1
-    mixed = np.subtract(upper, lower, dtype=dtype)
-    mixed *= weight.reshape(along)
-    mixed += lower
-    return mixed
-
-
-def _take(array: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray:
-    """array[indices] along one axis: a view where the indices are evenly spaced, else a copy in Fortran order."""
-    steps = np.diff(indices)
-    if indices.size and (steps.size == 0 or (steps[0] != 0 and np.all(steps == steps[0]))):
-        step = int(steps[0]) if steps.size else 1
-        stop = int(indices[-1]) + (1 if step > 0 else -1)
-        index: list[slice] = [slice(None)] * 3
-        index[axis] = slice(int(indices[0]), stop if stop >= 0 else None, step)
-        return array[tuple(index)]
-    return np.take(array.T, indices, axis=2 - axis).T

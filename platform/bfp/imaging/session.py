@@ -20,7 +20,7 @@ from bfp.imaging.foreground import Foreground, find_foreground, masked_foregroun
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import Volume
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM, Alignment, Overview, align, overview
-from bfp.imaging.resample import resample
+from bfp.imaging.resample import planes
 from bfp.imaging.stacks import CHANNELS, Frame, Recipe, Registration, frame_stacks, to_pixels
 from bfp.imaging.window import Window, intensity_window, to_uint8
 
@@ -274,28 +274,33 @@ def _stacked(
 
 def _grey_planes(placed: _Placed, *, frame: Frame, height_mm: float, mask: Volume | None) -> np.ndarray:
     """uint8 (n, size, size): a scan's planes so far above the kept slices, black outside the scan and the mask."""
-    volume = placed.scan.volume
-    target = frame.span_at(height_mm)
-    stored = resample(
+    volume, window = placed.scan.volume, placed.window
+    at = frame.slices + height_mm / frame.working.spacing_mm[2]
+    grey = np.empty((at.size, *frame.working.shape[1::-1]), np.uint8)
+    stored = planes(
         volume.stored,
         source=volume.grid,
-        target=target,
+        target=frame.working,
         source_ras_from_target_ras=np.linalg.inv(placed.motion.reference_ras_from_scan_ras),
+        at=at,
         interpolation="linear",
-        outside=volume.unscaled(placed.window.low),
+        outside=volume.unscaled(window.low),
     )
-    grey = to_uint8(volume.scaled(stored), placed.window)
+    for row, plane in zip(grey, stored, strict=True):
+        row[:] = to_pixels(to_uint8(volume.scaled(plane), window))
     if mask is not None:
-        brain = resample(
+        brain = planes(
             mask.stored,
             source=mask.grid,
-            target=target,
+            target=frame.working,
             source_ras_from_target_ras=np.eye(4),
+            at=at,
             interpolation="nearest",
             outside=0,
         )
-        grey[brain == 0] = 0
-    return to_pixels(grey)[frame.slices - frame.slices[0]]
+        for row, plane in zip(grey, brain, strict=True):
+            row[to_pixels(plane) == 0] = 0
+    return grey
 
 
 def _label_planes(segmentation: Volume, *, frame: Frame, motion: _Motion) -> np.ndarray:
@@ -306,15 +311,19 @@ def _label_planes(segmentation: Volume, *, frame: Frame, motion: _Motion) -> np.
     values = segmentation.scaled(segmentation.stored)
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max or np.any(values != np.rint(values)):
         raise Unusable(Reason.DATATYPE, f"labels from {values.min():g} to {values.max():g}; whole numbers are expected")
-    labels = resample(
+    labels = np.empty((frame.slices.size, *frame.working.shape[1::-1]), np.uint16)
+    drawn = planes(
         values.astype(np.uint16, order="K"),
         source=segmentation.grid,
-        target=frame.span_at(0.0),
+        target=frame.working,
         source_ras_from_target_ras=np.linalg.inv(motion.reference_ras_from_scan_ras),
+        at=frame.slices,
         interpolation="nearest",
         outside=0,
     )
-    return to_pixels(labels)[frame.slices - frame.slices[0]]
+    for row, plane in zip(labels, drawn, strict=True):
+        row[:] = to_pixels(plane)
+    return labels
 
 
 def _facts(placed: _Placed, frame: Frame, register: Registration) -> ScanFacts:

@@ -67,14 +67,6 @@ class Frame:
     slices: np.ndarray
     foreground: np.ndarray
 
-    def span_at(self, height_mm: float) -> Grid:
-        """The part of the working grid from the first to the last kept slice, moved along z by so much."""
-        lowest, highest = int(self.slices[0]), int(self.slices[-1])
-        x, y, _ = self.working.shape
-        return self.working.window(
-            (0, 0, lowest + height_mm / self.working.spacing_mm[2]), (x, y, highest - lowest + 1)
-        )
-
     @property
     def position_mm(self) -> np.ndarray:
         """float32 (n,): the height (RAS z) of each slice's centre."""
@@ -112,8 +104,8 @@ def frame_stacks(scan: Grid, foreground: Foreground, *, recipe: Recipe) -> Frame
 
 
 def to_pixels(volume: np.ndarray) -> np.ndarray:
-    """(x, y, z) of a working grid to pixels (z, row, column): a view."""
-    return volume.T[:, ::-1, :]
+    """(x, y) or (x, y, z) of a working grid to pixels (row, column) or (z, row, column): a view."""
+    return volume.T[..., ::-1, :]
 
 
 def from_pixels(pixels: np.ndarray) -> np.ndarray:
