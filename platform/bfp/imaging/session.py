@@ -256,7 +256,7 @@ def _stacked(
     pixels = np.zeros((frame.slices.size, CHANNELS, recipe.size_px, recipe.size_px), dtype=np.uint8)
     for channel, (modality, height_mm) in enumerate(zip(modalities, heights_mm, strict=True)):
         if modality in placed:
-            pixels[:, channel] = _grey_planes(placed[modality], frame=frame, height_mm=height_mm, mask=mask)
+            _fill_grey(pixels[:, channel], placed[modality], frame=frame, height_mm=height_mm, mask=mask)
     first, second, third = (modality in placed for modality in modalities)
     return Prepared(
         pixels=pixels,
@@ -272,11 +272,10 @@ def _stacked(
     )
 
 
-def _grey_planes(placed: _Placed, *, frame: Frame, height_mm: float, mask: Volume | None) -> np.ndarray:
-    """uint8 (n, size, size): a scan's planes so far above the kept slices, black outside the scan and the mask."""
+def _fill_grey(grey: np.ndarray, placed: _Placed, *, frame: Frame, height_mm: float, mask: Volume | None) -> None:
+    """Write a scan's planes, so far above the kept slices, into uint8 (n, size, size): black outside scan and mask."""
     volume, window = placed.scan.volume, placed.window
     at = frame.slices + height_mm / frame.working.spacing_mm[2]
-    grey = np.empty((at.size, *frame.working.shape[1::-1]), np.uint8)
     stored = planes(
         volume.stored,
         source=volume.grid,
@@ -300,7 +299,6 @@ def _grey_planes(placed: _Placed, *, frame: Frame, height_mm: float, mask: Volum
         )
         for row, plane in zip(grey, brain, strict=True):
             row[to_pixels(plane) == 0] = 0
-    return grey
 
 
 def _label_planes(segmentation: Volume, *, frame: Frame, motion: _Motion) -> np.ndarray:

@@ -28,8 +28,8 @@ def to_uint8(values: np.ndarray, window: Window) -> np.ndarray:
     """Values (float, any shape) as uint8, rounded. A window without width makes what reaches it white."""
     if window.high <= window.low:
         return np.where(values >= window.high, np.uint8(255), np.uint8(0))
-    grey = values - np.float32(window.low)
-    grey *= np.float32(255.0 / (window.high - window.low))
-    grey += np.float32(0.5)
+    greys = 255.0 / (window.high - window.low)  # in a unit of the values
+    grey = values - np.float32(window.low - 0.5 / greys)  # half a grey more: the cast below cuts off
+    grey *= np.float32(greys)
     np.clip(grey, 0, 255, out=grey)
     return grey.astype(np.uint8)
