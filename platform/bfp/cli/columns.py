@@ -92,6 +92,8 @@ MEANINGS = {
         **SCAN,
         "size_bytes": "of the file",
         "etag": "a mark that changes when the file does: the object's etag, or the time of its last change in ns",
+        "chosen": "of how many scans of its modality it was taken, and by what rule; empty where it was the only one; "
+        "null where an earlier bfp wrote it",
         "shape": "of the volume as stored, voxels",
         "spacing_mm": "of the volume as stored, mm",
         "axes": "directions of the stored axes, such as LPS",

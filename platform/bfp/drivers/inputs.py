@@ -71,5 +71,6 @@ def _source(cohort: Cohort) -> Source:
             SegmentationSource(each.name, each.drawn_on, suffix=each.suffix, column=each.column)
             for each in cohort.segmentations
         ),
+        prefer=cohort.prefer,
         labels=place(cohort.labels) if cohort.labels else None,
     )

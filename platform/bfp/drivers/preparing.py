@@ -18,7 +18,7 @@ from bfp.words import counted
 RAY_START_S = 15
 WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session
 
-CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE)
+CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE, Reason.IGNORED)
 """Reasons that are the user's choice and no fault of a scan: `max_rejected` does not count them."""
 
 TRIED_AGAIN = "could not be read in full this time, or took too long; submit again to try again"

@@ -196,7 +196,8 @@ class SliceStore:
 
         with ThreadPoolExecutor(_READERS) as pool:
             tables = list(pool.map(read, self._parts(table)))
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        # What an earlier bfp wrote may lack columns: they are null.
+        return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
 
     def _opened(self, place: Place) -> Any:
         """The open file of this thread: the least recently used is closed when there are too many."""

@@ -53,6 +53,7 @@ SCANS = pa.schema(
         pa.field("uri", pa.string()),
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
+        pa.field("chosen", pa.string()),
         pa.field("shape", pa.list_(pa.int32(), 3)),
         pa.field("spacing_mm", pa.list_(pa.float64(), 3)),
         pa.field("axes", pa.string()),

@@ -91,6 +91,7 @@ def _scan_row(key: Key, record: ScanRecord) -> dict[str, Any]:
         "uri": file.place.uri,
         "size_bytes": file.size,
         "etag": file.etag,
+        "chosen": record.scan.chosen,
         "shape": facts.native.shape,
         "spacing_mm": facts.native.spacing_mm,
         "axes": facts.native.axis_codes,
