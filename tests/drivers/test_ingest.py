@@ -128,7 +128,7 @@ def test_labels_that_speak_of_no_session_are_warned_of(dataset: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preprocessing": {"brain": "deepbet"}}, "preprocessing.brain: deepbet is not available in bfp .*; none and"),
+        ({"preprocessing": {"brain": "deepbet"}}, r"preprocessing.brain: deepbet is not installed; .*'bfp\[deepbet\]'"),
         ({"cohorts": [{"name": "a", "bids": "/nowhere/at/all"}]}, "/nowhere/at/all: cannot list it: nothing is there"),
         ({"cohorts": [{"name": "a", "table": "/nowhere.csv"}]}, "/nowhere.csv: cannot read it: nothing is there"),
         (

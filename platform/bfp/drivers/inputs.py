@@ -50,6 +50,10 @@ def recipe_of(preprocessing: Preprocessing) -> Recipe:
         brain=preprocessing.brain,
         window_percentiles=preprocessing.window,
         min_foreground=preprocessing.min_foreground,
+        intensity=preprocessing.intensity,
+        zscore_limit=preprocessing.zscore_limit,
+        slice_axis=preprocessing.slice_axis,
+        slice_range_mm=preprocessing.slice_range_mm,
     )
 
 

@@ -106,6 +106,8 @@ def _scan_row(key: Key, record: ScanRecord) -> dict[str, Any]:
         "similarity_before": facts.similarity_before,
         "similarity_after": facts.similarity_after,
         "foreground": facts.foreground_share,
+        "brain": facts.brain,
+        "brain_ml": facts.brain_ml,
         "qform_sform_mm": facts.form_distance_mm,
         "stacks": record.stacks,
         "warnings": list(record.warnings),
