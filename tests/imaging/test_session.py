@@ -255,6 +255,15 @@ def test_the_crop_and_the_slices_follow_the_brain_mask() -> None:
     np.testing.assert_allclose(masked.working.voxels(aside)[:2], 55.5, atol=1.5)
     assert np.abs(masked.position_mm - aside[2]).max() < 32
     assert (masked.facts[0].brain, masked.facts[0].brain_ml) == ("given", pytest.approx(4 / 3 * np.pi * 27, rel=0.03))
-    assert masked.facts[0].warnings == (
-        f"the brain mask holds {masked.facts[0].brain_ml:,.0f} ml, 300 to 2,100 are expected: is it a brain?",
-    )
+    told = f"the brain mask holds {masked.facts[0].brain_ml:,.0f} ml, 300 to 2,100 are expected: is it a brain?"
+    assert masked.facts[0].warnings == (told,)
+    scans = {"T1w": scan(REFERENCE), "FLAIR": scan(OTHER, contrast="FLAIR")}
+    both = only(prepare_session(scans, recipe=recipe(brain="given"), brain_mask=brain))
+    assert [told in facts.warnings for facts in both.facts] == [True, False]  # with the reference, once
+
+
+def test_a_scan_that_shares_nothing_with_its_reference_is_flagged() -> None:
+    noise = np.random.default_rng(0).integers(100, 900, OTHER.shape).astype(np.int16)
+    for other, flagged in ((volume(OTHER, noise), True), (scan(OTHER, contrast="FLAIR"), False)):
+        facts = only(prepare_session({"T1w": scan(REFERENCE), "FLAIR": other}, recipe=recipe())).facts[1]
+        assert any("has little in common with the T1w" in text for text in facts.warnings) is flagged

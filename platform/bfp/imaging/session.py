@@ -27,6 +27,9 @@ from bfp.imaging.window import Window, intensity_window, to_uint8, zscore_window
 
 # More than any head fills, even one that was cropped to its brain.
 _MOST_FOREGROUND = 0.9
+# Of 15 pairs of scans of one person the least similar came to 1.148 after registration; of 10 pairs of two people, or
+# with a CT, a statistical map or a scan turned upside down, the most similar came to 1.105.
+_LEAST_SIMILARITY = 1.12
 # A scan that need not be resampled (`register: none`) lies on its reference's grid up to so much.
 _SAME_GRID_MM = 1e-3
 
@@ -221,10 +224,13 @@ def _follow(scan: _Scan, reference: _Scan, view: Overview | None, *, register: R
             raise
         return _BY_HEADER._replace(warnings=(f"no estimate of how far the header is off: {unusable.detail}",))
     warnings: tuple[str, ...] = ()
+    if alignment.similarity_after < _LEAST_SIMILARITY:
+        figures = f"similarity {alignment.similarity_after:.2f}, {_LEAST_SIMILARITY} and more are expected"
+        warnings = (f"has little in common with the {reference.modality} ({figures}): is it of the same person?",)
     if alignment.shift_mm > SUSPICIOUS_SHIFT_MM:
         fate = "moved it" if register == "rigid" else "would move it"
         offset = f"{alignment.shift_mm:.1f} mm from the {reference.modality}"
-        warnings = (f"the header places the {scan.modality} {offset}; `register: rigid` {fate}",)
+        warnings += (f"the header places the {scan.modality} {offset}; `register: rigid` {fate}",)
     motion = alignment.reference_ras_from_scan_ras if register == "rigid" else np.eye(4)
     return _Motion(motion, alignment, warnings)
 
