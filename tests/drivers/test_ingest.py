@@ -129,7 +129,6 @@ def test_labels_that_speak_of_no_session_are_warned_of(dataset: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preprocessing": {"brain": "deepbet"}}, r"preprocessing.brain: deepbet is not installed; .*'bfp\[deepbet\]'"),
         ({"cohorts": [{"name": "a", "bids": "/nowhere/at/all"}]}, "/nowhere/at/all: cannot list it: nothing is there"),
         ({"cohorts": [{"name": "a", "table": "/nowhere.csv"}]}, "/nowhere.csv: cannot read it: nothing is there"),
         (
@@ -143,6 +142,17 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 ) -> None:
     with pytest.raises(InputError, match=message):
         ingest.plan(spec_of(tmp_path, dataset, **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_is_not_installed_is_asked_for_before_anything_is_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepbet", None)
+    with pytest.raises(
+        InputError, match=r"preprocessing\.brain: deepbet is not installed; pip install 'bfp\[deepbet\]'"
+    ):
+        ingest.plan(spec_of(tmp_path, dataset, preprocessing={"brain": "deepbet"}))
     assert list(tmp_path.iterdir()) == []
 
 
