@@ -20,6 +20,8 @@ _LONGEST_TAIL = 1 << 20
 # Block-wise gzip has a member for each 64 KiB: enough for 2 GiB, and a flood of empty members ends.
 _MOST_MEMBERS = 1 << 15
 _PIECE = 1 << 16
+# How much is inflated to learn whether a file is damaged whose header makes no sense.
+_LONGEST_CHECK = 1 << 26
 
 
 def is_gzip(data: bytes | memoryview) -> bool:
@@ -59,6 +61,17 @@ def content_of(data: bytes | memoryview, size: int) -> bytes | bytearray | memor
     return content
 
 
+def check_intact(data: bytes | memoryview) -> None:
+    """Look for damage in what may be gzip, as far as it costs little; content that is not gzip has no checksum.
+
+    Raises Unusable: TRUNCATED, CORRUPT.
+    """
+    if is_gzip(data):
+        members = _Members(memoryview(data))
+        members.skip(_LONGEST_CHECK)
+        members.finish()
+
+
 class _Members:
     """gzip members one after another, read by ISA-L in pieces, so that nothing is copied more than once."""
 
@@ -78,6 +91,11 @@ class _Members:
                 self._open_next()
             content += self._inflate(size - len(content))
         return content
+
+    def skip(self, size: int) -> None:
+        """Read on by up to `size` bytes, a piece at a time, and keep nothing."""
+        while size > 0 and (piece := self.read(min(size, _LONGEST_TAIL))):
+            size -= len(piece)
 
     def finish(self) -> None:
         """Read on to the end of the member, where its checksum stands.
