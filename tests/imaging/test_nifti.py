@@ -398,15 +398,47 @@ def test_damage_that_shows_in_the_header_is_called_damage() -> None:
         assert caught.value.reason not in (Reason.CORRUPT, Reason.TRUNCATED)
 
 
-def test_a_volume_longer_than_a_body_has_no_geometry() -> None:
-    long = np.random.default_rng(0).integers(0, 9, (4, 5, 60))
-    for spacing_mm, fits in ((40.0, True), (42.0, False)):
-        data = file_of(nibabel.Nifti1Image(long.astype("i2"), np.diag([1.0, 1.0, spacing_mm, 1.0])))
-        if fits:
-            assert decode(data).grid.spacing_mm[2] == spacing_mm
-        else:
-            with pytest.raises(Unusable, match="2,520 mm long; at most 2,500 are expected"):
-                decode(data)
+@pytest.mark.parametrize(
+    ("spacing_mm", "said"),
+    [
+        ((5.0, 5.0, 30.0), ""),
+        ((5.0, 5.0, 34.0), "25 × 35 × 2,006 mm, far more than a head"),
+        ((100.0, 90.0, 13.0), ""),
+        ((100.0, 90.0, 14.0), "500 × 630 × 826 mm, far more than a head"),
+    ],
+)
+def test_a_volume_much_larger_than_a_head_has_no_geometry(spacing_mm: tuple[float, ...], said: str) -> None:
+    long = np.random.default_rng(0).integers(0, 9, (6, 8, 60))
+    data = file_of(nibabel.Nifti1Image(long.astype("i2"), np.diag([*spacing_mm, 1.0])))
+    if not said:
+        assert decode(data).grid.spacing_mm == spacing_mm
+        return
+    with pytest.raises(Unusable) as caught:
+        decode(data)
+    assert (caught.value.reason, caught.value.detail) == (Reason.GEOMETRY, said)
+
+
+@pytest.mark.parametrize(
+    ("scale", "slope", "intercept", "is_one"),
+    [
+        (1, 1.0, 1e11, True),
+        (1, 1e-10, 1e11, True),
+        (1, 1.0, 1e5, False),
+        (1e-33, 1.0, 0.0, True),
+        (1, 1e-9, 0.0, False),
+    ],
+)
+def test_values_that_single_precision_cannot_tell_apart_are_one_value(
+    scale: float, slope: float, intercept: float, is_one: bool
+) -> None:
+    data = bytearray(file_of(nibabel.Nifti1Image((VOXELS * scale).astype("f8"), AFFINE)))
+    struct.pack_into("<ff", data, 112, slope, intercept)
+    if not is_one:
+        assert np.unique(decode(bytes(data)).stored).size > 50
+        return
+    with pytest.raises(Unusable) as caught:
+        decode(bytes(data))
+    assert caught.value.reason is Reason.EMPTY
 
 
 def test_seeded_damage_ends_in_a_volume_or_a_reason() -> None:

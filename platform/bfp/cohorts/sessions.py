@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from bfp.errors import Reason, Unusable
@@ -124,13 +124,16 @@ def session_of(
     rule says in words what `rank` orders by ("the fewest entities, …"); it stands with the scan that was taken and in
     the rows of its duplicates.
     """
+    key = Key(*map(as_text, key))
     taken: dict[str, Candidate] = {}
     usable: Counter[str] = Counter()
-    out = list(left_out)
+    out = [replace(row, key=key, uri=as_text(row.uri), detail=as_text(row.detail)) for row in left_out]
     for candidate in sorted(candidates, key=lambda candidate: (candidate.rank, candidate.file.place.uri)):
-        modality, uri = candidate.modality, candidate.file.place.uri
+        modality, uri = as_text(candidate.modality), as_text(candidate.file.place.uri)
         if modality not in wanted:
             out.append(LeftOut(key, modality, uri, Reason.UNWANTED, f"{modality}; asked for: {', '.join(wanted)}"))
+        elif uri != candidate.file.place.uri:
+            out.append(LeftOut(key, modality, uri, Reason.NAME, "a path that is not UTF-8; rename it"))
         elif gone := [file for file in candidate.files if file.size < 0]:
             why = absent(gone[0])
             out.append(LeftOut(key, modality, uri, why.reason, why.detail))
@@ -157,4 +160,9 @@ def _scan(candidate: Candidate, *, of: int, rule: str) -> Scan:
 def absent(file: Entry) -> Unusable:
     """Why a file of size -1 cannot be read: it is a link to nothing, or nothing at all."""
     linked = file.place.is_local and file.place.path.is_symlink()
-    return Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is at {file.place}")
+    return Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is at {as_text(file.place.uri)}")
+
+
+def as_text(name: str) -> str:
+    """A name of a file, with escapes for bytes that are not UTF-8: no table could hold them (PEP 383)."""
+    return name.encode(errors="backslashreplace").decode()

@@ -36,7 +36,10 @@ def first_bytes(data: bytes | memoryview, size: int) -> bytes:
     if not is_gzip(data):
         return bytes(data[:size])
     members = _Members(memoryview(data)[:_LONGEST_GZIP_HEADER])
-    return bytes(members.read(size))
+    content = bytes(members.read(size))
+    if not content and members.is_open and len(data) > _LONGEST_GZIP_HEADER:
+        raise Unusable(Reason.CORRUPT, f"gzip: no content in the first {_LONGEST_GZIP_HEADER:,} bytes")
+    return content
 
 
 def content_of(data: bytes | memoryview, size: int) -> bytes | bytearray | memoryview:
@@ -81,6 +84,11 @@ class _Members:
         self._members = 0
         self._inflater = isal_zlib.decompressobj(wbits=31)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the member that was read last has not come to its end."""
+        return not self._inflater.eof
+
     def read(self, size: int) -> bytearray:
         """The next `size` bytes; fewer where the last member, or the file, ends."""
         content = bytearray()
@@ -103,11 +111,11 @@ class _Members:
         Raises Unusable: TRUNCATED when the file ends before it, CORRUPT when it does not fit.
         """
         tail = 0
-        while not self._inflater.eof and tail < _LONGEST_TAIL:
+        while self.is_open and tail < _LONGEST_TAIL:
             at_end = self._position == len(self._data)
             piece = self._inflate(_LONGEST_TAIL)
             tail += len(piece)
-            if at_end and not piece and not self._inflater.eof:
+            if at_end and not piece and self.is_open:
                 raise Unusable(Reason.TRUNCATED, f"the file ends at byte {len(self._data):,}, before gzip's checksum")
 
     def _open_next(self) -> None:

@@ -44,9 +44,13 @@ _OTHER_TYPES = {
 }  # fmt: skip
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
 _SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 0.001, 100.0
-_LONGEST_EXTENT_MM = 2500.0  # a whole body; a damaged spacing would make slices by the ten thousand
+# The box along RAS around a volume: ten times a head with its neck and shoulders. A damaged spacing would make slices
+# by the ten thousand, and registering such a volume takes seconds.
+_LONGEST_EXTENT_MM, _LARGEST_FIELD_MM3 = 2000.0, 2.5e8
 _LONGEST_EXTENSIONS = 1 << 24  # bytes between the header and the voxels
 _LARGEST_VALUE = 1e30  # beyond it, arithmetic in float32 overflows: as good as not finite
+# Values closer together than this, or than this share of the largest, are one value: float32 has no room for greys.
+_SMALLEST_RANGE, _SMALLEST_SHARE = 1e-30, 2.0**-14
 _QFORM_SFORM_TOLERANCE_MM = 1.0
 
 
@@ -101,6 +105,8 @@ def decode(
     except Unusable:
         check_intact(data)  # what a damaged header says of itself is no reason: the damage is
         raise
+    if voxels is not None:
+        content_of(data, len(promised.header))  # its checksum too
     dtype, count = promised.dtype, promised.volumes * int(np.prod(promised.grid.shape))
     content = content_of(data if voxels is None else voxels, promised.offset + count * dtype.itemsize)
     series = np.frombuffer(content, dtype, count=count, offset=promised.offset)
@@ -120,7 +126,7 @@ def decode(
     elif dtype.kind == "f":
         volume = replace(volume, stored=_finite(volume), slope=1.0, intercept=0.0)
     volume.stored.setflags(write=False)
-    if not may_be_blank and _is_constant(volume.stored):
+    if not may_be_blank and _is_constant(volume):
         value = float(volume.scaled(volume.stored[0, 0, 0]))
         found = f"{value:g}" if value else f"zero, not finite or beyond {_LARGEST_VALUE:g}"
         raise Unusable(Reason.EMPTY, f"all {volume.stored.size:,} voxels are {found}")
@@ -274,9 +280,10 @@ def _geometry(header: np.void, shape: tuple[int, int, int]) -> tuple[Grid, float
     if not _is_usable(affine):
         raise Unusable(Reason.GEOMETRY, f"voxel-to-millimetre matrix {np.round(affine[:3], 4).tolist()}")
     grid = Grid(shape, affine)
-    longest_mm = max(extent * spacing for extent, spacing in zip(shape, grid.spacing_mm, strict=True))
-    if longest_mm > _LONGEST_EXTENT_MM:
-        raise Unusable(Reason.GEOMETRY, f"{longest_mm:,.0f} mm long; at most {_LONGEST_EXTENT_MM:,.0f} are expected")
+    extents_mm = np.ptp(grid.corners_ras(), axis=0)
+    if extents_mm.max() > _LONGEST_EXTENT_MM or extents_mm.prod() > _LARGEST_FIELD_MM3:
+        found = " × ".join(f"{extent:,.0f}" for extent in extents_mm)
+        raise Unusable(Reason.GEOMETRY, f"{found} mm, far more than a head")
     return grid, form_distance_mm, tuple(warnings)
 
 
@@ -293,7 +300,7 @@ def _qform(header: np.void) -> np.ndarray:
     spacing_mm = header["pixdim"][1:4].astype(np.float64)
     vector = np.array([header["quatern_b"], header["quatern_c"], header["quatern_d"]], dtype=np.float64)
     affine = np.full((4, 4), np.nan)
-    if np.all(spacing_mm > 0) and np.all(np.abs(vector) < 2):
+    if np.all(np.isfinite(spacing_mm) & (spacing_mm > 0)) and np.all(np.abs(vector) < 2):
         scalar_squared = 1 - float(vector @ vector)
         if scalar_squared > -1e-5:  # stored as float32, a turn by 180° may come out that much too long
             rotation = quat2mat([np.sqrt(max(scalar_squared, 0.0)), *vector])
@@ -315,10 +322,14 @@ def _is_usable(affine: np.ndarray) -> bool:
     return abs(np.linalg.det(affine[:3, :3] / spacing_mm)) > 0.2
 
 
-def _is_constant(voxels: np.ndarray) -> bool:
-    """A few voxels tell in most cases."""
-    few = voxels[::8, ::8, ::8]
-    return bool(few.min() == few.max() and voxels.min() == voxels.max())
+def _is_constant(volume: Volume) -> bool:
+    """Whether the voxels hold one value, as far as float32 can tell; a few voxels tell in most cases."""
+
+    def is_one(stored: np.ndarray) -> bool:
+        ends = volume.scaled(np.array([stored.min(), stored.max()])).astype(np.float64)
+        return bool(np.ptp(ends) <= max(_SMALLEST_RANGE, _SMALLEST_SHARE * np.abs(ends).max()))
+
+    return is_one(volume.stored[::8, ::8, ::8]) and is_one(volume.stored)
 
 
 def _finite(volume: Volume) -> np.ndarray:
