@@ -82,6 +82,11 @@ class Seed:
         """What a fault behind the first volume may come to besides its reason: of a series that one is enough."""
         return frozenset({STACKS}) if self.is_series else frozenset()
 
+    @property
+    def unchecked(self) -> frozenset[Outcome]:
+        """What else becomes of damage where the checksum is out of reach: it stands far behind the first volume."""
+        return ARBITRARY if self.is_series and len(self.content) - self.offset > MIB else frozenset()
+
     def patched(self, **values: Any) -> bytes:
         """The content with fields of its header set."""
         content = bytearray(self.content)
@@ -259,7 +264,7 @@ def flipped_gzip(seed: Seed, draw: Draw) -> Mutant:
         told = {Reason.TRUNCATED} if ".img" in name else {Reason.NOT_NIFTI}
         # a pair's voxels are any bytes, and long enough ones are voxels
         return Mutant({**files, name: bytes(data)}, ARBITRARY | told if ".img" in name else frozenset(told))
-    told: set[Outcome] = {Reason.CORRUPT, Reason.TRUNCATED}
+    told: set[Outcome] = {Reason.CORRUPT, Reason.TRUNCATED, *seed.unchecked}
     try:
         if gzip.decompress(data) == gzip.decompress(files[name]):
             told.add(STACKS)
@@ -274,7 +279,7 @@ def wrong_trailer(seed: Seed, draw: Draw) -> Mutant:
     name = one_of(draw, *files)
     data = bytearray(files[name])
     data[-int(draw.integers(1, 9))] ^= 1 << int(draw.integers(8))
-    return Mutant({**files, name: bytes(data)}, frozenset({Reason.CORRUPT}))
+    return Mutant({**files, name: bytes(data)}, seed.unchecked | {Reason.CORRUPT})
 
 
 def trailing_garbage(seed: Seed, draw: Draw) -> Mutant:
@@ -508,13 +513,14 @@ def series_by_choice(seed: Seed, draw: Draw) -> Mutant:
 
 def singleton_axes(seed: Seed, draw: Draw) -> Mutant:
     dim = seed.header["dim"].copy()
+    dim[int(dim[0]) + 1 :] = 1
     dim[0] = draw.integers(dim[0], 8)
     return Mutant(seed.files(seed.patched(dim=dim)), frozenset({STACKS}))
 
 
 def more_voxels_than_there_are(seed: Seed, draw: Draw) -> Mutant:
     dim = seed.header["dim"].copy()
-    dim[3] = (3 if seed.is_series else 1) * dim[3] + int(draw.integers(1, 50))
+    dim[3] = dim[3] * dim[4] + int(draw.integers(1, 50))
     return Mutant(seed.files(seed.patched(dim=dim)), frozenset({Reason.TRUNCATED}))
 
 
@@ -630,6 +636,11 @@ _LARGE = [
 _SMALL = [{"srow_x": [0.01, 0, 0, 0], "srow_y": [0, 0.01, 0, 0], "srow_z": [0, 0, 0.01, 0]}]
 
 
+def negative_pixdim(seed: Seed, draw: Draw) -> Mutant:
+    """Without a form their size counts, and not their sign."""
+    return Mutant(seed.files(seed.patched(**_NO_FORM, pixdim=-np.abs(seed.header["pixdim"]))), _FINE)
+
+
 # what the voxels hold -------------------------------------------------------------------------------------------------
 
 
@@ -728,7 +739,7 @@ MUTATIONS: dict[str, Mutation] = {
     "qform bad, no sform": patched(_UNUSABLE, *({**_NO_SFORM, **bad} for bad in [*_BAD_QUATERNIONS, *_BAD_PIXDIMS])),
     "qform bad, sform good": patched(_FINE, *_BAD_QUATERNIONS, *_BAD_PIXDIMS, _NEGATIVE),
     "pixdim negative, qform": patched(_UNUSABLE, {**_NO_SFORM, **_NEGATIVE}),
-    "pixdim negative, no form": patched(_FINE, {**_NO_FORM, **_NEGATIVE}),
+    "pixdim negative, no form": negative_pixdim,
     "pixdim bad, no form": patched(_UNUSABLE, *({**_NO_FORM, **bad} for bad in _BAD_PIXDIMS)),
     "voxels of several cm": patched(_PLACE, *_LARGE),
     "voxels of 10 micrometres": patched(_PLACE, *_SMALL),

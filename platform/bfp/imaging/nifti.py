@@ -96,8 +96,9 @@ def decode(
     """One volume from the bytes of a file, from at most `max_voxels` voxels.
 
     voxels: the bytes of the .img, where data are those of the .hdr of a pair. volumes: what becomes of a 4-D file:
-    it is refused, its first volume is taken (the others are not looked at), or the mean of them all, in float32, of
-    what is finite at each voxel. may_be_blank: for masks, where one value everywhere is an answer.
+    it is refused, its first volume is taken (the others are not looked at, nor gzip's checksum where it stands more
+    than 1 MiB behind), or the mean of them all, in float32, of what is finite at each voxel. may_be_blank: for masks,
+    where one value everywhere is an answer.
     Raises Unusable: NOT_NIFTI, TRUNCATED, CORRUPT, TOO_LARGE, NOT_3D, DATATYPE, GEOMETRY, EMPTY.
     """
     try:
