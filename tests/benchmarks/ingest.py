@@ -52,6 +52,7 @@ RECIPE = Recipe(
     zscore_limit=3.0,
     slice_axis="axial",
     slice_range_mm=None,
+    volumes="refuse",
 )
 
 

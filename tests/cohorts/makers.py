@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ RECIPE = Recipe(
     zscore_limit=3.0,
     slice_axis="axial",
     slice_range_mm=None,
+    volumes="refuse",
 )
 """Quick, coarse stacks of the heads below."""
 
@@ -83,6 +85,20 @@ def write_scan(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode(voxels, grid=Grid(voxels.shape, ras_from_voxel)))
     return file
+
+
+def as_pair(file: Path, *, zipped: bool = False) -> Path:
+    """The scan of a file as a pair beside it, in its place; returns the header's file."""
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    content[344:348] = b"ni1\0"  # magic
+    content[108:112] = bytes(4)  # vox_offset
+    header, voxels = bytes(content[:352]), bytes(content[352:])
+    ending = ".gz" if zipped else ""
+    stem = file.name.partition(".")[0]
+    for name, half in ((f"{stem}.hdr{ending}", header), (f"{stem}.img{ending}", voxels)):
+        (file.parent / name).write_bytes(gzip.compress(half) if zipped else half)
+    file.unlink()
+    return file.parent / f"{stem}.hdr{ending}"
 
 
 def write_bids(root: Path, *, subjects: int, modalities: tuple[str, ...] = ("T1w", "FLAIR")) -> Path:

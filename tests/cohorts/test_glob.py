@@ -1,3 +1,5 @@
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,18 @@ def test_wildcards_stay_within_a_folder_but_for_two_stars(glob: str, uri: str, m
 )
 def test_only_what_lies_before_the_first_wildcard_is_listed(glob: str, root: str) -> None:
     assert listing_root(place(glob)).uri == root
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no such names")
+def test_a_path_that_is_not_utf8_is_left_out_with_its_bytes_as_escapes(tmp_path: Path) -> None:
+    touch(tmp_path, "Subj1_T1.nii", "Subj1_FL.nii")
+    os.rename(tmp_path / "Subj1_T1.nii", os.fsencode(tmp_path) + b"/Subj1_T1.nii\xff")
+    os.rename(tmp_path / "Subj1_FL.nii", os.fsencode(tmp_path) + b"/Sub\xe4_FL.nii")
+    touch(tmp_path, "Subj2_T1.nii")
+    sessions = found_in(f"{tmp_path}/*", r"(?P<subject>Sub[^/_]+)_(?P<modality>[A-Z0-9]+)[.]nii")
+    assert [session.key.subject for session in sessions] == ["Sub\\udce4", "Subj1", "Subj2"]
+    assert [(row.uri, row.reason) for session in sessions for row in session.left_out] == [
+        (f"{tmp_path}/Sub\\udce4_FL.nii", Reason.NAME),
+        (f"{tmp_path}/Subj1_T1.nii\\udcff", Reason.NAME),
+    ]
+    assert [len(session.scans) for session in sessions] == [0, 0, 1]

@@ -3,6 +3,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -10,9 +11,10 @@ from bfp.cohorts import LabelMap, Scan, Session
 from bfp.cohorts.prepare import SessionStacks, prepare, within
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError, Reason, StorageError
+from bfp.imaging.nifti import MAX_FILE_BYTES
 from bfp.imaging.stacks import Recipe
 from bfp.storage import Entry, Place
-from tests.cohorts.makers import RECIPE, entry, write_scan
+from tests.cohorts.makers import RECIPE, entry, head, write_scan
 
 SPACING_MM = (5.0, 5.0, 6.0)
 
@@ -60,6 +62,41 @@ def test_a_scan_off_its_references_grid_is_left_out_by_imaging(tmp_path: Path) -
     other = write_scan(tmp_path / "T2w.nii.gz", spacing_mm=SPACING_MM, shift_mm=(0, 2, 0), seed=5)
     done = prepared(replace(session, scans=(*session.scans, Scan("T2w", entry(other)))))
     assert [(row.modality, row.reason) for row in done.left_out] == [("T2w", Reason.OFF_GRID)]
+
+
+def test_a_4d_scan_becomes_stacks_where_a_choice_is_stated(tmp_path: Path) -> None:
+    series = np.stack([head((34, 42, 30), seed=seed) for seed in range(3)], axis=3)
+    affine = np.diag([5.0, 5.0, 6.0, 1.0])
+    nibabel.Nifti1Image(series, affine).to_filename(tmp_path / "T1w.nii.gz")
+    nibabel.Nifti1Image(series[..., 0], affine).to_filename(tmp_path / "first.nii.gz")
+    session = Session(Key("c", "01", ""), (Scan("T1w", entry(tmp_path / "T1w.nii.gz")),))
+    alone = replace(session, scans=(Scan("T1w", entry(tmp_path / "first.nii.gz")),))
+
+    refused = prepared(session)
+    assert [row.reason for row in refused.left_out] == [Reason.NOT_3D]
+    assert "`volumes: first` or `volumes: mean`" in refused.left_out[0].detail
+    (first,) = prepared(session, recipe=replace(RECIPE, volumes="first")).prepared
+    (mean,) = prepared(session, recipe=replace(RECIPE, volumes="mean")).prepared
+    (single,) = prepared(alone).prepared
+    np.testing.assert_array_equal(first.pixels, single.pixels)
+    assert not np.array_equal(mean.pixels, single.pixels)
+
+
+def test_a_label_map_of_several_volumes_is_not_used_whatever_the_choice_for_scans(tmp_path: Path) -> None:
+    labels = np.ones((34, 42, 30, 2), np.uint8)
+    nibabel.Nifti1Image(labels, np.diag([5.0, 5.0, 6.0, 1.0])).to_filename(tmp_path / "core.nii")
+    session = session_of(tmp_path, "T1w", label_maps=(label_map(tmp_path / "core.nii", "core"),))
+    (record,) = prepared(session, recipe=replace(RECIPE, volumes="first")).scans
+    assert "no labels of core: not one 3-D volume" in record.warnings[0]
+
+
+def test_a_file_larger_than_any_volume_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "T1w.nii", "wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    done = prepared(Session(Key("c", "01", ""), (Scan("T1w", entry(tmp_path / "T1w.nii")),)))
+    assert [(row.reason, row.detail) for row in done.left_out] == [
+        (Reason.TOO_LARGE, "a file of 2,147,483,649 bytes; the limit is 2,147,483,648")
+    ]
 
 
 def test_a_session_without_a_usable_scan_has_no_stacks(tmp_path: Path) -> None:

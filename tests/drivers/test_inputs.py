@@ -13,6 +13,7 @@ from tests.cohorts.makers import touch
 def test_every_field_of_the_preprocessing_is_in_the_recipe() -> None:
     fields = {
         "stacks": {"form": "neighbours", "gap_mm": 2.0, "modalities": ["T1w"]},
+        "volumes": "first",
         "spacing_mm": 2.0,
         "slice_spacing_mm": 4.0,
         "size": 112,
@@ -31,6 +32,7 @@ def test_every_field_of_the_preprocessing_is_in_the_recipe() -> None:
     assert (recipe.spacing_mm, recipe.slice_spacing_mm, recipe.size_px) == (2.0, 4.0, 112)
     assert (recipe.slice_axis, recipe.slice_range_mm) == ("sagittal", (-40.0, 50.0))
     assert (recipe.register, recipe.brain, recipe.min_foreground) == ("header", "image", 0.1)
+    assert recipe.volumes == "first"
     assert (recipe.window_percentiles, recipe.intensity, recipe.zscore_limit) == ((1.0, 99.0), "zscore", 2.5)
 
 

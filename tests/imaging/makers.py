@@ -94,5 +94,6 @@ def recipe(**changes: object) -> Recipe:
         "zscore_limit": 3.0,
         "slice_axis": "axial",
         "slice_range_mm": None,
+        "volumes": "refuse",
     }
     return Recipe(**{**plain, **changes})  # type: ignore[arg-type]

@@ -47,12 +47,18 @@ def test_every_real_type_reads_as_nibabel_reads_it(dtype: str, order: str, kind:
     assert volume.stored.dtype.isnative
 
 
-@pytest.mark.parametrize("dtype", ["i2", "u1", "f4"])
-def test_slope_and_intercept_give_scanner_units(dtype: str) -> None:
-    image = image_of(dtype)
-    data = bytearray(file_of(image))
-    struct.pack_into("<ff", data, 112, 0.37, -12.5)
-    volume = decode(bytes(data))
+@pytest.mark.parametrize("dtype", REAL_TYPES)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Header, nibabel.Nifti2Header])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_slope_and_intercept_give_scanner_units(dtype: str, order: str, kind: type, zipped: bool) -> None:
+    header = kind(endianness=order)
+    header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+    image = nibabel.Nifti1Image if kind is nibabel.Nifti1Header else nibabel.Nifti2Image
+    data = bytearray(file_of(image(VOXELS.astype(dtype), AFFINE, header)))
+    at, numbers = (112, f"{order}ff") if kind is nibabel.Nifti1Header else (176, f"{order}dd")
+    struct.pack_into(numbers, data, at, 0.37, -12.5)
+    volume = decode(gzip.compress(bytes(data)) if zipped else bytes(data))
     np.testing.assert_allclose(volume.scaled(volume.stored), VOXELS * 0.37 - 12.5, rtol=1e-5, atol=1e-4)
     assert volume.scaled(np.float32(volume.unscaled(7.25))) == pytest.approx(7.25)
 
@@ -116,8 +122,59 @@ def test_units_other_than_millimetres_are_converted() -> None:
     image = image_of("i2")
     image.header.set_xyzt_units("micron")
     image.set_sform(np.diag([900.0, 800.0, 700.0, 1.0]), code=1)
+    image.set_qform(np.diag([900.0, 800.0, 700.0, 1.0]), code=1)
+    image.header["qoffset_x"] = 3000
     volume = decode(file_of(image))
     np.testing.assert_allclose(volume.grid.spacing_mm, (0.9, 0.8, 0.7))
+    assert volume.form_distance_mm == pytest.approx(3.0)
+
+
+SFORM, QFORM = np.diag([1.0, 2.0, 3.0, 1.0]), np.diag([2.0, 3.0, 1.0, 1.0])
+FLAT, NOT_A_NUMBER, NO_TURN, TOO_LONG = (0.0,) * 12, (np.nan,) * 12, (0.0, 0.0, 0.0), (0.9, 0.9, 0.1)
+FORMS = {
+    # sform_code, qform_code, what is patched where -> the affine that is taken (None: GEOMETRY), what is warned of
+    "both": ((1, 1, {}), "sform", "mm apart"),
+    "both, of other codes": ((4, 3, {}), "sform", "mm apart"),
+    "sform alone": ((2, 0, {}), "sform", ""),
+    "qform alone": ((0, 2, {}), "qform", ""),
+    "negative codes": ((-1, -5, {}), "pixdim", "nothing of orientation"),
+    "neither": ((0, 0, {}), "pixdim", "nothing of orientation"),
+    "neither, pixdim negative": ((0, 0, {80: (-2.0, -3.0)}), "pixdim", "nothing of orientation"),
+    "neither, pixdim zero": ((0, 0, {80: (0.0,)}), None, ""),
+    "neither, pixdim NaN": ((0, 0, {80: (np.nan,)}), None, ""),
+    "a sform that is flat, and a qform": ((1, 1, {280: FLAT}), "qform", "the qform was taken"),
+    "a sform of NaN, and a qform": ((1, 1, {280: NOT_A_NUMBER}), "qform", "the qform was taken"),
+    "a sform that is flat alone": ((1, 0, {280: FLAT}), None, ""),
+    "a sform, and a qform of NaN": ((1, 1, {256: (np.nan,)}), "sform", ""),
+    "a sform, and a qform too long": ((1, 1, {256: TOO_LONG}), "sform", ""),
+    "a sform, and pixdim negative": ((1, 1, {80: (-1.0,)}), "sform", ""),
+    "neither can be used": ((1, 1, {280: FLAT, 256: TOO_LONG}), None, ""),
+    "a qform of NaN alone": ((0, 1, {256: (np.nan,)}), None, ""),
+    "a qform offset of inf": ((0, 1, {268: (np.inf,)}), None, ""),
+    "a qform with a quaternion of zeros": ((0, 1, {256: NO_TURN}), "qform", ""),
+    "a qform with qfac 0": ((0, 1, {76: (0.0,)}), "qform", ""),
+    "a qform with qfac NaN": ((0, 1, {76: (np.nan,)}), "qform", ""),
+    "a qform with a spacing of zero": ((0, 1, {88: (0.0,)}), None, ""),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_orientation_follows_the_standard_for_every_pair_of_codes(name: str) -> None:
+    (sform_code, qform_code, patches), taken, warned = FORMS[name]
+    data = bytearray(file_of(image_of("i2")))
+    struct.pack_into("<hh", data, 252, qform_code, sform_code)
+    forms = {76: (1.0, *np.diag(QFORM)), 256: (*NO_TURN, 0.0, 0.0, 0.0), 280: tuple(SFORM[:3].ravel())}
+    for at, values in [*forms.items(), *patches.items()]:
+        struct.pack_into(f"<{len(values)}f", data, at, *values)
+    if taken is None:
+        with pytest.raises(Unusable) as caught:
+            decode(bytes(data))
+        assert caught.value.reason is Reason.GEOMETRY
+        return
+    volume = decode(bytes(data))
+    np.testing.assert_array_equal(volume.grid.ras_from_voxel, SFORM if taken == "sform" else QFORM)
+    assert [warned in warning for warning in volume.warnings] == [True] * bool(warned)
+    assert (volume.form_distance_mm is not None) is (warned == "mm apart")
 
 
 def test_what_is_not_finite_becomes_zero() -> None:
@@ -132,6 +189,95 @@ def test_what_is_not_finite_becomes_zero() -> None:
 def test_trailing_singleton_axes_are_dropped() -> None:
     image = nibabel.Nifti1Image(VOXELS.astype("i2")[..., None, None], AFFINE)
     assert decode(file_of(image)).stored.shape == SHAPE
+
+
+def pair(kind: type = nibabel.Nifti1Pair) -> tuple[bytes, bytes]:
+    """The bytes of a header and of its voxels."""
+    image = kind(VOXELS.astype("i2"), AFFINE)
+    files = {"header": nibabel.FileHolder(fileobj=BytesIO()), "image": nibabel.FileHolder(fileobj=BytesIO())}
+    image.to_file_map(files)
+    return files["header"].fileobj.getvalue(), files["image"].fileobj.getvalue()
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+def test_a_pair_reads_as_one_file_does(kind: type) -> None:
+    header, voxels = pair(kind)
+    for volume in (
+        decode(header, voxels=voxels),
+        decode(gzip.compress(header), voxels=gzip.compress(voxels)),
+        decode(header, voxels=gzip.compress(voxels)),
+    ):
+        np.testing.assert_array_equal(volume.stored, VOXELS)
+        np.testing.assert_allclose(volume.grid.ras_from_voxel, AFFINE, atol=1e-5)
+
+
+def test_the_voxels_of_a_pair_begin_where_its_header_says() -> None:
+    header, voxels = pair()
+    moved = bytearray(header)
+    struct.pack_into("<f", moved, 108, 16.0)
+    np.testing.assert_array_equal(decode(bytes(moved), voxels=bytes(16) + voxels).stored, VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("header", "voxels", "reason", "said"),
+    [
+        (pair()[0], pair()[1][:-1], Reason.TRUNCATED, "promises 420"),
+        (pair()[0], gzip.compress(pair()[1])[:-1], Reason.TRUNCATED, ""),
+        (pair()[0], b"", Reason.TRUNCATED, "0 bytes"),
+        (file_of(image_of("i2")), pair()[1], Reason.NOT_NIFTI, "of a whole file in the header of a pair; name it .nii"),
+    ],
+    ids=["cut voxels", "cut gzip", "no voxels", "a whole file as its header"],
+)
+def test_a_pair_that_cannot_be_believed_is_refused(header: bytes, voxels: bytes, reason: Reason, said: str) -> None:
+    with pytest.raises(Unusable) as caught:
+        decode(header, voxels=voxels)
+    assert caught.value.reason is reason
+    assert said in caught.value.detail
+
+
+SERIES = np.random.default_rng(1).integers(0, 100, (*SHAPE, 3))
+
+
+@pytest.mark.parametrize("dtype", REAL_TYPES)
+def test_of_a_series_the_first_volume_or_the_mean_is_made_by_choice(dtype: str) -> None:
+    image = nibabel.Nifti1Image(SERIES.astype(dtype), AFFINE, dtype=np.dtype(dtype))
+    data = bytearray(file_of(image))
+    struct.pack_into("<ff", data, 112, 2.0, -3.0)
+    first = decode(bytes(data), volumes="first")
+    np.testing.assert_allclose(first.scaled(first.stored), SERIES[..., 0] * 2.0 - 3.0)
+    mean = decode(bytes(data), volumes="mean")
+    np.testing.assert_allclose(mean.scaled(mean.stored), SERIES.mean(axis=3) * 2.0 - 3.0, rtol=1e-5)
+    np.testing.assert_allclose(mean.grid.ras_from_voxel, AFFINE, atol=1e-5)
+
+
+def test_the_mean_of_a_series_is_of_what_is_finite() -> None:
+    values = SERIES.astype("f4")
+    values[1, 2, 3, 0], values[2, 2, 2, :] = np.nan, np.inf
+    mean = decode(file_of(nibabel.Nifti1Image(values, AFFINE)), volumes="mean").stored
+    assert mean[1, 2, 3] == SERIES[1, 2, 3, 1:].mean()
+    assert mean[2, 2, 2] == 0
+
+
+def test_a_choice_of_volume_leaves_a_single_one_as_it_is() -> None:
+    for image in (image_of("i2"), nibabel.Nifti1Image(VOXELS.astype("i2")[..., None], AFFINE)):
+        for volumes in ("first", "mean"):
+            volume = decode(file_of(image), volumes=volumes)
+            np.testing.assert_array_equal(volume.stored, VOXELS)
+            assert volume.stored.dtype == np.int16
+
+
+def test_of_a_series_only_what_is_wanted_is_read_and_counts() -> None:
+    data = file_of(nibabel.Nifti1Image(SERIES.astype("i2"), AFFINE))
+    first = 352 + 2 * VOXELS.size
+    np.testing.assert_array_equal(decode(data[:first], volumes="first", max_voxels=210).stored, SERIES[..., 0])
+    zipped = gzip.compress(data[:first]) + gzip.compress(data[first:])
+    np.testing.assert_array_equal(decode(zipped, volumes="first").stored, SERIES[..., 0])
+    with pytest.raises(Unusable) as caught:
+        decode(data, volumes="mean", max_voxels=629)
+    assert caught.value.detail == "7 × 5 × 6 × 3 = 630 voxels; the limit is 629"
+    with pytest.raises(Unusable) as caught:
+        decode(data)
+    assert "3 volumes; `volumes: first` or `volumes: mean`" in caught.value.detail
 
 
 def test_extensions_are_stepped_over() -> None:
@@ -184,20 +330,13 @@ def rgb() -> bytes:
     return file_of(nibabel.Nifti1Image(colours, AFFINE))
 
 
-def pair() -> bytes:
-    image = nibabel.Nifti1Pair(VOXELS.astype("i2"), AFFINE)
-    files = {"header": nibabel.FileHolder(fileobj=BytesIO()), "image": nibabel.FileHolder(fileobj=BytesIO())}
-    image.to_file_map(files)
-    return files["header"].fileobj.getvalue()
-
-
 REFUSED = {
     "nothing": (lambda: b"", Reason.NOT_NIFTI, "nothing"),
     "a text": (lambda: b"subject,session\n" * 99, Reason.NOT_NIFTI, "73 75 62 6a"),
     "half a header": (lambda: file_of(image_of("i2"))[:200], Reason.TRUNCATED, "200 bytes of a header of 348"),
     "half the voxels": (lambda: file_of(image_of("i2"))[:-100], Reason.TRUNCATED, "promises 772"),
     "half a gzip": (lambda: file_of(image_of("i2"), zipped=True)[:-90], Reason.TRUNCATED, ""),
-    "a pair's header": (pair, Reason.NOT_NIFTI, "pair"),
+    "a pair's header": (lambda: pair()[0], Reason.NOT_NIFTI, "put the .img with its voxels beside it"),
     "ANALYZE": (patched(344, "4s", b"\0\0\0\0"), Reason.NOT_NIFTI, "ANALYZE"),
     "rank 0": (patched(40, "<h", 0), Reason.GEOMETRY, "dim is"),
     "rank 300": (patched(40, "<h", 300), Reason.GEOMETRY, "dim is"),
@@ -206,6 +345,7 @@ REFUSED = {
     "4-D": (imaged(np.ones((4, 5, 6, 2), "i2")), Reason.NOT_3D, "(4, 5, 6, 2)"),
     "5-D": (imaged(np.ones((4, 5, 6, 1, 3), "i2")), Reason.NOT_3D, "(4, 5, 6, 1, 3)"),
     "a plane": (imaged(np.ones((4, 5), "i2")), Reason.NOT_3D, "(4, 5)"),
+    "a series of slices": (imaged(np.ones((4, 5, 1, 6), "i2")), Reason.NOT_3D, "(4, 5, 1, 6)"),
     "one slice": (imaged(np.ones((4, 5, 1), "i2")), Reason.NOT_3D, "(4, 5, 1)"),
     "RGB": (rgb, Reason.DATATYPE, "RGB"),
     "complex": (imaged(np.ones(SHAPE, "c8")), Reason.DATATYPE, "complex64"),
@@ -242,6 +382,63 @@ def test_a_volume_over_the_limit_is_refused_before_it_is_inflated() -> None:
         decode(data, max_voxels=209)
     assert caught.value.reason is Reason.TOO_LARGE
     assert "7 × 5 × 6 = 210 voxels; the limit is 209" in caught.value.detail
+
+
+def test_damage_that_shows_in_the_header_is_called_damage() -> None:
+    good = file_of(image_of("i2"))
+    for at, value in ((0, 7), (43, 0x7F), (70, 99), (345, 0)):  # sizeof_hdr, dim, datatype, magic
+        bad = bytearray(good)
+        bad[at] = value
+        damaged = gzip.compress(bytes(bad))[:-8] + gzip.compress(good)[-8:]  # the checksum of what it was
+        with pytest.raises(Unusable) as caught:
+            decode(damaged)
+        assert caught.value.reason is Reason.CORRUPT
+        with pytest.raises(Unusable) as caught:
+            decode(gzip.compress(bytes(bad)))
+        assert caught.value.reason not in (Reason.CORRUPT, Reason.TRUNCATED)
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "said"),
+    [
+        ((5.0, 5.0, 30.0), ""),
+        ((5.0, 5.0, 34.0), "25 × 35 × 2,006 mm, far more than a head"),
+        ((100.0, 90.0, 13.0), ""),
+        ((100.0, 90.0, 14.0), "500 × 630 × 826 mm, far more than a head"),
+    ],
+)
+def test_a_volume_much_larger_than_a_head_has_no_geometry(spacing_mm: tuple[float, ...], said: str) -> None:
+    long = np.random.default_rng(0).integers(0, 9, (6, 8, 60))
+    data = file_of(nibabel.Nifti1Image(long.astype("i2"), np.diag([*spacing_mm, 1.0])))
+    if not said:
+        assert decode(data).grid.spacing_mm == spacing_mm
+        return
+    with pytest.raises(Unusable) as caught:
+        decode(data)
+    assert (caught.value.reason, caught.value.detail) == (Reason.GEOMETRY, said)
+
+
+@pytest.mark.parametrize(
+    ("scale", "slope", "intercept", "is_one"),
+    [
+        (1, 1.0, 1e11, True),
+        (1, 1e-10, 1e11, True),
+        (1, 1.0, 1e5, False),
+        (1e-33, 1.0, 0.0, True),
+        (1, 1e-9, 0.0, False),
+    ],
+)
+def test_values_that_single_precision_cannot_tell_apart_are_one_value(
+    scale: float, slope: float, intercept: float, is_one: bool
+) -> None:
+    data = bytearray(file_of(nibabel.Nifti1Image((VOXELS * scale).astype("f8"), AFFINE)))
+    struct.pack_into("<ff", data, 112, slope, intercept)
+    if not is_one:
+        assert np.unique(decode(bytes(data)).stored).size > 50
+        return
+    with pytest.raises(Unusable) as caught:
+        decode(bytes(data))
+    assert caught.value.reason is Reason.EMPTY
 
 
 def test_seeded_damage_ends_in_a_volume_or_a_reason() -> None:

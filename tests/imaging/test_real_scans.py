@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -59,3 +60,11 @@ def test_a_scan_of_somebody_else_is_flagged(shared: Path) -> None:
     scans = {"T1w": read(cohort / "t1" / "Subj1_T1.nii.gz"), "FLAIR": read(cohort / "flair" / "Subj6_FL.nii.gz")}
     (prepared,) = prepare_session(scans, recipe=recipe(register="rigid")).prepared
     assert any("has little in common with the T1w" in text for text in prepared.facts[1].warnings)
+
+
+def test_of_a_real_series_the_first_volume_and_the_mean_are_those_of_nibabel(shared: Path) -> None:
+    file = shared / "scans" / "odd" / "pcasl.nii.gz"
+    series = np.asarray(nibabel.load(file).dataobj)
+    first, mean = (decode(file.read_bytes(), volumes=volumes).stored for volumes in ("first", "mean"))
+    np.testing.assert_array_equal(first, series[..., 0])
+    np.testing.assert_allclose(mean, series.mean(axis=3, dtype=np.float64), rtol=1e-5, atol=1e-5)

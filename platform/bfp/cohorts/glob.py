@@ -2,7 +2,8 @@
 
 `*` and `?` stay within one folder, `**` spans any number of them (https://docs.python.org/3/library/glob.html);
 brackets stand for themselves. The pattern is searched in the whole URI. A file that the glob finds and the pattern does
-not understand is left out. Of several scans of one modality in a session the first by name is taken.
+not understand is left out. Of several scans of one modality in a session the first by name is taken. Of a pair the glob
+and the pattern may find either half.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
+from bfp.cohorts.pairs import files_of, is_half
 from bfp.cohorts.sessions import Candidate, Key, LeftOut, Session, session_of
 from bfp.errors import InputError, Reason
-from bfp.storage import Place
+from bfp.storage import Entry, Place
 from bfp.words import counted
 
 RULE = "the first by name"
@@ -30,28 +32,46 @@ def sessions(
     root, matches = listing_root(glob), glob_expression(glob.uri)
     expression = re.compile(pattern)
     scans: dict[Key, list[Candidate]] = defaultdict(list)
-    left_out: dict[Key, list[LeftOut]] = defaultdict(list)
+    strangers: list[Entry] = []
+    halves: dict[Place, Entry] = {}
     listed = 0
     for file in root.files():
         listed += 1
+        if is_half(file.place):
+            halves[file.place] = file
         if not matches.fullmatch(file.place.uri):
             continue
         found = expression.search(file.place.uri)
         if found is None or not found["subject"] or not found["modality"]:
-            nobody = Key(cohort, "", "")
-            left_out[nobody].append(LeftOut(nobody, "", file.place.uri, Reason.NAME, f"the pattern is {pattern}"))
+            strangers.append(file)
             continue
         session = found.groupdict().get("session") or ""
         key = Key(cohort, found["subject"].removeprefix("sub-"), session.removeprefix("ses-"))
         scans[key].append(Candidate(modalities.get(found["modality"], found["modality"]), file))
-    if not scans and not left_out:
+    if not scans and not strangers:
         literal = bool(_LITERAL.search(glob.uri))
         hint = "; brackets and braces stand for themselves: the wildcards are *, ? and **" * literal
         raise InputError(f"cohort {cohort}: {glob} finds nothing in the {counted(listed, 'file')} below {root}{hint}")
-    return [
-        session_of(key, scans.get(key, ()), wanted=wanted, rule=RULE, left_out=left_out.get(key, ()))
-        for key in {**scans, **left_out}
+    scans = {key: _paired(candidates, halves) for key, candidates in scans.items()}
+    paired = {file for own in scans.values() for each in own if each.voxels for file in (each.file, each.voxels)}
+    nobody = Key(cohort, "", "")
+    left_out = [
+        LeftOut(nobody, "", file.place.uri, Reason.NAME, f"the pattern is {pattern}")
+        for file in strangers
+        if file not in paired
     ]
+    if left_out:
+        scans.setdefault(nobody, [])
+    return [
+        session_of(key, own, wanted=wanted, rule=RULE, left_out=left_out if key == nobody else ())
+        for key, own in scans.items()
+    ]
+
+
+def _paired(candidates: list[Candidate], halves: Mapping[Place, Entry]) -> list[Candidate]:
+    """The candidates with pairs put together, each of them once."""
+    distinct = {(each.modality, files_of(each.file, halves.get)): None for each in candidates}
+    return [Candidate(modality, files.file, voxels=files.voxels) for modality, files in distinct]
 
 
 def listing_root(glob: Place) -> Place:

@@ -16,9 +16,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session
+from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, absent
 from bfp.errors import Reason, StorageError, Unusable
-from bfp.imaging.nifti import Volume, decode
+from bfp.imaging.nifti import MAX_FILE_BYTES, Volume, decode
 from bfp.imaging.session import Prepared, ScanFacts, Segmentation, prepare_session
 from bfp.imaging.stacks import Recipe
 from bfp.storage import Entry
@@ -99,7 +99,8 @@ def _prepare(session: Session, recipe: Recipe) -> SessionStacks:
     volumes: dict[str, Volume] = {}
     for scan in session.scans:
         try:
-            volumes[scan.modality] = decode(_read(scan.file))
+            header, voxels = _contents(scan)
+            volumes[scan.modality] = decode(header, voxels=voxels, volumes=recipe.volumes)
         except Unusable as unusable:
             leave_out(scan, unusable)
 
@@ -152,14 +153,21 @@ def _records(session: Session, prepared: list[Prepared], unusable_maps: dict[str
 
 def _segmentation(label_map: LabelMap) -> Segmentation:
     """A blank label map is one all the same: it says that there is nothing."""
-    return Segmentation(decode(_read(label_map.file), may_be_blank=True), label_map.drawn_on)
+    header, voxels = _contents(label_map)
+    return Segmentation(decode(header, voxels=voxels, may_be_blank=True), label_map.drawn_on)
+
+
+def _contents(source: Scan | LabelMap) -> tuple[bytes, bytes | None]:
+    """The bytes of the file, and of the other where they are a pair."""
+    return _read(source.file), _read(source.voxels) if source.voxels else None
 
 
 def _read(file: Entry) -> bytes:
     """The bytes of a file that discovery saw."""
     if file.size < 0:
-        linked = file.place.is_local and file.place.path.is_symlink()
-        raise Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is at {file.place}")
+        raise absent(file)
+    if file.size > MAX_FILE_BYTES:
+        raise Unusable(Reason.TOO_LARGE, f"a file of {file.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
     try:
         data = file.place.read()
     except StorageError as error:

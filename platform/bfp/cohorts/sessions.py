@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from bfp.errors import Reason
+from bfp.errors import Reason, Unusable
 from bfp.storage import Entry
 
 BRAIN = "brain"
@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One file that is one modality of a session.
+    """One file that is one modality of a session; of a pair the header, and `voxels` is the other file.
 
     chosen: of how many candidates it was taken, and by what rule; "" where it was the only one.
     warnings: what is doubtful about it by its name alone, as sentences for a person.
@@ -38,18 +38,28 @@ class Scan:
     file: Entry
     chosen: str = ""
     warnings: tuple[str, ...] = ()
+    voxels: Entry | None = None
+
+    @property
+    def files(self) -> tuple[Entry, ...]:
+        return (self.file, self.voxels) if self.voxels else (self.file,)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
     """One file of a segmentation, drawn on the grid of the session's scan of modality `drawn_on`.
 
-    A file that is named and not there has size -1.
+    A file that is named and not there has size -1. voxels: as of a scan.
     """
 
     name: str
     drawn_on: str
     file: Entry
+    voxels: Entry | None = None
+
+    @property
+    def files(self) -> tuple[Entry, ...]:
+        return (self.file, self.voxels) if self.voxels else (self.file,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +96,17 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that may become a scan. `rank` orders the candidates of a modality: the lowest is taken."""
+    """What may become a scan. `rank` orders the candidates of a modality: the lowest is taken."""
 
     modality: str
     file: Entry
     rank: Any = ()
     warnings: tuple[str, ...] = ()
+    voxels: Entry | None = None
+
+    @property
+    def files(self) -> tuple[Entry, ...]:
+        return (self.file, self.voxels) if self.voxels else (self.file,)
 
 
 def session_of(
@@ -109,15 +124,19 @@ def session_of(
     rule says in words what `rank` orders by ("the fewest entities, …"); it stands with the scan that was taken and in
     the rows of its duplicates.
     """
+    key = Key(*map(as_text, key))
     taken: dict[str, Candidate] = {}
     usable: Counter[str] = Counter()
-    out = list(left_out)
+    out = [replace(row, key=key, uri=as_text(row.uri), detail=as_text(row.detail)) for row in left_out]
     for candidate in sorted(candidates, key=lambda candidate: (candidate.rank, candidate.file.place.uri)):
-        modality, uri = candidate.modality, candidate.file.place.uri
+        modality, uri = as_text(candidate.modality), as_text(candidate.file.place.uri)
         if modality not in wanted:
             out.append(LeftOut(key, modality, uri, Reason.UNWANTED, f"{modality}; asked for: {', '.join(wanted)}"))
-        elif candidate.file.size < 0:
-            out.append(LeftOut(key, modality, uri, Reason.DANGLING, "a link to a file that is not there"))
+        elif uri != candidate.file.place.uri:
+            out.append(LeftOut(key, modality, uri, Reason.NAME, "a path that is not UTF-8; rename it"))
+        elif gone := [file for file in candidate.files if file.size < 0]:
+            why = absent(gone[0])
+            out.append(LeftOut(key, modality, uri, why.reason, why.detail))
         else:
             usable[modality] += 1
             first = taken.setdefault(modality, candidate)
@@ -135,4 +154,15 @@ def session_of(
 
 def _scan(candidate: Candidate, *, of: int, rule: str) -> Scan:
     chosen = f"of {of}: {rule}" if of > 1 else ""
-    return Scan(candidate.modality, candidate.file, chosen, candidate.warnings)
+    return Scan(candidate.modality, candidate.file, chosen, candidate.warnings, candidate.voxels)
+
+
+def absent(file: Entry) -> Unusable:
+    """Why a file of size -1 cannot be read: it is a link to nothing, or nothing at all."""
+    linked = file.place.is_local and file.place.path.is_symlink()
+    return Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is at {as_text(file.place.uri)}")
+
+
+def as_text(name: str) -> str:
+    """A name of a file, with escapes for bytes that are not UTF-8: no table could hold them (PEP 383)."""
+    return name.encode(errors="backslashreplace").decode()

@@ -67,8 +67,8 @@ def _name(sessions: list[Session], *, preprocessing: str, version: int) -> str:
     inputs = [
         [
             session.key,
-            [[scan.modality, *_file(scan.file), *scan.warnings] for scan in session.scans],
-            [[label_map.name, label_map.drawn_on, *_file(label_map.file)] for label_map in session.label_maps],
+            [[scan.modality, *_files(scan.files), *scan.warnings] for scan in session.scans],
+            [[label_map.name, label_map.drawn_on, *_files(label_map.files)] for label_map in session.label_maps],
             [[row.modality, row.uri, row.reason, row.detail] for row in session.left_out],
         ]
         for session in sessions
@@ -77,5 +77,5 @@ def _name(sessions: list[Session], *, preprocessing: str, version: int) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def _file(file: Entry) -> list[str | int]:
-    return [file.place.uri, file.size, file.etag]
+def _files(files: Iterable[Entry]) -> list[str | int]:
+    return [fact for file in files for fact in (file.place.uri, file.size, file.etag)]

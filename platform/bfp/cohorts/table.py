@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bfp.cohorts.labels import Row, present, read_table
+from bfp.cohorts.pairs import Files, files_of
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place, place
@@ -40,7 +41,7 @@ def sessions(
     label_columns = {segmentation.column for segmentation in segmentations}
     uris = [row["uri"] for row in rows]
     uris += [row[column] for row in rows for column in label_columns if column and present(row[column])]
-    entries = _look_up(uris, base=file.parent)
+    found_at = _look_up(uris, base=file.parent)
 
     grouped: dict[Key, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
@@ -50,16 +51,20 @@ def sessions(
 
     found = []
     for key, own in grouped.items():
-        here = [(row, entries[row["uri"]]) for row in own]
+        here = [(row, found_at[row["uri"]]) for row in own]
         found.append(
             session_of(
                 key,
-                [Candidate(row["modality"], entry, rank) for rank, (row, entry) in enumerate(here) if entry],
+                [
+                    Candidate(row["modality"], files.file, rank, voxels=files.voxels)
+                    for rank, (row, files) in enumerate(here)
+                    if files
+                ],
                 wanted=wanted,
                 rule=RULE,
-                label_maps=_label_maps(own, entries, segmentations, base=file.parent),
+                label_maps=_label_maps(own, found_at, segmentations, base=file.parent),
                 labels=_labels(own, {*_NEEDED, "session", *label_columns}),
-                left_out=[_missing(key, row, file.parent) for row, entry in here if entry is None],
+                left_out=[_missing(key, row, file.parent) for row, files in here if files is None],
             )
         )
     return found
@@ -81,11 +86,16 @@ def _check(file: Place, rows: list[Row], segmentations: Sequence[SegmentationSou
             raise InputError(f"{file}:{line}: no {' and no '.join(empty)}")
 
 
-def _look_up(uris: list[str], *, base: Place) -> dict[str, Entry | None]:
-    """The file behind each URI as it stands in the table; None where there is none."""
+def _look_up(uris: list[str], *, base: Place) -> dict[str, Files | None]:
+    """What stands behind each URI as it is written in the table; None where there is nothing."""
+
+    def look_up(uri: str) -> Files | None:
+        entry = _resolve(uri, base).entry()
+        return files_of(entry, Place.entry) if entry else None
+
     distinct = list(dict.fromkeys(uris))
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
-        return dict(zip(distinct, pool.map(lambda uri: _resolve(uri, base).entry(), distinct), strict=True))
+        return dict(zip(distinct, pool.map(look_up, distinct), strict=True))
 
 
 def _resolve(uri: str, base: Place) -> Place:
@@ -100,7 +110,7 @@ def _missing(key: Key, row: Mapping[str, str], base: Place) -> LeftOut:
 
 def _label_maps(
     rows: list[dict[str, str]],
-    entries: Mapping[str, Entry | None],
+    found_at: Mapping[str, Files | None],
     segmentations: Sequence[SegmentationSource],
     *,
     base: Place,
@@ -113,8 +123,8 @@ def _label_maps(
         own = sorted(rows, key=lambda row: row["modality"] != segmentation.drawn_on)
         cells = [cell for row in own if (cell := present(row[segmentation.column or ""]))]
         if cells:
-            file = entries[cells[0]] or Entry(_resolve(cells[0], base), -1, "")
-            yield LabelMap(segmentation.name, segmentation.drawn_on, file)
+            files = found_at[cells[0]] or Files(Entry(_resolve(cells[0], base), -1, ""), None)
+            yield LabelMap(segmentation.name, segmentation.drawn_on, files.file, files.voxels)
 
 
 def _labels(rows: list[dict[str, str]], identity: Collection[str | None]) -> dict[str, str]:

@@ -54,6 +54,7 @@ def recipe_of(preprocessing: Preprocessing) -> Recipe:
         zscore_limit=preprocessing.zscore_limit,
         slice_axis=preprocessing.slice_axis,
         slice_range_mm=preprocessing.slice_range_mm,
+        volumes=preprocessing.volumes,
     )
 
 

@@ -20,6 +20,8 @@ _LONGEST_TAIL = 1 << 20
 # Block-wise gzip has a member for each 64 KiB: enough for 2 GiB, and a flood of empty members ends.
 _MOST_MEMBERS = 1 << 15
 _PIECE = 1 << 16
+# How much is inflated to learn whether a file is damaged whose header makes no sense.
+_LONGEST_CHECK = 1 << 26
 
 
 def is_gzip(data: bytes | memoryview) -> bool:
@@ -34,7 +36,10 @@ def first_bytes(data: bytes | memoryview, size: int) -> bytes:
     if not is_gzip(data):
         return bytes(data[:size])
     members = _Members(memoryview(data)[:_LONGEST_GZIP_HEADER])
-    return bytes(members.read(size))
+    content = bytes(members.read(size))
+    if not content and members.is_open and len(data) > _LONGEST_GZIP_HEADER:
+        raise Unusable(Reason.CORRUPT, f"gzip: no content in the first {_LONGEST_GZIP_HEADER:,} bytes")
+    return content
 
 
 def content_of(data: bytes | memoryview, size: int) -> bytes | bytearray | memoryview:
@@ -59,6 +64,17 @@ def content_of(data: bytes | memoryview, size: int) -> bytes | bytearray | memor
     return content
 
 
+def check_intact(data: bytes | memoryview) -> None:
+    """Look for damage in what may be gzip, as far as it costs little; content that is not gzip has no checksum.
+
+    Raises Unusable: TRUNCATED, CORRUPT.
+    """
+    if is_gzip(data):
+        members = _Members(memoryview(data))
+        members.skip(_LONGEST_CHECK)
+        members.finish()
+
+
 class _Members:
     """gzip members one after another, read by ISA-L in pieces, so that nothing is copied more than once."""
 
@@ -67,6 +83,11 @@ class _Members:
         self._position = 0
         self._members = 0
         self._inflater = isal_zlib.decompressobj(wbits=31)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the member that was read last has not come to its end."""
+        return not self._inflater.eof
 
     def read(self, size: int) -> bytearray:
         """The next `size` bytes; fewer where the last member, or the file, ends."""
@@ -79,17 +100,22 @@ class _Members:
             content += self._inflate(size - len(content))
         return content
 
+    def skip(self, size: int) -> None:
+        """Read on by up to `size` bytes, a piece at a time, and keep nothing."""
+        while size > 0 and (piece := self.read(min(size, _LONGEST_TAIL))):
+            size -= len(piece)
+
     def finish(self) -> None:
         """Read on to the end of the member, where its checksum stands.
 
         Raises Unusable: TRUNCATED when the file ends before it, CORRUPT when it does not fit.
         """
         tail = 0
-        while not self._inflater.eof and tail < _LONGEST_TAIL:
+        while self.is_open and tail < _LONGEST_TAIL:
             at_end = self._position == len(self._data)
             piece = self._inflate(_LONGEST_TAIL)
             tail += len(piece)
-            if at_end and not piece and not self._inflater.eof:
+            if at_end and not piece and self.is_open:
                 raise Unusable(Reason.TRUNCATED, f"the file ends at byte {len(self._data):,}, before gzip's checksum")
 
     def _open_next(self) -> None:

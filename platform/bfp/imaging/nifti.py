@@ -1,9 +1,10 @@
 """NIfTI files to volumes and back: what the bytes say, refused where they cannot be believed.
 
-Single files of NIfTI-1 and NIfTI-2, plain or gzip (told by their first bytes, never by their name), both byte orders,
-every real data type. The header is judged before a voxel is inflated. The orientation follows the standard
-(https://nifti.nimh.nih.gov/nifti-1): the sform where its code is positive, else the qform, else voxel sizes alone, and
-what is doubtful about it becomes a warning. Units other than millimetres are converted.
+NIfTI-1 and NIfTI-2, whole files (.nii) and pairs (.hdr and .img), plain or gzip (told by their first bytes, never by
+their name), both byte orders, every real data type. The header is judged before a voxel is inflated. The orientation
+follows the standard (https://nifti.nimh.nih.gov/nifti-1): the sform where its code is positive, else the qform, else
+voxel sizes alone, and what is doubtful about it becomes a warning. Units other than millimetres are converted. Of a
+4-D file one volume is made by a stated choice, or none.
 
 Arrays are (i, j, k) in Fortran order, as the file stores them: i is fastest. Identifying header fields (descrip,
 aux_file, db_name, intent_name, extensions) are never looked at.
@@ -12,7 +13,7 @@ aux_file, db_name, intent_name, extensions) are never looked at.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import deflate
 import numpy as np
@@ -22,10 +23,15 @@ from nibabel.quaternions import quat2mat
 
 from bfp.errors import Reason, Unusable
 from bfp.imaging.grid import Grid
-from bfp.imaging.inflate import content_of, first_bytes
+from bfp.imaging.inflate import check_intact, content_of, first_bytes
 
 # 512³: half-millimetre voxels over a whole head; 0.5 GiB as float32.
 MAX_VOXELS = 1 << 27
+# Twice as many voxels of the widest type: no file needs to be read that is larger.
+MAX_FILE_BYTES = 16 * MAX_VOXELS
+
+Volumes = Literal["refuse", "first", "mean"]
+"""What becomes of a 4-D file."""
 
 _HEADER_DTYPES = {348: nifti1_dtype, 540: nifti2_dtype}
 _REAL_TYPES = {
@@ -38,8 +44,13 @@ _OTHER_TYPES = {
 }  # fmt: skip
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
 _SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 0.001, 100.0
+# The box along RAS around a volume: ten times a head with its neck and shoulders. A damaged spacing would make slices
+# by the ten thousand, and registering such a volume takes seconds.
+_LONGEST_EXTENT_MM, _LARGEST_FIELD_MM3 = 2000.0, 2.5e8
 _LONGEST_EXTENSIONS = 1 << 24  # bytes between the header and the voxels
 _LARGEST_VALUE = 1e30  # beyond it, arithmetic in float32 overflows: as good as not finite
+# Values closer together than this, or than this share of the largest, are one value: float32 has no room for greys.
+_SMALLEST_RANGE, _SMALLEST_SHARE = 1e-30, 2.0**-14
 _QFORM_SFORM_TOLERANCE_MM = 1.0
 
 
@@ -74,29 +85,49 @@ class Volume:
         return (value - self.intercept) / self.slope
 
 
-def decode(data: bytes | memoryview, *, may_be_blank: bool = False, max_voxels: int = MAX_VOXELS) -> Volume:
-    """One volume from the bytes of a file, at most `max_voxels` large.
+def decode(
+    data: bytes | memoryview,
+    *,
+    voxels: bytes | memoryview | None = None,
+    volumes: Volumes = "refuse",
+    may_be_blank: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> Volume:
+    """One volume from the bytes of a file, from at most `max_voxels` voxels.
 
-    may_be_blank: for masks, where one value everywhere is an answer.
+    voxels: the bytes of the .img, where data are those of the .hdr of a pair. volumes: what becomes of a 4-D file:
+    it is refused, its first volume is taken (the others are not looked at, nor gzip's checksum where it stands more
+    than 1 MiB behind), or the mean of them all, in float32, of what is finite at each voxel. may_be_blank: for masks,
+    where one value everywhere is an answer.
     Raises Unusable: NOT_NIFTI, TRUNCATED, CORRUPT, TOO_LARGE, NOT_3D, DATATYPE, GEOMETRY, EMPTY.
     """
-    header, raw = _header(data)
-    shape = _shape(header, max_voxels=max_voxels)
-    dtype = _dtype(header)
-    slope, intercept = _scaling(header)
-    grid, form_distance_mm, warnings = _geometry(header, shape)
+    try:
+        promised = _promised(data, is_pair=voxels is not None, volumes=volumes, max_voxels=max_voxels)
+    except Unusable:
+        check_intact(data)  # what a damaged header says of itself is no reason: the damage is
+        raise
+    if voxels is not None:
+        content_of(data, len(promised.header))  # its checksum too
+    dtype, count = promised.dtype, promised.volumes * int(np.prod(promised.grid.shape))
+    content = content_of(data if voxels is None else voxels, promised.offset + count * dtype.itemsize)
+    series = np.frombuffer(content, dtype, count=count, offset=promised.offset)
+    series = series.reshape(*promised.grid.shape, promised.volumes, order="F")  # (i, j, k, volumes)
 
-    offset = _voxel_offset(header, len(raw))
-    size = int(np.prod(shape)) * dtype.itemsize
-    content = content_of(data, offset + size)
-    stored = np.frombuffer(content, dtype, count=size // dtype.itemsize, offset=offset).reshape(shape, order="F")
-    stored = stored.astype(dtype.newbyteorder("="), order="K", copy=False)
-
-    volume = Volume(stored, slope, intercept, grid, raw, form_distance_mm, warnings)
-    if dtype.kind == "f":
+    volume = Volume(
+        stored=series[..., 0].astype(dtype.newbyteorder("="), order="K", copy=False),
+        slope=promised.slope,
+        intercept=promised.intercept,
+        grid=promised.grid,
+        header=promised.header,
+        form_distance_mm=promised.form_distance_mm,
+        warnings=promised.warnings,
+    )
+    if promised.volumes > 1:
+        volume = replace(volume, stored=_mean(volume, series), slope=1.0, intercept=0.0)
+    elif dtype.kind == "f":
         volume = replace(volume, stored=_finite(volume), slope=1.0, intercept=0.0)
     volume.stored.setflags(write=False)
-    if not may_be_blank and _is_constant(volume.stored):
+    if not may_be_blank and _is_constant(volume):
         value = float(volume.scaled(volume.stored[0, 0, 0]))
         found = f"{value:g}" if value else f"zero, not finite or beyond {_LARGEST_VALUE:g}"
         raise Unusable(Reason.EMPTY, f"all {volume.stored.size:,} voxels are {found}")
@@ -123,7 +154,31 @@ def encode(voxels: np.ndarray, *, grid: Grid, compress: bool = True) -> bytes:
     return bytes(deflate.gzip_compress(content, 6)) if compress else content
 
 
-def _header(data: bytes | memoryview) -> tuple[np.void, bytes]:
+class _Promised(NamedTuple):
+    """What a header says of the voxels: where they begin, how many volumes of them are to be read, what they mean."""
+
+    header: bytes
+    dtype: np.dtype
+    offset: int
+    volumes: int
+    slope: float
+    intercept: float
+    grid: Grid
+    form_distance_mm: float | None
+    warnings: tuple[str, ...]
+
+
+def _promised(data: bytes | memoryview, *, is_pair: bool, volumes: Volumes, max_voxels: int) -> _Promised:
+    header, raw = _header(data, is_pair=is_pair)
+    *shape, count = _shape(header, volumes=volumes, max_voxels=max_voxels)
+    dtype = _dtype(header)
+    slope, intercept = _scaling(header)
+    grid, form_distance_mm, warnings = _geometry(header, (shape[0], shape[1], shape[2]))
+    offset = _voxel_offset(header, at_least=0 if is_pair else len(raw) + 4)
+    return _Promised(raw, dtype, offset, count, slope, intercept, grid, form_distance_mm, warnings)
+
+
+def _header(data: bytes | memoryview, *, is_pair: bool) -> tuple[np.void, bytes]:
     """The header as a record in its own byte order, and its raw bytes."""
     start = first_bytes(data, 540)
     order: Literal["<", ">"]
@@ -136,27 +191,37 @@ def _header(data: bytes | memoryview) -> tuple[np.void, bytes]:
     if len(start) < length:
         raise Unusable(Reason.TRUNCATED, f"{len(start)} bytes of a header of {length}")
     header = np.frombuffer(start, _HEADER_DTYPES[length].newbyteorder(order), count=1)[0]
-    magic = bytes(header["magic"])
-    if magic[:3] in (b"ni1", b"ni2"):
-        raise Unusable(Reason.NOT_NIFTI, "the header of a pair (.hdr and .img); a single .nii file is expected")
-    if magic[:3] not in (b"n+1", b"n+2"):
+    magic = bytes(header["magic"])[:3]
+    if magic not in (b"n+1", b"n+2", b"ni1", b"ni2"):
         raise Unusable(Reason.NOT_NIFTI, f"magic {magic!r}, expected n+1 or n+2 (ANALYZE files are not read)")
+    if is_pair and magic[1:2] == b"+":
+        raise Unusable(Reason.NOT_NIFTI, f"magic {magic!r} of a whole file in the header of a pair; name it .nii")
+    if not is_pair and magic[1:2] == b"i":
+        expected = "name it .hdr and put the .img with its voxels beside it"
+        raise Unusable(Reason.NOT_NIFTI, f"magic {magic!r} of the header of a pair in a file by itself; {expected}")
     return header, start[:length]
 
 
-def _shape(header: np.void, *, max_voxels: int) -> tuple[int, int, int]:
+def _shape(header: np.void, *, volumes: Volumes, max_voxels: int) -> tuple[int, int, int, int]:
+    """(i, j, k) and how many volumes of this shape are to be read."""
     rank = int(header["dim"][0])
     extents = [int(extent) for extent in header["dim"][1 : rank + 1]]
     if not 1 <= rank <= 7 or min(extents) < 1:
         raise Unusable(Reason.GEOMETRY, f"dim is {header['dim'].tolist()}")
     while len(extents) > 3 and extents[-1] == 1:
         extents.pop()
-    if len(extents) != 3 or min(extents) == 1:
+    if min(extents) == 1 or not 3 <= len(extents) <= 4:
         raise Unusable(Reason.NOT_3D, f"shape {tuple(extents)}")
-    i, j, k = extents
-    if i * j * k > max_voxels:
-        raise Unusable(Reason.TOO_LARGE, f"{i} × {j} × {k} = {i * j * k:,} voxels; the limit is {max_voxels:,}")
-    return i, j, k
+    i, j, k, count = (*extents, 1)[:4]
+    if count > 1 and volumes == "refuse":
+        choices = "`volumes: first` or `volumes: mean` makes one of those of a scan"
+        raise Unusable(Reason.NOT_3D, f"shape {tuple(extents)}: {count} volumes; {choices}")
+    if volumes == "first":
+        count = 1
+    if i * j * k * count > max_voxels:
+        factors = " × ".join(map(str, (i, j, k, count)[: 3 + (count > 1)]))
+        raise Unusable(Reason.TOO_LARGE, f"{factors} = {i * j * k * count:,} voxels; the limit is {max_voxels:,}")
+    return i, j, k, count
 
 
 def _dtype(header: np.void) -> np.dtype:
@@ -178,35 +243,49 @@ def _scaling(header: np.void) -> tuple[float, float]:
     return slope, intercept
 
 
-def _voxel_offset(header: np.void, header_length: int) -> int:
+def _voxel_offset(header: np.void, *, at_least: int) -> int:
+    """Where the voxels begin in their file; 0 is common in a whole one, where four bytes at least follow the header."""
     offset = float(header["vox_offset"])
     if not 0 <= offset <= _LONGEST_EXTENSIONS:  # also false for NaN
         raise Unusable(Reason.NOT_NIFTI, f"vox_offset {offset:g}: no place where voxels could begin")
-    return max(int(offset), header_length + 4)  # 0 is common; four bytes say whether extensions follow
+    return max(int(offset), at_least)
 
 
 def _geometry(header: np.void, shape: tuple[int, int, int]) -> tuple[Grid, float | None, tuple[str, ...]]:
-    """The grid by the standard's rules, the distance of qform and sform where both stand, and warnings."""
-    sform = _sform(header) if header["sform_code"] > 0 else None
-    qform = _qform(header) if header["qform_code"] > 0 else None
+    """The grid by the standard's rules, the distance of qform and sform where both stand, and warnings.
+
+    A sform that cannot be used gives way to a qform that can; nothing gives way to voxel sizes alone.
+    """
+    mm = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    in_mm = np.array([[mm], [mm], [mm], [1.0]])
+    sform = in_mm * _sform(header) if header["sform_code"] > 0 else None
+    qform = in_mm * _qform(header) if header["qform_code"] > 0 else None
     warnings: list[str] = []
     form_distance_mm = None
-    if sform is not None:
+    if sform is not None and qform is not None and _is_usable(qform):
         affine = sform
-        if qform is not None and _is_usable(qform) and _is_usable(sform):
+        if not _is_usable(sform):
+            affine = qform
+            warnings.append("the sform cannot be used; the qform was taken")
+        else:
             form_distance_mm = Grid(shape, sform).distance_mm(Grid(shape, qform))
             if form_distance_mm > _QFORM_SFORM_TOLERANCE_MM:
                 warnings.append(f"qform and sform lie {form_distance_mm:.1f} mm apart; the sform was taken")
+    elif sform is not None:
+        affine = sform
     elif qform is not None:
         affine = qform
     else:
-        affine = np.diag([*np.abs(header["pixdim"][1:4]).astype(np.float64), 1.0])
+        affine = in_mm * np.diag([*np.abs(header["pixdim"][1:4]).astype(np.float64), 1.0])
         warnings.append("the header says nothing of orientation (qform_code and sform_code are 0); RAS was assumed")
-    unit = int(header["xyzt_units"]) & 7
-    affine = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0]) @ affine
     if not _is_usable(affine):
         raise Unusable(Reason.GEOMETRY, f"voxel-to-millimetre matrix {np.round(affine[:3], 4).tolist()}")
-    return Grid(shape, affine), form_distance_mm, tuple(warnings)
+    grid = Grid(shape, affine)
+    extents_mm = np.ptp(grid.corners_ras(), axis=0)
+    if extents_mm.max() > _LONGEST_EXTENT_MM or extents_mm.prod() > _LARGEST_FIELD_MM3:
+        found = " × ".join(f"{extent:,.0f}" for extent in extents_mm)
+        raise Unusable(Reason.GEOMETRY, f"{found} mm, far more than a head")
+    return grid, form_distance_mm, tuple(warnings)
 
 
 def _sform(header: np.void) -> np.ndarray:
@@ -222,7 +301,7 @@ def _qform(header: np.void) -> np.ndarray:
     spacing_mm = header["pixdim"][1:4].astype(np.float64)
     vector = np.array([header["quatern_b"], header["quatern_c"], header["quatern_d"]], dtype=np.float64)
     affine = np.full((4, 4), np.nan)
-    if np.all(spacing_mm > 0) and np.all(np.abs(vector) < 2):
+    if np.all(np.isfinite(spacing_mm) & (spacing_mm > 0)) and np.all(np.abs(vector) < 2):
         scalar_squared = 1 - float(vector @ vector)
         if scalar_squared > -1e-5:  # stored as float32, a turn by 180° may come out that much too long
             rotation = quat2mat([np.sqrt(max(scalar_squared, 0.0)), *vector])
@@ -244,14 +323,34 @@ def _is_usable(affine: np.ndarray) -> bool:
     return abs(np.linalg.det(affine[:3, :3] / spacing_mm)) > 0.2
 
 
-def _is_constant(voxels: np.ndarray) -> bool:
-    """A few voxels tell in most cases."""
-    few = voxels[::8, ::8, ::8]
-    return bool(few.min() == few.max() and voxels.min() == voxels.max())
+def _is_constant(volume: Volume) -> bool:
+    """Whether the voxels hold one value, as far as float32 can tell; a few voxels tell in most cases."""
+
+    def is_one(stored: np.ndarray) -> bool:
+        ends = volume.scaled(np.array([stored.min(), stored.max()])).astype(np.float64)
+        return bool(np.ptp(ends) <= max(_SMALLEST_RANGE, _SMALLEST_SHARE * np.abs(ends).max()))
+
+    return is_one(volume.stored[::8, ::8, ::8]) and is_one(volume.stored)
 
 
 def _finite(volume: Volume) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = volume.scaled(volume.stored)
-        usable = np.abs(values) < _LARGEST_VALUE
+    values, usable = _values(volume, volume.stored)
     return values if usable.all() else np.where(usable, values, np.float32(0))
+
+
+def _mean(volume: Volume, series: np.ndarray) -> np.ndarray:
+    """float32 (i, j, k), scanner units: at each voxel the mean of what is finite in a series (i, j, k, volumes)."""
+    total = np.zeros(volume.stored.shape, np.float32, order="F")
+    seen = np.zeros(volume.stored.shape, np.float32, order="F")
+    for stored in np.moveaxis(series, 3, 0):
+        values, usable = _values(volume, stored)
+        np.add(total, values, out=total, where=usable)
+        seen += usable
+    return total / np.maximum(seen, 1)
+
+
+def _values(volume: Volume, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Stored numbers in scanner units, and which of them are usable."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = volume.scaled(stored)
+        return values, np.abs(values) < _LARGEST_VALUE

@@ -26,6 +26,7 @@ import numpy as np
 from bfp.errors import Reason, Unusable
 from bfp.imaging.foreground import STEP_MM, Foreground
 from bfp.imaging.grid import Grid
+from bfp.imaging.nifti import Volumes
 from bfp.imaging.resample import resample
 
 CHANNELS = 3
@@ -59,6 +60,7 @@ class Recipe:
     a slice's square that must be head.
     intensity "percentiles": window_percentiles of the foreground become black and white. "zscore": zscore_limit
     standard deviations below and above its mean do, which are taken between the percentiles (`window`).
+    volumes: what becomes of 4-D files.
     """
 
     form: Form
@@ -76,6 +78,7 @@ class Recipe:
     zscore_limit: float
     slice_axis: SliceAxis
     slice_range_mm: tuple[float, float] | None
+    volumes: Volumes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -61,9 +61,11 @@ def model_hash(folder: Place) -> str:
 
 def inputs_of(session: Session, *, model: str) -> str:
     """The hash of a session's files (URI, size, etag) and of what is done with them. model: the hash of the model."""
-    files = [(scan.modality, scan.file) for scan in session.scans]
-    files += [(label_map.name, label_map.file) for label_map in session.label_maps]
-    told = [[name, file.place.uri, file.size, file.etag] for name, file in files]
+    named = [(scan.modality, scan.files) for scan in session.scans]
+    named += [(label_map.name, label_map.files) for label_map in session.label_maps]
+    told = [
+        [name, *(fact for file in files for fact in (file.place.uri, file.size, file.etag))] for name, files in named
+    ]
     content = json.dumps([session.key, told, model, IMAGING_VERSION])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 

@@ -76,6 +76,11 @@ class Preprocessing(Strict):
         description="What the three channels of a stack are: three modalities, or three neighbouring slices of one.",
         examples=[{"form": "neighbours", "gap_mm": 1.0}],
     )
+    volumes: Literal["refuse", "first", "mean"] = Field(
+        "refuse",
+        description="What becomes of a 4-D file. refuse: it is rejected; first: its first volume is taken; mean: the "
+        "mean of its volumes, as they lie.",
+    )
     spacing_mm: Positive = Field(1.0, le=20, description="Pixel size of a stack, mm.")
     slice_spacing_mm: Positive | None = Field(
         None, le=50, description="Distance from one slice to the next, mm. null: the same as spacing_mm."

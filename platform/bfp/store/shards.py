@@ -84,13 +84,13 @@ def _masks(key: Key, prepared: Prepared) -> Iterator[pa.Table]:
 
 def _scan_row(key: Key, record: ScanRecord) -> dict[str, Any]:
     """A row of schemas.SCANS."""
-    facts, file = record.facts, record.scan.file
+    facts, files = record.facts, record.scan.files
     return {
         **key._asdict(),
         "modality": facts.modality,
-        "uri": file.place.uri,
-        "size_bytes": file.size,
-        "etag": file.etag,
+        "uri": record.scan.file.place.uri,
+        "size_bytes": sum(file.size for file in files),
+        "etag": " ".join(file.etag for file in files),
         "chosen": record.scan.chosen,
         "shape": facts.native.shape,
         "spacing_mm": facts.native.spacing_mm,
