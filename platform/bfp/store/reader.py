@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -169,10 +170,10 @@ class SliceStore:
             table = table.append_column(name, pa.array(column, pa.int32()))
         return table
 
-    def read_row_group(self, file: StackFile, group: int) -> pa.Table:
-        """One row group of stacks, pixels and all."""
+    def read_row_group(self, file: StackFile, group: int, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row group of stacks, pixels and all, or some of its columns."""
         with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
-            return self._opened(file.place).read_row_group(group, use_threads=False)
+            return self._opened(file.place).read_row_group(group, columns=columns, use_threads=False)
 
     # inside ------------------------------------------------------------------------------------------------------
 
