@@ -115,6 +115,15 @@ class Place:
                     return bytes(stream.readall())
             return bytes(_fsspec(self.scheme).cat_file(self.uri))
 
+    def open_arrow(self) -> Any:
+        """A pyarrow file that is read at any place; close it, or use it in `with`."""
+        import pyarrow
+
+        with plainly(self, "read"):
+            if self.is_local or self.scheme == "s3":
+                return self._arrow().open_input_file(self._key())
+            return pyarrow.PythonFile(_fsspec(self.scheme).open(self.uri, "rb"), mode="r")
+
     def open_parquet(self, *, pre_buffer: bool = False) -> Any:
         """A pyarrow.parquet.ParquetFile; close it, or use it in `with`.
 

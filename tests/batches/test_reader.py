@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -68,12 +66,12 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_restart(
 def test_a_lane_reads_each_row_group_once(stores: list[SliceStore], monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[tuple[StackFile, int]] = []
 
-    def counted(store: SliceStore, file: StackFile, group: int, **how: Any) -> pa.Table:
+    def counted(store: SliceStore, file: StackFile, group: int) -> np.ndarray:
         reads.append((file, group))
-        return read_row_group(store, file, group, **how)
+        return read_pixels(store, file, group)
 
-    read_row_group = SliceStore.read_row_group
-    monkeypatch.setattr(SliceStore, "read_row_group", counted)
+    read_pixels = SliceStore.read_pixels
+    monkeypatch.setattr(SliceStore, "read_pixels", counted)
     plan = plan_of(stores, batch_size=1)
     batches = read(stores, plan)
     for _ in range(plan.pass_steps - AHEAD_STEPS - 1):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bfp.batches.plan import BatchPlan, window_at
 from bfp.errors import InputError
-from bfp.store.reader import SliceStore, pixels_of
+from bfp.store.reader import SliceStore
 
 AHEAD_STEPS = 8
 LOCAL_THREADS, REMOTE_THREADS = 2, 32  # on object storage a read is mostly waiting
@@ -48,7 +48,7 @@ def read(
     def load(unit: int) -> np.ndarray:
         source = units.source[unit]
         file = files[source][units.file[unit]]
-        return pixels_of(stores[source].read_row_group(file, int(units.group[unit]), columns=["pixels"]))
+        return stores[source].read_pixels(file, int(units.group[unit]))
 
     try:
         lanes = [

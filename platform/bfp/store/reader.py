@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from bfp.errors import InputError
 from bfp.imaging import NEIGHBOURS
 from bfp.storage import Place, intact, plainly
 from bfp.store import layout, schemas
+from bfp.store.pages import single_page
 
 _OPEN_FILES = 32  # of one thread: a footer is read once while its file stays open
 _READERS = 16  # of whole tables: many small reads, which on object storage mostly wait
@@ -33,6 +33,21 @@ class StackFile:
     place: Place
     rows: int
     row_groups: tuple[int, ...]
+
+
+class _Opened(NamedTuple):
+    """A file of stacks, as Parquet and as bytes; which column the pixels are, and whether they could be null."""
+
+    parquet: Any
+    raw: Any
+    pixels: int
+    nullable: bool
+
+
+def _opened(place: Place) -> _Opened:
+    parquet = place.open_parquet()
+    pixels = parquet.schema.names.index("pixels")
+    return _Opened(parquet, place.open_arrow(), pixels, parquet.schema.column(pixels).max_definition_level > 0)
 
 
 class SliceStore:
@@ -170,10 +185,23 @@ class SliceStore:
             table = table.append_column(name, pa.array(column, pa.int32()))
         return table
 
-    def read_row_group(self, file: StackFile, group: int, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row group of stacks, pixels and all, or some of its columns."""
+    def read_row_group(self, file: StackFile, group: int) -> pa.Table:
+        """One row group of stacks, pixels and all."""
         with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
-            return self._opened(file.place).read_row_group(group, columns=columns, use_threads=False)
+            return self._opened(file.place).parquet.read_row_group(group, use_threads=False)
+
+    def read_pixels(self, file: StackFile, group: int) -> np.ndarray:
+        """The pixels of one row group, read-only: uint8 (n, 3, size, size)."""
+        with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
+            opened = self._opened(file.place)
+            rows, width = file.row_groups[group], schemas.CHANNELS * self.size_px**2
+            column = opened.parquet.metadata.row_group(group).column(opened.pixels)
+            if column.compression == "ZSTD" and not column.has_dictionary_page:
+                opened.raw.seek(column.data_page_offset)
+                chunk = opened.raw.read_buffer(column.total_compressed_size)
+                if (page := single_page(chunk, rows=rows, width=width, nullable=opened.nullable)) is not None:
+                    return np.frombuffer(page, np.uint8).reshape(rows, schemas.CHANNELS, self.size_px, self.size_px)
+            return pixels_of(opened.parquet.read_row_group(group, columns=["pixels"], use_threads=False))
 
     # inside ------------------------------------------------------------------------------------------------------
 
@@ -199,13 +227,15 @@ class SliceStore:
             tables = list(pool.map(read, self._parts(table)))
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
-    def _opened(self, place: Place) -> Any:
+    def _opened(self, place: Place) -> _Opened:
         """The open file of this thread: the least recently used is closed when there are too many."""
-        files: OrderedDict[Place, Any] = vars(self._local).setdefault("files", OrderedDict())
+        files: OrderedDict[Place, _Opened] = vars(self._local).setdefault("files", OrderedDict())
         if place not in files:
-            files[place] = place.open_parquet()
+            files[place] = _opened(place)
             if len(files) > _OPEN_FILES:
-                files.popitem(last=False)[1].close()
+                _, oldest = files.popitem(last=False)
+                oldest.parquet.close()
+                oldest.raw.close()
         files.move_to_end(place)
         return files[place]
 
