@@ -89,6 +89,7 @@ class Reason(StrEnum):
     UNREADABLE = "file cannot be read"
     NAME = "file name not understood"
     UNWANTED = "modality not asked for"
+    IGNORED = "named in .bidsignore"
     DUPLICATE = "another scan of this modality was taken"
     NOT_NIFTI = "not a NIfTI file"
     TRUNCATED = "file ends early"

@@ -48,6 +48,10 @@ RECIPE = Recipe(
     brain="none",
     window_percentiles=PERCENTILES,
     min_foreground=0.0,
+    intensity="percentiles",
+    zscore_limit=3.0,
+    slice_axis="axial",
+    slice_range_mm=None,
 )
 
 

@@ -1,22 +1,27 @@
-"""`kill -9` of `bfp submit` at random moments, then the same submit: nothing is lost and nothing differs.
+"""`kill -9` at random moments of `bfp submit`, then the same submit: nothing is lost and nothing differs.
 
-    python -m tests.campaigns.kill FOLDER [--rounds 10] [--seed 0] [--pretrain-steps 60]
+    python -m tests.campaigns.kill FOLDER [--rounds 10] [--seed 0] [--jobs ingest] [--victims driver raylet]
 
-Makes a demo cohort in FOLDER and runs the demo's ingest and pretrain once undisturbed. Each round then runs both again,
-killed one to three times at moments drawn over the whole of an undisturbed run, from the first import to the report.
-At the end of a round the store must be the undisturbed one byte for byte, and so must the encoder, the last
-checkpoint's tensors and the losses. Prints a line a round; exits 1 where anything differed.
+Makes a demo cohort in FOLDER and runs the demo's ingest and pretrain once undisturbed. Each round then runs both
+again, killed one to five times at moments drawn over the whole of an undisturbed run, from the first import to the
+report; what is killed is drawn too: the driver, one of its Ray workers, or its raylet. At the end of a round the store
+must be the undisturbed one byte for byte; the encoder, the last checkpoint's tensors and the losses must be equal.
+Prints a line a round; exits 1 where anything differed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bfp.cli.demo import places
@@ -28,16 +33,18 @@ from tests.conftest import CHECKOUT
 
 BFP = Path(sys.executable).parent / "bfp"
 SUBJECTS = Groups(6, 6, 2)
+VICTIMS = ("driver", "worker", "raylet")
+PRETRAIN_STEPS = 60
+GIVES_UP_S = 300  # a submit that lost its raylet or a worker has ended by then, done or failed
 
 
-def command(kind: str, base: Path, *, name: str, store: str, steps: int) -> list[str]:
+def command(kind: str, base: Path, *, name: str, store: str) -> list[str]:
     """`bfp submit` of one of the demo's specs, under a name and with a store of its own."""
-    changes = [
-        *places(kind, str(base)),
-        f"name={name}",
-        f"store='{base / store}'",
-        *(["train.epochs=1", f"train.steps_per_epoch={steps}", "train.checkpoint_every=10"] if steps else []),
-    ]
+    changes = [*places(kind, str(base)), f"name={name}", f"store='{base / store}'"]
+    if kind == "pretrain":
+        changes += ["train.epochs=1", f"train.steps_per_epoch={PRETRAIN_STEPS}", "train.checkpoint_every=10"]
+    else:
+        changes += ["sessions_per_shard=2"]
     return [str(BFP), "submit", f"{CHECKOUT}/jobs/demo/{kind}.yaml", *(f"--set={change}" for change in changes)]
 
 
@@ -50,23 +57,41 @@ def finish(line: Sequence[str]) -> float:
     return time.monotonic() - began
 
 
-def kill(line: Sequence[str], *, after_s: float) -> bool:
-    """Start it and kill it after so many seconds; False where it had ended before."""
+def kill(line: Sequence[str], victim: str, *, after_s: float, draw: random.Random) -> str | None:
+    """Start it and kill a process of it after so many seconds; returns which, None where it had ended before.
+
+    Before Ray is up there is only the driver to kill.
+    """
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(after_s)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return True
-    return False
+        found = sorted(pid for pid, name in descendants(process.pid) if name == victim)
+        killed, pid = (victim, draw.choice(found)) if found else ("driver", process.pid)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(GIVES_UP_S)
+        return killed
+    return None
 
 
-def disturbed(line: Sequence[str], *, lasts_s: float, draw: random.Random) -> tuple[list[float], float]:
-    """Kill it a few times, then let it finish; returns the moments of the kills and how long the last one took."""
-    moments = [draw.uniform(0.5, 1.1 * lasts_s) for _ in range(draw.randint(1, 3))]
-    killed = [moment for moment in moments if kill(line, after_s=moment)]
-    return killed, finish(line)
+def descendants(root: int) -> Iterator[tuple[int, str]]:
+    """The processes below a driver that are Ray workers or its raylet (Linux)."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    below = {root}
+    while new := {pid for pid, parent in parents.items() if parent in below and pid not in below}:
+        below |= new
+    for pid in below - {root}:
+        with suppress(OSError):
+            title = (Path("/proc") / str(pid) / "cmdline").read_bytes().partition(b"\0")[0]
+            if title.startswith(b"ray::"):
+                yield pid, "worker"
+            elif title.endswith(b"/raylet"):
+                yield pid, "raylet"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -93,37 +118,47 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pretrain-steps", type=int, default=60)
+    parser.add_argument("--jobs", nargs="+", choices=("ingest", "pretrain"), default=["ingest", "pretrain"])
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     given = parser.parse_args()
     base, draw = given.folder.resolve(), random.Random(given.seed)
     make_cohort(base / "cohort", subjects=SUBJECTS, seed=given.seed, workers=2, progress=lambda done, total: None)
 
-    def ingest(name: str, store: str) -> list[str]:
-        return command("ingest", base, name=name, store=store, steps=0)
+    store_of = {"ingest": "store-{}", "pretrain": "store-undisturbed"}
+    lasts_s: dict[str, float] = {}
+    expected: dict[str, dict[str, object]] = {}
+    for kind in ("ingest", *(["pretrain"] if "pretrain" in given.jobs else [])):
+        lasts_s[kind] = finish(command(kind, base, name=f"{kind}-undisturbed", store="store-undisturbed"))
+        expected[kind] = outcome(kind, base, "undisturbed")
+        print(f"{kind}, undisturbed: {lasts_s[kind]:.0f} s", flush=True)
 
-    def pretrain(name: str) -> list[str]:
-        return command("pretrain", base, name=name, store="store", steps=given.pretrain_steps)
-
-    ingest_s, pretrain_s = finish(ingest("ingest", "store")), finish(pretrain("pretrain"))
-    store, encoder = contents(base / "store"), trained(base / "runs/pretrain")
-    print(f"undisturbed: ingest {ingest_s:.0f} s, {len(store)} files; pretrain {pretrain_s:.0f} s", flush=True)
-    kills, bad = 0, 0
+    kills: Counter[str] = Counter()
+    bad = 0
     for number in range(1, given.rounds + 1):
-        for kind, line, lasts_s in (
-            ("ingest", ingest(f"ingest-{number}", f"store-{number}"), ingest_s),
-            ("pretrain", pretrain(f"pretrain-{number}"), pretrain_s),
-        ):
-            killed, last_s = disturbed(line, lasts_s=lasts_s, draw=draw)
-            if kind == "ingest":
-                wrong = differing(dict(contents(base / f"store-{number}")), dict(store))
-            else:
-                wrong = differing(trained(base / f"runs/pretrain-{number}"), encoder)
-            kills, bad = kills + len(killed), bad + bool(wrong)
-            at = ", ".join(f"{moment:.1f}" for moment in killed) or "none in time"
-            said = f"differs: {', '.join(wrong)}" if wrong else "equal"
-            print(f"round {number} {kind}: killed after {at} s; then {last_s:.0f} s: {said}", flush=True)
-    print(f"{kills} kills in {given.rounds} rounds; {bad} of {2 * given.rounds} results differ from the undisturbed")
+        for kind in given.jobs:
+            line = command(kind, base, name=f"{kind}-{number}", store=store_of[kind].format(number))
+            killed = []
+            for _ in range(draw.randint(1, 5)):
+                moment = draw.uniform(0.5, 1.1 * lasts_s[kind])
+                if victim := kill(line, draw.choice(given.victims), after_s=moment, draw=draw):
+                    killed.append(f"{victim} at {moment:.1f} s")
+                    kills[victim] += 1
+            last_s = finish(line)
+            wrong = differing(outcome(kind, base, str(number)), expected[kind])
+            bad += bool(wrong)
+            said = f"DIFFERS: {', '.join(wrong)}" if wrong else "equal"
+            print(
+                f"round {number} {kind}: {'; '.join(killed) or 'none in time'}; then {last_s:.0f} s: {said}", flush=True
+            )
+    by_victim = ", ".join(f"{count} of the {victim}" for victim, count in sorted(kills.items()))
+    print(f"{kills.total()} kills ({by_victim}) in {given.rounds} rounds; {bad} results differ from the undisturbed")
     sys.exit(bad > 0)
+
+
+def outcome(kind: str, base: Path, name: str) -> dict[str, object]:
+    if kind == "ingest":
+        return dict(contents(base / f"store-{name}"))
+    return trained(base / f"runs/pretrain-{name}")
 
 
 if __name__ == "__main__":

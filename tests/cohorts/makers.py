@@ -23,6 +23,10 @@ RECIPE = Recipe(
     brain="none",
     window_percentiles=(0.5, 99.5),
     min_foreground=0.05,
+    intensity="percentiles",
+    zscore_limit=3.0,
+    slice_axis="axial",
+    slice_range_mm=None,
 )
 """Quick, coarse stacks of the heads below."""
 

@@ -11,9 +11,15 @@ WANTED = ("T1w", "T2w", "FLAIR")
 
 
 def found_in(
-    root: Path, *, modalities: dict[str, str] | None = None, segmentations: tuple[SegmentationSource, ...] = ()
+    root: Path,
+    *,
+    modalities: dict[str, str] | None = None,
+    segmentations: tuple[SegmentationSource, ...] = (),
+    prefer: dict[str, str | None] | None = None,
 ) -> list[Session]:
-    source = Source("c", "bids", place(str(root)), modalities=modalities or {}, segmentations=segmentations)
+    source = Source(
+        "c", "bids", place(str(root)), modalities=modalities or {}, segmentations=segmentations, prefer=prefer or {}
+    )
     return discover(source, wanted=WANTED)
 
 
@@ -51,18 +57,97 @@ def test_of_two_scans_of_one_modality_the_plainest_is_taken_and_the_other_named_
         "sub-01/anat/sub-01_T1w.nii.gz",
         "sub-02/anat/sub-02_run-10_T1w.nii.gz",
         "sub-02/anat/sub-02_run-2_T1w.nii.gz",
-        "sub-03/anat/sub-03_ce-gad_T1w.nii.gz",
         "sub-03/anat/sub-03_acq-x_run-1_T1w.nii.gz",
-        "sub-04/anat/sub-04_acq-x_ce-gad_T1w.nii.gz",
-        "sub-04/anat/sub-04_run-2_T1w.nii.gz",
+        "sub-03/anat/sub-03_acq-x_rec-y_run-2_T1w.nii.gz",
+        "sub-03/anat/sub-03_FLAIR.nii.gz",
     )
-    one, two, three, four = found_in(root)
+    one, two, three = found_in(root)
     assert names_of(one) == ["sub-01_T1w.nii.gz"]
     assert names_of(two) == ["sub-02_run-2_T1w.nii.gz"]
-    assert names_of(three) == ["sub-03_ce-gad_T1w.nii.gz"]
-    assert names_of(four) == ["sub-04_run-2_T1w.nii.gz"]
+    assert names_of(three) == ["sub-03_FLAIR.nii.gz", "sub-03_acq-x_run-1_T1w.nii.gz"]
     assert reasons_of(two) == [("sub-02_run-10_T1w.nii.gz", Reason.DUPLICATE)]
-    assert "sub-02_run-2_T1w.nii.gz was taken: the fewest entities" in two.left_out[0].detail
+    assert two.left_out[0].detail == (
+        "sub-02_run-2_T1w.nii.gz was taken: no contrast agent and no phase image, then the fewest entities in its "
+        "name, then the lowest run, then by name"
+    )
+    assert [scan.chosen.partition(",")[0] for scan in three.scans] == ["", "of 2: no contrast agent and no phase image"]
+
+
+def test_a_contrast_agent_or_a_phase_image_is_taken_only_where_there_is_no_other_and_says_so(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_ce-gad_T1w.nii.gz",
+        "sub-01/anat/sub-01_acq-x_rec-y_run-1_T1w.nii.gz",
+        "sub-02/anat/sub-02_ce-gad_T1w.nii.gz",
+        "sub-03/anat/sub-03_part-phase_T1w.nii.gz",
+        "sub-03/anat/sub-03_part-mag_run-2_T1w.nii.gz",
+        "sub-04/anat/sub-04_part-real_T2w.nii.gz",
+    )
+    one, two, three, four = found_in(root)
+    assert names_of(one) == ["sub-01_acq-x_rec-y_run-1_T1w.nii.gz"]
+    assert names_of(three) == ["sub-03_part-mag_run-2_T1w.nii.gz"]
+    assert [scan.warnings for session in (one, three) for scan in session.scans] == [(), ()]
+    assert two.scans[0].warnings == ("with a contrast agent (ce-gad), for want of a T1w without",)
+    assert four.scans[0].warnings == ("part-real, for want of a T2w with magnitudes",)
+
+
+def test_preferred_entities_choose_otherwise_and_lose_no_modality(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_acq-mprage_run-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_acq-mprage_run-02_T1w.nii.gz",
+        "sub-01/anat/sub-01_FLAIR.nii.gz",
+        "sub-02/anat/sub-02_ce-gad_T1w.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "derivatives/m/sub-01_acq-mprage_run-02_label-lesion_mask.nii.gz",
+        "derivatives/m/sub-01_label-lesion_mask.nii.gz",
+    )
+    masks = (SegmentationSource("tumour", "T1w", suffix="label-lesion_mask"),)
+    one, two = found_in(root, prefer={"acq": "mprage", "run": "2"}, segmentations=masks)
+    assert names_of(one) == ["sub-01_FLAIR.nii.gz", "sub-01_acq-mprage_run-02_T1w.nii.gz"]
+    assert [each.file.place.name for each in one.label_maps] == ["sub-01_acq-mprage_run-02_label-lesion_mask.nii.gz"]
+    assert one.scans[1].chosen.startswith("of 3: acq-mprage, then run-2, then no contrast agent")
+    assert names_of(two) == ["sub-02_T1w.nii.gz"]
+    _, two = found_in(root, prefer={"ce": "gad"})
+    assert (names_of(two), two.scans[0].warnings) == (["sub-02_ce-gad_T1w.nii.gz"], ())
+    one, _ = found_in(root, prefer={"acq": None})
+    assert names_of(one) == ["sub-01_FLAIR.nii.gz", "sub-01_T1w.nii.gz"]
+
+
+def test_processed_scans_are_a_dataset_of_their_own(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "derivatives/fmriprep/sub-01/ses-a/anat/sub-01_ses-a_desc-preproc_T1w.nii.gz",
+        "derivatives/fmriprep/sub-01/ses-a/anat/sub-01_ses-a_space-MNI_desc-preproc_T1w.nii.gz",
+    )
+    (raw,) = found_in(tmp_path)
+    assert names_of(raw) == ["sub-01_T1w.nii.gz"]
+    (own,) = found_in(tmp_path / "derivatives/fmriprep")
+    assert names_of(own) == ["sub-01_ses-a_desc-preproc_T1w.nii.gz"]
+    (template,) = found_in(tmp_path / "derivatives/fmriprep", prefer={"space": "MNI"})
+    assert names_of(template) == ["sub-01_ses-a_space-MNI_desc-preproc_T1w.nii.gz"]
+
+
+def test_no_scan_is_taken_that_bidsignore_names_and_its_line_is_told(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_run-2_T1w.nii.gz",
+        "sub-01/anat/sub-01_label-lesion_mask.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+    )
+    write(root / ".bidsignore", "# not for the validator\n*_mask.nii.gz\n\nsub-01/anat/sub-01_T1w.nii.gz\nsub-02/\n")
+    masks = (SegmentationSource("tumour", "T1w", suffix="label-lesion_mask"),)
+    one, two = found_in(root, segmentations=masks)
+    assert names_of(one) == ["sub-01_run-2_T1w.nii.gz"]
+    assert [each.file.place.name for each in one.label_maps] == ["sub-01_label-lesion_mask.nii.gz"]
+    assert reasons_of(two) == [("sub-02_T1w.nii.gz", Reason.IGNORED)]
+    assert [row.detail for row in (*one.left_out, *two.left_out)] == [
+        "by its line sub-01/anat/sub-01_T1w.nii.gz",
+        "by its line sub-02/",
+    ]
 
 
 def test_a_scan_of_another_modality_is_left_out_unless_it_is_mapped(tmp_path: Path) -> None:

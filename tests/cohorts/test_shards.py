@@ -69,3 +69,10 @@ def test_a_shards_name_follows_from_its_scans_and_their_preprocessing_but_not_fr
         planned([replace(one, key=Key("c", "a", "2"))]),
     ]
     assert len({base.name, *(shards[0].name for shards in others)}) == 5
+
+
+def test_what_is_doubtful_by_a_scans_name_is_part_of_the_shards_name() -> None:
+    plain = session("01")
+    (scan,) = plain.scans
+    doubtful = replace(plain, scans=(replace(scan, warnings=("with a contrast agent",)),))
+    assert planned([plain])[0].name != planned([doubtful])[0].name

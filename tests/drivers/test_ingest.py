@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -128,7 +129,6 @@ def test_labels_that_speak_of_no_session_are_warned_of(dataset: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preprocessing": {"brain": "deepbet"}}, "preprocessing.brain: deepbet is not available in bfp .*; none and"),
         ({"cohorts": [{"name": "a", "bids": "/nowhere/at/all"}]}, "/nowhere/at/all: cannot list it: nothing is there"),
         ({"cohorts": [{"name": "a", "table": "/nowhere.csv"}]}, "/nowhere.csv: cannot read it: nothing is there"),
         (
@@ -142,6 +142,15 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 ) -> None:
     with pytest.raises(InputError, match=message):
         ingest.plan(spec_of(tmp_path, dataset, **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_extra_that_is_not_installed_is_named(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bfp.drivers.preparing.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"preprocessing.brain: deepbet is not installed; .*'bfp\[deepbet\]'"):
+        ingest.plan(spec_of(tmp_path, dataset, preprocessing={"brain": "deepbet"}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -266,6 +275,14 @@ def test_another_preprocessing_is_refused_with_the_difference(dataset: Path, und
     with pytest.raises(InputError, match=r"preprocessing\.size: the store has 44, the spec 56"):
         ingest.plan(spec_of(folder, dataset, preprocessing={"size": 56}))
     assert files_of(folder / "store") == before
+
+
+def test_a_store_is_called_as_it_was_before_there_were_further_fields(dataset: Path, undisturbed: RunFolder) -> None:
+    store = Path(undisturbed.folder.parent.parent.uri) / "store"
+    told = json.loads((store / "store.json").read_text())["preprocessing"]
+    assert set(told) == {
+        "stacks", "spacing_mm", "slice_spacing_mm", "size", "register", "brain", "window", "min_foreground"
+    }  # fmt: skip
 
 
 def test_more_rejections_than_allowed_fail_the_run_and_take_no_snapshot(

@@ -296,3 +296,15 @@ def test_two_workers_learn_as_one_does(folder: Path, ray_session: None) -> None:
     ]
     one, two = ({row["step"]: row["value"] for row in run.metrics() if row["name"] == "loss"} for run in runs)
     assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_no_flip_swaps_front_and_back(folder: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "store", sessions=SESSIONS, segmentation="tissue")
+    file = tmp_path / "store" / "store.json"
+    told = json.loads(file.read_text())
+    flipping = spec_for(tmp_path, "flip", crops={"local_size_px": 14, "local_count": 2, "flip": 0.5})
+    pretrain.plan(flipping)
+    file.write_text(json.dumps({**told, "preprocessing": {**told["preprocessing"], "slice_axis": "sagittal"}}))
+    with pytest.raises(InputError, match=r"crops\.flip: 0\.5: would swap front and back, .* are sagittal"):
+        pretrain.plan(flipping)
+    pretrain.plan(spec_for(tmp_path, "plain"))

@@ -90,5 +90,9 @@ def recipe(**changes: object) -> Recipe:
         "brain": "none",
         "window_percentiles": (0.5, 99.5),
         "min_foreground": 0.05,
+        "intensity": "percentiles",
+        "zscore_limit": 3.0,
+        "slice_axis": "axial",
+        "slice_range_mm": None,
     }
     return Recipe(**{**plain, **changes})  # type: ignore[arg-type]

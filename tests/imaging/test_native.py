@@ -8,6 +8,7 @@ import pytest
 from bfp.imaging.grid import Grid
 from bfp.imaging.native import to_native
 from bfp.imaging.session import Prepared, prepare_session
+from bfp.imaging.stacks import EDGES, SliceAxis
 from tests.imaging.makers import grid, motion, recipe, scan
 
 SPHERE_RAS, RADIUS_MM = np.array([-22.0, 14.0, 9.0]), 16.0
@@ -31,10 +32,11 @@ def maps_of(prepared: Prepared) -> np.ndarray:
     return np.stack([1 - inside, inside], axis=1)
 
 
+@pytest.mark.parametrize("axis", EDGES)
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_planted_sphere_returns_to_within_half_a_voxel(name: str) -> None:
+def test_a_planted_sphere_returns_to_within_half_a_voxel(name: str, axis: SliceAxis) -> None:
     native = GRIDS[name]
-    (prepared,) = prepare_session({"T1w": scan(native)}, recipe=recipe()).prepared
+    (prepared,) = prepare_session({"T1w": scan(native)}, recipe=recipe(slice_axis=axis)).prepared
     facts = prepared.facts[0]
     found = to_native(
         maps_of(prepared),
@@ -52,11 +54,12 @@ def test_a_planted_sphere_returns_to_within_half_a_voxel(name: str) -> None:
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.93
 
 
-def test_the_way_back_goes_through_the_registration() -> None:
+@pytest.mark.parametrize("axis", EDGES)
+def test_the_way_back_goes_through_the_registration(axis: SliceAxis) -> None:
     off = motion(turn_deg=(3, -2, 5), shift_mm=(2, 11, -4))
     other = GRIDS["oblique"]
     scans = {"T1w": scan(GRIDS["LPS"]), "FLAIR": scan(other, contrast="FLAIR", moved=off)}
-    (prepared,) = prepare_session(scans, recipe=recipe(register="rigid")).prepared
+    (prepared,) = prepare_session(scans, recipe=recipe(register="rigid", slice_axis=axis)).prepared
     found = to_native(
         maps_of(prepared),
         slices=prepared.slices,
@@ -83,3 +86,20 @@ def test_outside_the_stacks_there_is_background() -> None:
     assert found[0, 0, 0, 0] == 1
     assert found[1, 0].max() == 0
     assert found[1, 42, 49, 37] == 1
+
+
+def test_outside_a_range_of_slices_there_is_background() -> None:
+    native = GRIDS["LPS"]
+    (prepared,) = prepare_session({"T1w": scan(native)}, recipe=recipe(slice_range_mm=(-20.0, 20.0))).prepared
+    all_sphere = np.zeros((prepared.slices.size, 2, 112, 112), np.float32)
+    all_sphere[:, 1] = 1
+    found = to_native(
+        all_sphere,
+        slices=prepared.slices,
+        working=prepared.working,
+        native=native,
+        reference_ras_from_scan_ras=np.eye(4),
+    )
+    heights_mm = native.ras(np.argwhere(found[1] > 0.5))[:, 2]
+    assert -23 < heights_mm.min() < -17
+    assert 17 < heights_mm.max() < 23

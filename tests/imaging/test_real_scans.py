@@ -52,3 +52,10 @@ def test_odd_scans_are_used_or_refused_for_a_true_reason(shared: Path) -> None:
     refused = {name: reason for name, reason in outcome.items() if reason}
     assert refused == {"Iguana": Reason.NO_SLICES, "chris_MRA": Reason.NO_SLICES, "pcasl": Reason.NOT_3D}
     assert len(outcome) == 11
+
+
+def test_a_scan_of_somebody_else_is_flagged(shared: Path) -> None:
+    cohort = shared / "scans" / "cohort"
+    scans = {"T1w": read(cohort / "t1" / "Subj1_T1.nii.gz"), "FLAIR": read(cohort / "flair" / "Subj6_FL.nii.gz")}
+    (prepared,) = prepare_session(scans, recipe=recipe(register="rigid")).prepared
+    assert any("has little in common with the T1w" in text for text in prepared.facts[1].warnings)

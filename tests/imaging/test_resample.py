@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bfp.imaging.grid import Grid
-from bfp.imaging.resample import resample
+from bfp.imaging.resample import planes, resample
 from tests.imaging.makers import grid, motion
 
 SOURCE = grid(axes="PSR", shape=(17, 13, 11), spacing_mm=(2.0, 2.5, 3.0), centre_ras=(3, -2, 1))
@@ -46,6 +46,27 @@ def test_linear_values_are_those_of_scipy(name: str, moved: bool) -> None:
     assert found.dtype == np.float32
     assert found.flags.f_contiguous
     np.testing.assert_allclose(found, by_scipy(ARRAY, TARGETS[name], between, order=1), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["finer, other axes", "its own, turned", "tilted"])
+def test_single_planes_lie_at_any_height_and_beyond_the_scan(name: str) -> None:
+    target = TARGETS[name]
+    at = np.array([-9.0, 2.0, 3.0, 4.25, 6.25, 8.25, 8.5, 200.0])
+    found = planes(
+        ARRAY,
+        source=SOURCE,
+        target=target,
+        source_ras_from_target_ras=np.eye(4),
+        at=at,
+        interpolation="linear",
+        outside=-7,
+    )
+    count = 0
+    for z, plane in zip(at, found, strict=True):
+        there = target.window((0, 0, z), (*target.shape[:2], 1))
+        np.testing.assert_allclose(plane, by_scipy(ARRAY, there, np.eye(4), order=1)[:, :, 0], atol=2e-3)
+        count += 1
+    assert count == at.size
 
 
 @pytest.mark.parametrize("name", TARGETS)

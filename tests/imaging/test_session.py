@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from bfp.errors import Reason
+from bfp.imaging.foreground import find_foreground
 from bfp.imaging.grid import Grid
 from bfp.imaging.session import Prepared, PreparedSession, Segmentation, prepare_session
-from bfp.imaging.stacks import Recipe
+from bfp.imaging.stacks import EDGES, Recipe, SliceAxis
 from tests.imaging.makers import MARK_ANTERIOR, MARK_LEFT, MARK_TOP, grid, head, motion, recipe, scan, volume
 
 REFERENCE = grid(axes="LPS", shape=(84, 98, 74), spacing_mm=(2.0, 2.1, 2.3))
@@ -216,3 +217,53 @@ def test_a_volume_without_any_background_is_flagged() -> None:
     texture = np.random.default_rng(0).integers(500, 600, native.shape).astype(np.int16)
     (facts,) = only(prepare_session({"T1w": volume(native, texture)}, recipe=recipe())).facts
     assert facts.warnings == ("100% of the volume is foreground: no background was found; is this a head?",)
+
+
+@pytest.mark.parametrize("axis", EDGES)
+def test_the_marks_and_labels_lie_where_each_slice_axis_says(axis: SliceAxis) -> None:
+    lesion_grid = grid(axes="RAS", shape=(75, 90, 66), spacing_mm=(2.2, 2.2, 2.4), centre_ras=(1, 2, 3))
+    points = lesion_grid.ras(np.moveaxis(np.indices(lesion_grid.shape), 0, -1))
+    lesion = (np.linalg.norm(points - MARK_LEFT, axis=-1) < 9).astype(np.uint8)
+    scans = {"T1w": scan(REFERENCE), "FLAIR": scan(OTHER, contrast="FLAIR")}
+    segmentations = {"lesion": Segmentation(volume(lesion_grid, lesion), "T1w")}
+    prepared = only(prepare_session(scans, recipe=recipe(slice_axis=axis), segmentations=segmentations))
+    for place in (MARK_LEFT, MARK_ANTERIOR, MARK_TOP):
+        stack, row, column = mark_at(prepared, place)
+        assert prepared.pixels[stack, 0, row - 1 : row + 2, column - 1 : column + 2].min() > 235
+    stacks, rows, columns = np.nonzero(prepared.labels["lesion"])
+    voxels = np.stack([columns, 111 - rows, prepared.slices[stacks]], axis=-1)
+    np.testing.assert_allclose(prepared.working.ras(voxels.mean(axis=0)), MARK_LEFT, atol=0.8)
+    world = {"axial": 2, "coronal": 1, "sagittal": 0}[axis]
+    middle = prepared.working.ras(np.array([[55.5, 55.5, float(z)] for z in prepared.slices]))
+    np.testing.assert_allclose(prepared.position_mm, middle[:, world], atol=1e-3)
+
+
+def test_a_zscore_window_shows_the_mean_of_the_foreground_as_middle_grey() -> None:
+    facts = only(prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(intensity="zscore", zscore_limit=2.0))).facts
+    wider = only(prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(intensity="zscore", zscore_limit=4.0))).facts
+    low, high = facts[0].window
+    tissue = find_foreground(scan(REFERENCE)).values
+    assert (low + high) / 2 == pytest.approx(float(tissue.mean()), rel=0.02)
+    np.testing.assert_allclose(np.diff(wider[0].window), 2 * (high - low))
+
+
+def test_the_crop_and_the_slices_follow_the_brain_mask() -> None:
+    points = REFERENCE.ras(np.moveaxis(np.indices(REFERENCE.shape), 0, -1))
+    aside = np.array([20.0, -30.0, 10.0])
+    brain = volume(REFERENCE, (np.linalg.norm(points - aside, axis=-1) < 30).astype(np.uint8))
+    masked = only(prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(brain="given"), brain_mask=brain))
+    np.testing.assert_allclose(masked.working.voxels(aside)[:2], 55.5, atol=1.5)
+    assert np.abs(masked.position_mm - aside[2]).max() < 32
+    assert (masked.facts[0].brain, masked.facts[0].brain_ml) == ("given", pytest.approx(4 / 3 * np.pi * 27, rel=0.03))
+    told = f"the brain mask holds {masked.facts[0].brain_ml:,.0f} ml, 300 to 2,100 are expected: is it a brain?"
+    assert masked.facts[0].warnings == (told,)
+    scans = {"T1w": scan(REFERENCE), "FLAIR": scan(OTHER, contrast="FLAIR")}
+    both = only(prepare_session(scans, recipe=recipe(brain="given"), brain_mask=brain))
+    assert [told in facts.warnings for facts in both.facts] == [True, False]  # with the reference, once
+
+
+def test_a_scan_that_shares_nothing_with_its_reference_is_flagged() -> None:
+    noise = np.random.default_rng(0).integers(100, 900, OTHER.shape).astype(np.int16)
+    for other, flagged in ((volume(OTHER, noise), True), (scan(OTHER, contrast="FLAIR"), False)):
+        facts = only(prepare_session({"T1w": scan(REFERENCE), "FLAIR": other}, recipe=recipe())).facts[1]
+        assert any("has little in common with the T1w" in text for text in facts.warnings) is flagged

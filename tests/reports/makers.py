@@ -54,7 +54,7 @@ def small_run(folder: Path, *, results: Results | None = None, error: Exception 
             run.warn("the teacher sleeps")
             run.warn("the teacher sleeps")
             channels = SessionSlices("sub-01", head(n=2, channels=3), ("T1w", "T2w", "FLAIR"), (True, False, True))
-            (here / "pictures" / "qc.png").write(mosaic([channels]))
+            (here / "pictures" / "qc.png").write(mosaic([channels], axis="axial"))
             if error is not None:
                 raise error
             run.result((results or Results({"steps": 20}, BLOCKS)).as_json())

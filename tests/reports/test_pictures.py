@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bfp.imaging.stacks import EDGES
 from bfp.reports.pictures import (
     ABSENT,
     EDGE,
@@ -14,6 +15,7 @@ from bfp.reports.pictures import (
     SessionSlices,
     edges,
     mosaic,
+    orientation,
     overlays,
     patch_foreground,
     pca_maps,
@@ -31,14 +33,21 @@ def _session(present: tuple[bool, ...] = (True, True, True)) -> SessionSlices:
 
 
 def test_a_mosaic_shows_slices_as_they_lie_the_patients_left_on_the_left() -> None:
-    picture = _opened(mosaic([_session()], cell_px=56))
+    picture = _opened(mosaic([_session()], axis="axial", cell_px=56))
     last = picture[22:78, -56:, 0].astype(float)  # the first channel's last slice carries no letters
     np.testing.assert_array_equal(last, head(n=4, channels=1)[3, 0])
     assert last[:, 28:].mean() > 1.5 * last[:, :28].mean()  # the head is brighter on the patient's right
 
 
+def test_every_axis_has_its_letters_and_its_words() -> None:
+    pictures = {axis: mosaic([_session()], axis=axis) for axis in EDGES}
+    assert len(set(pictures.values())) == 3
+    assert orientation("axial") == "Anterior is up, the patient's left on the left."
+    assert orientation("sagittal") == "Superior is up, posterior on the left."
+
+
 def test_an_absent_channel_is_marked_and_not_shown_as_black_brain() -> None:
-    picture = _opened(mosaic([_session((True, False, True))], cell_px=56))
+    picture = _opened(mosaic([_session((True, False, True))], axis="axial", cell_px=56))
     assert (picture[22 + 60 + 3, -10] == ABSENT).all()
     assert not (picture[22:78, -10] == ABSENT).all(axis=1).any()
 
@@ -46,21 +55,21 @@ def test_an_absent_channel_is_marked_and_not_shown_as_black_brain() -> None:
 def test_a_title_that_does_not_fit_is_shortened_and_any_letters_can_stand_in_it() -> None:
     long = SessionSlices("ds-a · " + "müller_Ω_" * 40, head(n=2, channels=1), ("T1w",), (True,))
     short = SessionSlices("ds-a", head(n=2, channels=1), ("T1w",), (True,))
-    assert _opened(mosaic([long])).shape == _opened(mosaic([short])).shape
-    one, other = (mosaic([replace(long, title=long.title + end)]) for end in "12")
+    assert _opened(mosaic([long], axis="axial")).shape == _opened(mosaic([short], axis="axial")).shape
+    one, other = (mosaic([replace(long, title=long.title + end)], axis="axial") for end in "12")
     assert one != other  # the end is kept: it tells neighbours apart
 
 
 def test_pictures_repeat_to_the_byte_and_grey_ones_are_stored_as_grey() -> None:
-    png = mosaic([_session()] * 3)
-    assert png == mosaic([_session()] * 3)
+    png = mosaic([_session()] * 3, axis="axial")
+    assert png == mosaic([_session()] * 3, axis="axial")
     assert Image.open(io.BytesIO(png)).mode == "L"
 
 
 def test_the_overlay_draws_the_moving_scans_edges_where_they_lie() -> None:
     reference = head(n=1, channels=1, size_px=128)[0, 0]
     moving = np.roll(reference, 9, axis=1)
-    picture = _opened(overlays([Pair("FLAIR on T1w", reference, moving)], cell_px=128))
+    picture = _opened(overlays([Pair("FLAIR on T1w", reference, moving)], axis="axial", cell_px=128))
     drawn = (picture[22:, :128] == EDGE).all(axis=2)
     expected = edges(moving)
     assert expected.sum() > 100
@@ -105,7 +114,7 @@ def test_patches_without_head_are_black_in_the_maps() -> None:
     images = head(n=2, channels=1)[:, 0]
     tokens = np.random.default_rng(0).normal(size=(2, 64, 16)).astype(np.float32)
     assert not patch_foreground(images, 8)[:, 0].any()
-    picture = _opened(pca_maps(images, tokens, cell_px=64))
+    picture = _opened(pca_maps(images, tokens, axis="axial", cell_px=64))
     second_map = picture[64 + 22 + 12 + 22 :][:64, 68:132]
     assert (second_map[:8, :8] == 0).all()
     assert (second_map[32, 32] > 0).any()
@@ -113,4 +122,4 @@ def test_patches_without_head_are_black_in_the_maps() -> None:
 
 def test_tokens_of_fewer_than_three_dimensions_or_without_any_head_still_make_a_picture() -> None:
     images = np.zeros((1, 56, 56), np.uint8)
-    assert pca_maps(images, np.zeros((1, 16, 8), np.float32)).startswith(b"\x89PNG")
+    assert pca_maps(images, np.zeros((1, 16, 8), np.float32), axis="axial").startswith(b"\x89PNG")

@@ -9,6 +9,7 @@ import pytest
 from bfp.errors import InputError
 from bfp.specs import KINDS, loads
 from bfp.specs.document import parse
+from bfp.specs.preprocessing import Preprocessing
 from bfp.specs.presets import SSL_PRESETS
 from bfp.specs.problems import models_in
 from bfp.specs.template import template
@@ -55,8 +56,11 @@ def test_a_preset_is_written_out_number_by_number():
     assert ssl["prototypes"] == 131072
     assert set(SSL_PRESETS["dinov2-long"]) <= set(ssl)
 
+    text = template("ingest", preset="braindino", schema="x")
+    assert loads(text, file="a.yaml").preprocessing == Preprocessing.model_validate({"preset": "braindino"})
 
-@pytest.mark.parametrize(("kind", "preset"), [("pretrain", "dinov3"), ("ingest", "brain")])
+
+@pytest.mark.parametrize(("kind", "preset"), [("pretrain", "dinov3"), ("ingest", "brain"), ("finetune", "brainfound")])
 def test_a_preset_that_is_not_there_is_refused(kind, preset):
     with pytest.raises(InputError, match="--preset"):
         template(kind, preset=preset, schema="x")

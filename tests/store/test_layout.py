@@ -36,6 +36,12 @@ def test_a_store_refuses_another_preprocessing_and_shows_the_difference(store: P
     ]
 
 
+def test_a_field_that_a_store_does_not_name_is_told_as_its_default(store: Place) -> None:
+    layout.make(store, PREPROCESSING)
+    with pytest.raises(InputError, match=r'preprocessing\.slice_axis: the store has the default, the spec "coronal"'):
+        layout.check_same(store, {**PREPROCESSING, "slice_axis": "coronal"})
+
+
 def test_equal_preprocessings_have_equal_fingerprints_whatever_the_order_of_their_fields() -> None:
     turned = dict(reversed(PREPROCESSING.items()))
     assert layout.fingerprint(turned) == layout.fingerprint(PREPROCESSING)

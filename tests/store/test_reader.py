@@ -212,3 +212,15 @@ def test_a_damaged_file_of_stacks_is_named(tmp_path: Path) -> None:
     file.place.path.write_bytes(bytes(len(whole) // 2) + whole[len(whole) // 2 :])  # its footer is as it was
     with pytest.raises(StorageError, match=str(file.place)):
         store.read_row_group(file, 0)
+
+
+def test_what_an_earlier_bfp_wrote_lacks_columns_and_reads_as_null(tmp_path: Path, monkeypatch) -> None:
+    now = schemas.SCANS
+    monkeypatch.setattr(schemas, "SCANS", now.remove(now.get_field_index("chosen")))
+    make_store(tmp_path / "s", sessions=[MadeSession("a", "01")])
+    monkeypatch.setattr(schemas, "SCANS", now)
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=[MadeSession("b", "01")]))
+    scans = store.scans()
+    assert scans.schema == now
+    assert scans["cohort"].to_pylist() == ["a"] * 3 + ["b"] * 3
+    assert scans["chosen"].to_pylist() == [None] * 6

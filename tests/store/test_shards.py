@@ -28,7 +28,7 @@ def sessions_at(folder: Path) -> list[Session]:
         Key("c", "01", "a"),
         (
             Scan("FLAIR", entry(write_scan(folder / "01_FLAIR.nii.gz", seed=2))),
-            Scan("T2w", entry(write_scan(folder / "01_T2w.nii.gz", seed=1))),
+            Scan("T2w", entry(write_scan(folder / "01_T2w.nii.gz", seed=1)), "of 2: the first", ("doubtful",)),
         ),
         (LabelMap("core", "T2w", entry(write_scan(folder / "01_core.nii.gz", voxels=labels))),),
         {"age": "61"},
@@ -105,6 +105,7 @@ def test_a_scans_row_says_where_it_came_from_and_what_was_done_to_it(tmp_path: P
     assert flair["shift_mm"] < 5
     assert flair["similarity_before"] > 1
     assert t2w["stacks"] == flair["stacks"] == store.totals.stacks
+    assert (t2w["chosen"], t2w["warnings"][0], flair["chosen"]) == ("of 2: the first", "doubtful", "")
 
 
 def test_a_shard_made_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:

@@ -56,7 +56,11 @@ def init(
         Path | None, typer.Argument(metavar="[FILE]", help="Where to write it; KIND.yaml without it.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="pretrain: write out dinov2-fast, dinov2-long or brain.")
+        str | None,
+        typer.Option(
+            metavar="PRESET",
+            help="pretrain: write out dinov2-fast, dinov2-long or brain; ingest: brainfound or braindino.",
+        ),
     ] = None,
 ) -> None:
     """Write a spec with every field, its meaning and its default."""

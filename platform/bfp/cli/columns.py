@@ -74,10 +74,11 @@ MEANINGS = {
         "modalities": "of the three channels",
         "present": "of the three channels: false where the session lacks the modality and the channel is zeros",
         "slice": "index of the centre slice along z of the working grid",
-        "position_mm": "RAS z of the slice's centre, mm",
-        "height": "0 at the lowest slice kept of the scan, 1 at the highest",
+        "position_mm": "of the slice's centre, mm, RAS+: z of an axial one, y of a coronal one, x of a sagittal one",
+        "height": "along that axis, 0 at the first slice kept of the scan, 1 at the last",
         "foreground": "share of the slice that is head",
-        "pixels": "uint8 (3, size, size), row by row, anterior up, the patient's left at column 0; here for size 224",
+        "pixels": "uint8 (3, size, size), row by row; axial: anterior up, the patient's left at column 0; coronal: "
+        "superior up, left at column 0; sagittal: superior up, posterior at column 0; here for size 224",
     },
     "store-masks": {
         **IDENTITY,
@@ -92,6 +93,8 @@ MEANINGS = {
         **SCAN,
         "size_bytes": "of the file",
         "etag": "a mark that changes when the file does: the object's etag, or the time of its last change in ns",
+        "chosen": "of how many scans of its modality it was taken, and by what rule; empty where it was the only one; "
+        "null where an earlier bfp wrote it",
         "shape": "of the volume as stored, voxels",
         "spacing_mm": "of the volume as stored, mm",
         "axes": "directions of the stored axes, such as LPS",
@@ -108,6 +111,8 @@ MEANINGS = {
         "similarity_before": "normalised mutual information with the reference, by header; null if not estimated",
         "similarity_after": "the same after registration",
         "foreground": "share of the volume that is head",
+        "brain": "where the brain mask comes from: none, given, image or deepbet; null where an earlier bfp wrote it",
+        "brain_ml": "volume of the mask, ml; null without one",
         "qform_sform_mm": "distance between the header's two geometries, mm; null unless the file has both",
         "stacks": "how many stacks show it",
         "warnings": "sentences for a person",

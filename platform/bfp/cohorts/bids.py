@@ -3,10 +3,16 @@
     sub-01/[ses-a/]anat/sub-01[_ses-a][_acq-…][_run-…]_T1w.nii.gz       a scan
     participants.tsv   sub-01/sub-01_sessions.tsv                       labels of subjects and of their sessions
     derivatives/…/sub-01[_ses-a][_…]_label-lesion_mask.nii.gz           a label map, where the spec names its suffix
+    .bidsignore        what is not part of the dataset: no scan is taken from there
 
 Scans are the files of `anat`; other data types (func, dwi, fmap, …), `sourcedata`, `code` and hidden folders are not
-looked at. Of several scans of one modality the plainest is taken: the fewest entities, then the lowest run, then by
-name.
+looked at, and those of `derivatives` are label maps alone: processed scans are a dataset of their own, whose root is
+`derivatives/<pipeline>`. A label map that the spec names is taken whatever `.bidsignore` says, which is often how a
+dataset keeps one from the validator.
+
+Of several scans of one modality one is taken by RULE, unless the spec prefers others by the entities in their names.
+With a contrast agent, or as a phase image, a scan shows something else than its suffix says: it is taken where there is
+no other, and a warning stands with it.
 """
 
 from __future__ import annotations
@@ -16,12 +22,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bfp.cohorts.bidsignore import ignored_by, read_bidsignore
 from bfp.cohorts.labels import Labels, read_labels
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place
 
-RULE = "the fewest entities in its name, then the lowest run, then by name"
+RULE = "no contrast agent and no phase image, then the fewest entities in its name, then the lowest run, then by name"
 _IMAGE = re.compile(r"(?P<stem>.+)\.nii(\.gz)?")
 _ELSEWHERE = ("sourcedata", "code", "stimuli")  # folders of the standard that hold no scans of the dataset
 
@@ -33,11 +40,21 @@ class Name:
     entities: Mapping[str, str]
     suffix: str
 
-    @property
-    def rank(self) -> tuple[int, int, str]:
-        """Orders the scans of one modality, see RULE."""
+    def rank(self, prefer: Mapping[str, str | None]) -> tuple[tuple[bool, ...], int, int, int, str]:
+        """Orders the scans of one modality: those that have what is preferred first, in its order, then see RULE."""
         run = self.entities.get("run", "0")
-        return len(self.entities), int(run) if run.isdigit() else 0, run
+        others = tuple(not _same(self.entities.get(entity), value) for entity, value in prefer.items())
+        return others, len(self.doubts(prefer)), len(self.entities), int(run) if run.isdigit() else 0, run
+
+    def doubts(self, prefer: Mapping[str, str | None]) -> list[str]:
+        """Why the image may not be what its suffix says, unless it was asked for."""
+        agent, part = self.entities.get("ce"), self.entities.get("part", "mag")
+        found = []
+        if agent and not _same(agent, prefer.get("ce")):
+            found.append(f"with a contrast agent (ce-{agent}), for want of a {self.suffix} without")
+        if part != "mag" and part != prefer.get("part"):
+            found.append(f"part-{part}, for want of a {self.suffix} with magnitudes")
+        return found
 
 
 def parse_name(stem: str) -> Name | None:
@@ -61,12 +78,16 @@ def sessions(
     wanted: Collection[str],
     modalities: Mapping[str, str],
     segmentations: Sequence[SegmentationSource],
+    prefer: Mapping[str, str | None],
     with_labels: bool,
 ) -> list[Session]:
     """The sessions of a dataset; `with_labels` carries participants.tsv and sessions.tsv along.
 
-    Raises InputError where there is no subject's folder.
+    prefer: entities and their values (None: without it) of the scans that are taken before others.
+    Raises InputError where there is no subject's folder, or `.bidsignore` cannot be understood.
     """
+    ignored = read_bidsignore(root / ".bidsignore")
+    rule = f"{_preference(prefer)}, then {RULE}" if prefer else RULE
     scans: dict[Key, list[Candidate]] = defaultdict(list)
     left_out: dict[Key, list[LeftOut]] = defaultdict(list)
     maps: dict[tuple[Key, str], list[tuple[Name, Entry]]] = defaultdict(list)
@@ -94,9 +115,14 @@ def sessions(
         if name is None or key != here:
             detail = f"expected {_expected(here)}_<suffix>.nii.gz"
             left_out[here].append(LeftOut(here, "", file.place.uri, Reason.NAME, detail))
-        elif not any(stem.endswith(f"_{segmentation.suffix}") for segmentation in segmentations):
-            modality = modalities.get(name.suffix, name.suffix)
-            scans[key].append(Candidate(modality, file, (*name.rank, stem)))
+            continue
+        if any(stem.endswith(f"_{segmentation.suffix}") for segmentation in segmentations):
+            continue
+        modality = modalities.get(name.suffix, name.suffix)
+        if line := ignored_by(ignored, "/".join(path)):
+            left_out[here].append(LeftOut(here, modality, file.place.uri, Reason.IGNORED, f"by its line {line}"))
+        else:
+            scans[key].append(Candidate(modality, file, (*name.rank(prefer), stem), tuple(name.doubts(prefer))))
 
     if not scans and not left_out:
         found = f"found {', '.join(first_names)}, …" if first_names else "the folder is empty"
@@ -109,8 +135,8 @@ def sessions(
             key,
             scans.get(key, ()),
             wanted=wanted,
-            rule=RULE,
-            label_maps=_label_maps(key, maps, segmentations),
+            rule=rule,
+            label_maps=_label_maps(key, maps, segmentations, prefer),
             labels=labels.of(key),
             left_out=left_out.get(key, ()),
         )
@@ -134,17 +160,31 @@ def _is_anatomy(folder: list[str]) -> bool:
     return len(folder) == 2 or folder[1].startswith("ses-")
 
 
+def _same(value: str | None, wanted: str | None) -> bool:
+    """Whether an entity has the value: numbers may be padded with zeros, as in run-01."""
+    if value is None or wanted is None or not (value.isdigit() and wanted.isdigit()):
+        return value == wanted
+    return int(value) == int(wanted)
+
+
+def _preference(prefer: Mapping[str, str | None]) -> str:
+    return ", then ".join(f"{entity}-{value}" if value else f"without {entity}-" for entity, value in prefer.items())
+
+
 def _expected(key: Key) -> str:
     return f"sub-{key.subject}" + (f"_ses-{key.session}" if key.session else "")
 
 
 def _label_maps(
-    key: Key, maps: Mapping[tuple[Key, str], list[tuple[Name, Entry]]], segmentations: Sequence[SegmentationSource]
+    key: Key,
+    maps: Mapping[tuple[Key, str], list[tuple[Name, Entry]]],
+    segmentations: Sequence[SegmentationSource],
+    prefer: Mapping[str, str | None],
 ) -> Iterator[LabelMap]:
     """The label map of each segmentation: of several the plainest, as with scans; a link to nothing if need be."""
     for segmentation in segmentations:
         if found := maps.get((key, segmentation.name)):
-            _, file = min(found, key=lambda each: (each[1].size < 0, each[0].rank, each[1].place.uri))
+            _, file = min(found, key=lambda each: (each[1].size < 0, each[0].rank(prefer), each[1].place.uri))
             yield LabelMap(segmentation.name, segmentation.drawn_on, file)
 
 

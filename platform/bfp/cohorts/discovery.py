@@ -23,8 +23,8 @@ class Source:
     """One cohort as plain values.
 
     at: the BIDS dataset's root, the table's file, or the glob. pattern: with a glob, what tells subject and modality.
-    modalities: the cohort's own names and the BIDS suffixes they stand for. labels: a CSV or TSV file, or None for
-    what the source itself carries.
+    modalities: the cohort's own names and the BIDS suffixes they stand for. prefer: of BIDS, the entities of the scans
+    that are taken before others. labels: a CSV or TSV file, or None for what the source itself carries.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Source:
     pattern: str = ""
     modalities: Mapping[str, str] = field(default_factory=dict)
     segmentations: tuple[SegmentationSource, ...] = ()
+    prefer: Mapping[str, str | None] = field(default_factory=dict)
     labels: Place | None = None
 
 
@@ -50,6 +51,7 @@ def discover(source: Source, *, wanted: Collection[str]) -> list[Session]:
                 wanted=wanted,
                 modalities=source.modalities,
                 segmentations=source.segmentations,
+                prefer=source.prefer,
                 with_labels=source.labels is None,
             )
         case "table":

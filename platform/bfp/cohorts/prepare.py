@@ -145,7 +145,8 @@ def _records(session: Session, prepared: list[Prepared], unusable_maps: dict[str
             if drawn_on[name] == facts.modality
             or (position == 0 and not any(drawn_on[name] == other.modality for other, _ in found))
         )
-        records.append(ScanRecord(files[facts.modality], facts, len(stacks.slices), (*facts.warnings, *own)))
+        scan = files[facts.modality]
+        records.append(ScanRecord(scan, facts, len(stacks.slices), (*scan.warnings, *facts.warnings, *own)))
     return tuple(records)
 
 

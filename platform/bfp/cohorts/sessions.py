@@ -6,6 +6,7 @@ what cannot be read or was not asked for is left out, and one scan of each modal
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,10 +28,16 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One file that is one modality of a session."""
+    """One file that is one modality of a session.
+
+    chosen: of how many candidates it was taken, and by what rule; "" where it was the only one.
+    warnings: what is doubtful about it by its name alone, as sentences for a person.
+    """
 
     modality: str
     file: Entry
+    chosen: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,7 @@ class Candidate:
     modality: str
     file: Entry
     rank: Any = ()
+    warnings: tuple[str, ...] = ()
 
 
 def session_of(
@@ -98,9 +106,11 @@ def session_of(
 ) -> Session:
     """The session of these candidates: one scan of each wanted modality; the others are left out.
 
-    rule says in words what `rank` orders by ("the fewest entities, …"); it stands in the rows of duplicates.
+    rule says in words what `rank` orders by ("the fewest entities, …"); it stands with the scan that was taken and in
+    the rows of its duplicates.
     """
-    taken: dict[str, Scan] = {}
+    taken: dict[str, Candidate] = {}
+    usable: Counter[str] = Counter()
     out = list(left_out)
     for candidate in sorted(candidates, key=lambda candidate: (candidate.rank, candidate.file.place.uri)):
         modality, uri = candidate.modality, candidate.file.place.uri
@@ -108,15 +118,21 @@ def session_of(
             out.append(LeftOut(key, modality, uri, Reason.UNWANTED, f"{modality}; asked for: {', '.join(wanted)}"))
         elif candidate.file.size < 0:
             out.append(LeftOut(key, modality, uri, Reason.DANGLING, "a link to a file that is not there"))
-        elif modality in taken:
-            detail = f"{taken[modality].file.place.name} was taken: {rule}"
-            out.append(LeftOut(key, modality, uri, Reason.DUPLICATE, detail))
         else:
-            taken[modality] = Scan(modality, candidate.file)
+            usable[modality] += 1
+            first = taken.setdefault(modality, candidate)
+            if first is not candidate:
+                detail = f"{first.file.place.name} was taken: {rule}"
+                out.append(LeftOut(key, modality, uri, Reason.DUPLICATE, detail))
     return Session(
         key,
-        scans=tuple(taken[modality] for modality in sorted(taken)),
+        scans=tuple(_scan(taken[modality], of=usable[modality], rule=rule) for modality in sorted(taken)),
         label_maps=tuple(sorted(label_maps, key=lambda label_map: label_map.name)),
         labels=dict(sorted((labels or {}).items())),
         left_out=tuple(sorted(out, key=lambda row: row.uri)),
     )
+
+
+def _scan(candidate: Candidate, *, of: int, rule: str) -> Scan:
+    chosen = f"of {of}: {rule}" if of > 1 else ""
+    return Scan(candidate.modality, candidate.file, chosen, candidate.warnings)

@@ -67,7 +67,7 @@ def _name(sessions: list[Session], *, preprocessing: str, version: int) -> str:
     inputs = [
         [
             session.key,
-            [[scan.modality, *_file(scan.file)] for scan in session.scans],
+            [[scan.modality, *_file(scan.file), *scan.warnings] for scan in session.scans],
             [[label_map.name, label_map.drawn_on, *_file(label_map.file)] for label_map in session.label_maps],
             [[row.modality, row.uri, row.reason, row.detail] for row in session.left_out],
         ]

@@ -25,7 +25,16 @@ from bfp.cohorts import Session
 from bfp.cohorts.sessions import BRAIN
 from bfp.drivers.inputs import recipe_of, sessions_of
 from bfp.drivers.plan import Plan, cpus_here, memory_warnings
-from bfp.drivers.preparing import RAY_START_S, TRIED_AGAIN, WORKER_GB, cost_of, minutes, not_done, too_many
+from bfp.drivers.preparing import (
+    RAY_START_S,
+    TRIED_AGAIN,
+    check_available,
+    cost_of,
+    minutes,
+    not_done,
+    too_many,
+    worker_gb,
+)
 from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.imaging import IMAGING_VERSION, NEIGHBOURS
@@ -60,6 +69,7 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
     """
     folder, told = _model(spec)
     _check_masks(spec, told)
+    check_available(_preprocessing(told))
     sessions = [each for each in sessions_of(spec.cohorts, _preprocessing(told)) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
@@ -112,7 +122,7 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
     seconds = max((cost.seconds + predicting) / cpus, cost.seconds / workers, predicting / spec.compute.models)
     return _Estimate(
         workers=workers,
-        memory_gb=workers * WORKER_GB + spec.compute.models * (MODEL_GB + weights_bytes / 1e9),
+        memory_gb=workers * worker_gb(preprocessing) + spec.compute.models * (MODEL_GB + weights_bytes / 1e9),
         size_bytes=2 * len(todo) * (ROW_BYTES + embedding),
         seconds=RAY_START_S + seconds,
     )
@@ -133,7 +143,7 @@ def execute(spec: Infer, run: Run) -> None:
 
     shown, passing = _predict(spec, run, folder, told, todo, kept)
     if spec.pictures and shown:
-        write_pictures(run, shown, channels=_channels(told))
+        write_pictures(run, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]

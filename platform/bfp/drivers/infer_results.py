@@ -10,11 +10,12 @@ import numpy as np
 
 from bfp import __version__
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
+from bfp.imaging.stacks import SliceAxis
 from bfp.inference.kept import Kept
 from bfp.inference.predictor import Outcome
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
 from bfp.reports.numbers import interval_text
-from bfp.reports.pictures import SessionSlices, mosaic
+from bfp.reports.pictures import SessionSlices, mosaic, orientation
 from bfp.runs import Run
 from bfp.specs.infer import Infer
 
@@ -52,13 +53,14 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Resul
         axis = "largest shift within a session, mm"
         blocks.append(Histogram("Registration", shifts, axis, "sessions", flag_above=SUSPICIOUS_SHIFT_MM))
     if spec.pictures and (run.folder / PICTURE).exists():
-        caption = "Slices as the model saw them, from low to high, one row for each channel. Anterior is up, the "
-        blocks.append(Picture("Sessions", PICTURE, caption + "patient's left on the left."))
+        caption = "Slices as the model saw them, in their order, one row for each channel. "
+        axis = told["preprocessing"].get("slice_axis", "axial")
+        blocks.append(Picture("Sessions", PICTURE, caption + orientation(axis)))
     blocks += [_model(spec, told, rows), _methods(told)]
     return Results(figures=figures, blocks=blocks)
 
 
-def write_pictures(run: Run, outcomes: Sequence[Outcome], *, channels: tuple[str, ...]) -> None:
+def write_pictures(run: Run, outcomes: Sequence[Outcome], *, channels: tuple[str, ...], axis: SliceAxis) -> None:
     """Slices of a few sessions, titled by what was predicted."""
     sessions = []
     for outcome in outcomes:
@@ -68,7 +70,7 @@ def write_pictures(run: Run, outcomes: Sequence[Outcome], *, channels: tuple[str
         probability = outcome.row[f"prob_{outcome.row['predicted']}"]
         title = f"{name}: {outcome.row['predicted']} {probability:.2f}"
         sessions.append(SessionSlices(title, outcome.preview.pixels, channels, outcome.preview.visible))
-    (run.folder / PICTURE).write(mosaic(sessions))
+    (run.folder / PICTURE).write(mosaic(sessions, axis=axis))
 
 
 def _predictions(rows: list[dict[str, Any]], classes: list[str]) -> Table:

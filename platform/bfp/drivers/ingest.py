@@ -29,12 +29,12 @@ from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import (
     RAY_START_S,
     TRIED_AGAIN,
-    WORKER_GB,
     check_available,
     cost_of,
     minutes,
     not_done,
     too_many,
+    worker_gb,
 )
 from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed, Reason
@@ -74,6 +74,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     committed = layout.committed(store)
     todo = [shard for shard in shards if shard.name not in committed]
     estimate = _estimate(spec, todo, cpus=cpus or cpus_here())
+    each_gb = worker_gb(spec.preprocessing)
     left_out = Counter(row.reason for session in sessions for row in session.left_out)
     latest = layout.latest_snapshot(store)
     leaving = _leaving(store, latest, sessions, shards) if latest else {}
@@ -87,7 +88,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     rows += [
         ("to do", f"{counted(estimate.scans, 'scan')} in {counted(len(todo), 'shard')}; {done} committed already"),
         ("will write", f"about {counted(estimate.stacks, 'stack')}, {estimate.size_bytes / 1e6:,.0f} MB"),
-        ("memory", f"about {estimate.workers * WORKER_GB:.1f} GB: {WORKER_GB} GB for each of {workers}"),
+        ("memory", f"about {estimate.workers * each_gb:.1f} GB: {each_gb:.1f} GB for each of {workers}"),
         ("time", f"{minutes(estimate.seconds)} with {workers}, one CPU each"),
     ]
     figures = {
@@ -104,7 +105,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
         "seconds_estimated": round(estimate.seconds),
     }
     warnings = _warnings(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
-    warnings += memory_warnings(estimate.workers * WORKER_GB)
+    warnings += memory_warnings(estimate.workers * each_gb)
     return Plan(rows=rows, figures=figures, warnings=warnings)
 
 
@@ -178,7 +179,7 @@ def _warnings(spec: Ingest, sessions: list[Session], left_out: Counter[Reason]) 
 
 def _preprocessing(spec: Ingest) -> dict[str, Any]:
     """The preprocessing as it stands in store.json."""
-    return spec.preprocessing.model_dump(mode="json")
+    return spec.preprocessing.stored()
 
 
 def _shards(spec: Ingest, sessions: list[Session]) -> list[Shard]:

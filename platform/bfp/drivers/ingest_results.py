@@ -16,7 +16,7 @@ from bfp.drivers.inputs import slice_spacing_mm
 from bfp.imaging import IMAGING_VERSION, SHOWN_HEIGHTS
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
-from bfp.reports.pictures import Pair, SessionSlices, mosaic, overlays
+from bfp.reports.pictures import Pair, SessionSlices, mosaic, orientation, overlays
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.specs.preprocessing import ModalityStacks
@@ -136,17 +136,18 @@ def _pictures(spec: Ingest, run: Run, made: SliceStore) -> list[Block]:
     sets = _sets(made.stack_index())
     shown = [sets[number] for number in _evenly(len(sets), SHOWN_SETS)]
     filled = [channel for channel in range(3) if any(each.first["present"][channel] for each in shown)]
-    (run.folder / "pictures" / "stacks.png").write(mosaic([_slices(made, each, filled) for each in shown]))
+    slices = [_slices(made, each, filled) for each in shown]
+    (run.folder / "pictures" / "stacks.png").write(mosaic(slices, axis=made.slice_axis))
     blocks: list[Block] = [
         Picture(
             "Stacks",
             "pictures/stacks.png",
-            f"{len(shown)} of {len(sets)} sets of stacks, spread over all: slices from low to high, one row for each "
-            "channel. Anterior is up, the patient's left on the left.",
+            f"{len(shown)} of {len(sets)} sets of stacks, spread over all: slices in their order, one row for each "
+            f"channel. {orientation(made.slice_axis)}",
         )
     ]
     if made.form == "modalities" and (pairs := _pairs(made, sets)):
-        (run.folder / "pictures" / "registration.png").write(overlays(pairs))
+        (run.folder / "pictures" / "registration.png").write(overlays(pairs, axis=made.slice_axis))
         how = {"rigid": "after rigid registration", "header": "by their headers alone", "none": "as they are"}
         blocks.append(
             Picture(
@@ -239,16 +240,34 @@ def _methods(spec: Ingest, summary: Summary) -> str:
             }[how.registration]
             + ("used as they were. " if how.registration == "none" else "resampled once, linearly. ")
         )
-        channels = f"A sample is the same axial slice of {', '.join(stacks.channels)}; an absent modality is zero. "
+        channels = (
+            f"A sample is the same {how.slice_axis} slice of {', '.join(stacks.channels)}; an absent modality is zero. "
+        )
     else:
         reference = "Each scan was resampled once, linearly, on its own axes. "
-        channels = f"A sample is three axial slices of one scan, {stacks.gap_mm:g} mm apart. "
+        channels = f"A sample is three {how.slice_axis} slices of one scan, {stacks.gap_mm:g} mm apart. "
     low, high = how.window
+    grey = f"Grey values from the {low:g}th to the {high:g}th percentile of the foreground became 0 to 255. "
+    if how.intensity == "zscore":
+        grey = (
+            f"Grey values within {how.zscore_limit:g} standard deviations of the foreground's mean, both taken between "
+            f"its {low:g}th and {high:g}th percentile, became 0 to 255. "
+        )
+    between = ""
+    if how.slice_range_mm is not None:
+        between = f" from {how.slice_range_mm[0]:g} to {how.slice_range_mm[1]:g} mm of the head's centre"
+    mask = {
+        "none": "",
+        "given": "the given brain mask",
+        "image": "the brain of the skull-stripped reference",
+        "deepbet": "the brain mask of deepbet",
+    }[how.brain]
     return (
         f"Scans ({cohorts}) were prepared with bfp {__version__}. Axes were renamed to lie closest to RAS, without "
         f"de-obliquing. {reference}Slices of {how.size} × {how.size} pixels of {how.spacing_mm:g} mm, "
-        f"{slice_spacing_mm(how):g} mm apart, were cut around the centre of the head; those with at least "
+        f"{slice_spacing_mm(how):g} mm apart, were cut around the centre of the head; those{between} with at least "
         f"{how.min_foreground:.0%} foreground were kept. "
-        + ("Voxels outside the given brain mask were set to zero. " if how.brain == "given" else "")
-        + f"Grey values from the {low:g}th to the {high:g}th percentile of the foreground became 0 to 255. {channels}"
+        + (f"Voxels outside {mask} were set to zero. " if mask else "")
+        + grey
+        + channels
     ).strip()

@@ -50,6 +50,10 @@ def recipe_of(preprocessing: Preprocessing) -> Recipe:
         brain=preprocessing.brain,
         window_percentiles=preprocessing.window,
         min_foreground=preprocessing.min_foreground,
+        intensity=preprocessing.intensity,
+        zscore_limit=preprocessing.zscore_limit,
+        slice_axis=preprocessing.slice_axis,
+        slice_range_mm=preprocessing.slice_range_mm,
     )
 
 
@@ -71,5 +75,6 @@ def _source(cohort: Cohort) -> Source:
             SegmentationSource(each.name, each.drawn_on, suffix=each.suffix, column=each.column)
             for each in cohort.segmentations
         ),
+        prefer=cohort.prefer,
         labels=place(cohort.labels) if cohort.labels else None,
     )

@@ -6,9 +6,9 @@ Light: a plan is made of it. Preparing itself is `cohorts.prepare`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
-from bfp import __version__
 from bfp.cohorts import Session
 from bfp.drivers.inputs import slice_spacing_mm
 from bfp.errors import InputError, Reason
@@ -17,8 +17,9 @@ from bfp.words import counted
 
 RAY_START_S = 15
 WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session
+DEEPBET_GB = 1.1  # that deepbet's networks and torch took beside it
 
-CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE)
+CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE, Reason.IGNORED)
 """Reasons that are the user's choice and no fault of a scan: `max_rejected` does not count them."""
 
 TRIED_AGAIN = "could not be read in full this time, or took too long; submit again to try again"
@@ -36,7 +37,7 @@ class Cost(NamedTuple):
 def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
 
-    A scan gives 180 mm of slices. Decoding and resampling one took 0.25 s, registering it 0.5 s.
+    A scan gives 180 mm of slices. Decoding and resampling one took 0.25 s, registering it 0.5 s, deepbet 4 s a session.
     """
     with_scans = [session for session in sessions if session.scans]
     scans = sum(len(session.scans) for session in with_scans)
@@ -47,15 +48,21 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
         stacks, filled, registered = slices * len(with_scans), slices * scans, scans - len(with_scans)
     if preprocessing.registration == "none":
         registered = 0
-    return Cost(stacks, filled, 0.25 * scans + 0.5 * registered)
+    masked = len(with_scans) if preprocessing.brain == "deepbet" else 0
+    return Cost(stacks, filled, 0.25 * scans + 0.5 * registered + 4.0 * masked)
+
+
+def worker_gb(preprocessing: Preprocessing) -> float:
+    """The memory of one worker."""
+    return WORKER_GB + (DEEPBET_GB if preprocessing.brain == "deepbet" else 0.0)
 
 
 def check_available(preprocessing: Preprocessing) -> None:
-    """Raise InputError for what can be written in a spec and not be done yet."""
-    if preprocessing.brain == "deepbet":
+    """Raise InputError where the preprocessing wants an extra that is not installed."""
+    if preprocessing.brain == "deepbet" and find_spec("deepbet") is None:
         raise InputError(
-            f"preprocessing.brain: deepbet is not available in bfp {__version__}; none and given (masks that the "
-            "cohort brings) are"
+            "preprocessing.brain: deepbet is not installed; pip install 'bfp[deepbet]', or bring masks along (brain: "
+            "given)"
         )
 
 

@@ -65,6 +65,7 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
     places = [spec.store] if isinstance(spec.store, str) else list(spec.store)
     stores = open_stores(places, run=run)
     _check_sizes(spec, stores)
+    _check_flip(spec, stores)
     indices = tuple(wanted_stacks(store, spec.where) for store in stores)
     training, probe = indices, spec.probe
     if probe is not None:
@@ -97,6 +98,15 @@ def _check_sizes(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
         size_px = getattr(spec.crops, name)
         if size_px and patch_px and (wrong := off_patch_grid(size_px, patch_px=patch_px, encoder=spec.encoder)):
             raise InputError(f"crops.{name}: {size_px}: {wrong}")
+
+
+def _check_flip(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
+    for store in stores:
+        if spec.crops.flip and store.slice_axis == "sagittal":
+            raise InputError(
+                f"crops.flip: {spec.crops.flip:g}: would swap front and back, since the slices of {store.place} are "
+                "sagittal; leave it at 0"
+            )
 
 
 def _probed_store(probe: Probe, stores: tuple[SliceStore, ...], indices: tuple[pa.Table, ...]) -> int:

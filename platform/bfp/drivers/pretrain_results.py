@@ -55,7 +55,9 @@ def results_of(
     if probed is not None:
         figures |= _probe_figures(probed)
         blocks[1:1] = _probe_blocks(probed)
-        (run.folder / "pictures" / "patch-tokens.png").write(pca_maps(probed.images, probed.patch_tokens))
+        assert material.probed is not None
+        axis = material.stores[material.probed].slice_axis
+        (run.folder / "pictures" / "patch-tokens.png").write(pca_maps(probed.images, probed.patch_tokens, axis=axis))
     blocks.append(Text("Methods", methods(spec, material, encoder, probed)))
     return Results(figures=figures, blocks=blocks)
 

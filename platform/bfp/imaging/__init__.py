@@ -3,6 +3,7 @@
     nifti (inflate)   bytes -> Volume: voxels as stored, and their Grid
     grid              where voxels lie in the scanner's space
     foreground        what of a volume is head; from it the window, the crop and the choice of slices
+    brain             what of a head is brain: a given mask, a skull-stripped scan, deepbet
     register          how far the headers of two scans are off, and the rigid motion that mends it
     resample          voxels from one grid onto another, once
     window            grey values to bytes

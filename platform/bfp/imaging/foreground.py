@@ -97,7 +97,10 @@ def otsu(values: np.ndarray) -> float:
     low, high = float(values.min()), float(np.percentile(values, 99.5))
     if high <= low:
         return low
-    counts, edges = np.histogram(np.minimum(values, high), bins=256, range=(low, high))
+    bins = 256
+    edges = np.linspace(low, high, bins + 1)
+    places = ((np.minimum(values, high).ravel() - low) * (bins / (high - low))).astype(np.intp)
+    counts = np.bincount(np.minimum(places, bins - 1), minlength=bins)
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1].astype(np.float64)
     above = counts.sum() - below
@@ -124,8 +127,8 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 def _foreground(mask: np.ndarray, values: np.ndarray, grid: Grid) -> Foreground:
     if not mask.any():
         raise Unusable(Reason.EMPTY, "no voxel stands out from the background")
-    points = grid.ras(np.argwhere(mask))
-    height_mm = points[:, 2]
+    voxels = np.argwhere(mask)
+    height_mm = voxels @ grid.ras_from_voxel[2, :3] + grid.ras_from_voxel[2, 3]
     crown_mm = float(np.percentile(height_mm, 99.9))  # a speck above the head does not count
-    centre_ras = points[height_mm >= crown_mm - BRAIN_HEIGHT_MM].mean(axis=0)
+    centre_ras = grid.ras(voxels[height_mm >= crown_mm - BRAIN_HEIGHT_MM].mean(axis=0))
     return Foreground(mask, grid, values[mask], crown_mm, centre_ras)

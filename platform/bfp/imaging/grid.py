@@ -97,6 +97,11 @@ class Grid:
         i, j, k = (-(-extent // step) for extent, step in zip(self.shape, steps, strict=True))
         return Grid((i, j, k), self.ras_from_voxel @ np.diag([*steps, 1]))
 
+    def reordered(self, axes: tuple[int, int, int]) -> Grid:
+        """The grid of `array.transpose(axes)`."""
+        i, j, k = (self.shape[axis] for axis in axes)
+        return Grid((i, j, k), self.ras_from_voxel @ np.eye(4)[:, [*axes, 3]])
+
     def window(self, start: tuple[float, float, float], shape: tuple[int, int, int]) -> Grid:
         """The grid of the given shape whose voxel (0, 0, 0) lies at `start` of this one; it may reach beyond it."""
         shift = np.eye(4)

@@ -2,7 +2,7 @@
 
 Linear for grey values, nearest for labels. Where the two grids are parallel (the usual case: only spacing, crop and
 axis order differ) each axis is done by itself, and an axis whose centres coincide is only sliced; otherwise the general
-affine is left to scipy. What lies outside the source's outermost centres gets one given value.
+affine is left to ITK, or to scipy. What lies outside the source's outermost centres gets one given value.
 
 The work goes plane by plane, z last among the axes to be walked: a plane stays in the processor's cache through all
 its steps, and only the planes that are asked for are made. Arrays are (x, y, z) in Fortran order (x fastest), as NIfTI
@@ -23,6 +23,7 @@ Interpolation = Literal["linear", "nearest"]
 
 # Positions are snapped to voxel centres within so many voxels: affines in headers are float32.
 _SNAP_VOXELS = 1e-3
+_ROUNDING_VOXELS = 1e-6
 
 
 def resample(
@@ -170,21 +171,75 @@ def _oblique(
     outside: float,
     dtype: np.dtype,
 ) -> Iterator[np.ndarray]:
-    """By the general affine. Both sides are handed over transposed, so that scipy walks memory in order."""
-    flipped = source_from_target[:3, :3][::-1, ::-1]
-    for z in at:
-        offset = source_from_target[:3, 3] + source_from_target[:3, 2] * z
-        yield ndimage.affine_transform(
-            array.T,
-            flipped,
-            offset=offset[::-1],
-            output_shape=(1, shape[1], shape[0]),
-            output=dtype,
-            order=1 if interpolation == "linear" else 0,
-            mode="constant",
-            cval=outside,
-            prefilter=False,
-        )[0].T
+    """By the general affine: grey values by ITK, which takes a quarter of scipy's time, labels by scipy."""
+    if interpolation == "nearest":
+        flipped = source_from_target[:3, :3][::-1, ::-1]  # handed over transposed, so that memory is walked in order
+        for z in at:
+            offset = source_from_target[:3, 3] + source_from_target[:3, 2] * z
+            yield ndimage.affine_transform(
+                array.T,
+                flipped,
+                offset=offset[::-1],
+                output_shape=(1, shape[1], shape[0]),
+                output=dtype,
+                order=0,
+                mode="constant",
+                cval=outside,
+            )[0].T
+        return
+
+    import SimpleITK
+
+    resampler = SimpleITK.ResampleImageFilter()
+    resampler.SetNumberOfThreads(1)
+    resampler.SetInterpolator(SimpleITK.sitkLinear)
+    resampler.SetOutputPixelType(SimpleITK.sitkFloat32)
+    resampler.SetTransform(
+        SimpleITK.AffineTransform(source_from_target[:3, :3].ravel().tolist(), source_from_target[:3, 3].tolist())
+    )
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.T))  # in voxels: no origin, no spacing
+    x = np.arange(shape[0], dtype=np.float32)
+    for few in _evenly_spaced(at):  # since each call takes as long as a quarter of a plane
+        resampler.SetSize((shape[0], shape[1], few.size))
+        resampler.SetOutputOrigin((0.0, 0.0, float(few[0])))
+        resampler.SetOutputSpacing((1.0, 1.0, float(few[1] - few[0]) if few.size > 1 else 1.0))
+        made = SimpleITK.GetArrayFromImage(resampler.Execute(image))
+        for z, plane in zip(few, made, strict=True):
+            first, last = _inside(source_from_target, array.shape, shape, z)
+            np.copyto(plane, outside, where=(x < first) | (x > last))
+            yield plane.T
+
+
+def _evenly_spaced(at: np.ndarray) -> list[np.ndarray]:
+    """Rising heights in runs of up to 16 with the same distance from each to the next."""
+    runs: list[list[float]] = []
+    for z in at.tolist():
+        run = runs[-1] if runs else []
+        if not run or len(run) == 16 or (len(run) > 1 and abs((z - run[-1]) - (run[1] - run[0])) > 1e-9):
+            runs.append([z])
+        else:
+            run.append(z)
+    return [np.array(run) for run in runs]
+
+
+def _inside(
+    source_from_target: np.ndarray, source_shape: tuple[int, ...], shape: tuple[int, int, int], z: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of a plane, float32 (y, 1), the first and the last x within the source's outermost centres.
+
+    ITK goes half a voxel beyond them.
+    """
+    y = np.arange(shape[1])
+    first, last = np.full(shape[1], -np.inf), np.full(shape[1], np.inf)
+    for along, extent in zip(source_from_target[:3], source_shape, strict=True):
+        rows = along[1] * y + along[2] * z + along[3]
+        low, high = -_ROUNDING_VOXELS - rows, extent - 1 + _ROUNDING_VOXELS - rows
+        if abs(along[0]) < 1e-9:
+            last[(low > 0) | (high < 0)] = -np.inf
+        else:
+            ends = np.sort([low / along[0], high / along[0]], axis=0)
+            first, last = np.maximum(first, ends[0]), np.minimum(last, ends[1])
+    return first.astype(np.float32)[:, None], last.astype(np.float32)[:, None]
 
 
 def _parallel_axes(source_from_target: np.ndarray, target_shape: tuple[int, int, int]) -> list[int] | None:

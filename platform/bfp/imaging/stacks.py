@@ -1,13 +1,19 @@
 """How a session becomes stacks: the recipe, the working grid that the slices lie on, and how pixels lie in a stack.
 
-The working grid has the reference scan's own axes, renamed and turned to lie closest to RAS and not de-obliqued, at
-the recipe's spacings. It starts on a voxel centre of the scan, so that a scan that has the spacing already is cropped
-and not resampled. In plane it is a square centred on the head, and may reach beyond the scan; along z it is the whole
-scan, of which the slices with enough foreground are kept.
+The working grid has the reference scan's own axes, turned to lie closest to RAS and not de-obliqued, at the recipe's
+spacings. They are named by how slices lie: x runs along a slice's columns, y up its rows, z from slice to slice.
 
-A slice is shown as on a neurological display: anterior up, the patient's left on the left. Row 0 is the most anterior,
-column 0 the leftmost: volumes (x, y, z) of the working grid become pixels (slice, row, column) with row = size - 1 - y,
-column = x.
+    axial      x to the right, y to anterior, z to superior
+    coronal    x to the right, y to superior, z to anterior
+    sagittal   x to anterior, y to superior, z to the right
+
+It starts on a voxel centre of the scan, so that a scan that has the spacing already is cropped and not resampled. In
+plane it is a square centred on the head, and may reach beyond the scan; along z it is the whole scan, of which the
+slices with enough foreground are kept.
+
+Row 0 is the uppermost, column 0 the leftmost: volumes (x, y, z) of the working grid become pixels (slice, row, column)
+with row = size - 1 - y, column = x. So the patient's left is on the left, as on a neurological display, and of a
+sagittal slice posterior. EDGES has the letters.
 """
 
 from __future__ import annotations
@@ -23,12 +29,22 @@ from bfp.imaging.grid import Grid
 from bfp.imaging.resample import resample
 
 CHANNELS = 3
-# What lies at the edges of a slice, for lettering pictures.
-EDGES = {"top": "A", "bottom": "P", "left": "L", "right": "R"}
 
 Form = Literal["modalities", "neighbours"]
 Registration = Literal["none", "header", "rigid"]
-BrainMask = Literal["none", "given", "deepbet"]
+BrainMask = Literal["none", "given", "image", "deepbet"]
+Intensity = Literal["percentiles", "zscore"]
+SliceAxis = Literal["axial", "coronal", "sagittal"]
+
+EDGES: dict[SliceAxis, dict[str, str]] = {
+    "axial": {"top": "A", "bottom": "P", "left": "L", "right": "R"},
+    "coronal": {"top": "S", "bottom": "I", "left": "L", "right": "R"},
+    "sagittal": {"top": "S", "bottom": "I", "left": "P", "right": "A"},
+}
+"""What lies at the edges of a slice, for lettering pictures."""
+
+# Which of (R, A, S) are x, y and z of the working grid.
+_RAS_OF_XYZ: dict[SliceAxis, tuple[int, int, int]] = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +54,11 @@ class Recipe:
     form "modalities": the channels of a stack are one slice of the scans in `channels`, of which the first that is
     there is the session's reference. form "neighbours": each scan in `modalities` gives stacks of its own, whose
     channels are the planes `gap_mm` below the slice, at it and above it.
-    slice_spacing_mm: from one slice to the next. min_foreground: the share of a slice's square that must be head.
-    window_percentiles: of the foreground, what becomes black and white.
+    slice_axis: see the head of this module. slice_spacing_mm: from one slice to the next. slice_range_mm: the ends
+    between which slices are kept, from the centre of the foreground along z; None for all. min_foreground: the share of
+    a slice's square that must be head.
+    intensity "percentiles": window_percentiles of the foreground become black and white. "zscore": zscore_limit
+    standard deviations below and above its mean do, which are taken between the percentiles (`window`).
     """
 
     form: Form
@@ -53,30 +72,35 @@ class Recipe:
     brain: BrainMask
     window_percentiles: tuple[float, float]
     min_foreground: float
+    intensity: Intensity
+    zscore_limit: float
+    slice_axis: SliceAxis
+    slice_range_mm: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """Where the stacks of a session lie.
 
-    working: the grid, (size, size, all slices). slices: int32 (n,), indices of the kept slices along z, rising.
-    foreground: float32 (n,), the share of each that is head.
+    working: the grid, (size, size, all slices). axis: across which it is cut. slices: int32 (n,), indices of the kept
+    slices along z, rising. foreground: float32 (n,), the share of each that is head.
     """
 
     working: Grid
+    axis: SliceAxis
     slices: np.ndarray
     foreground: np.ndarray
 
     @property
     def position_mm(self) -> np.ndarray:
-        """float32 (n,): the height (RAS z) of each slice's centre."""
+        """float32 (n,): where each slice's centre lies along RAS z; of a coronal one y, of a sagittal one x."""
         x, y, _ = self.working.shape
         centres = [((x - 1) / 2, (y - 1) / 2, float(z)) for z in self.slices]
-        return self.working.ras(np.array(centres))[:, 2].astype(np.float32)
+        return self.working.ras(np.array(centres))[:, _RAS_OF_XYZ[self.axis][2]].astype(np.float32)
 
     @property
     def height(self) -> np.ndarray:
-        """float32 (n,): 0 at the lowest kept slice, 1 at the highest; 0.5 where there is but one."""
+        """float32 (n,): along z, 0 at the first kept slice, 1 at the last; 0.5 where there is but one."""
         lowest, highest = int(self.slices[0]), int(self.slices[-1])
         if lowest == highest:
             return np.full(1, 0.5, dtype=np.float32)
@@ -88,19 +112,28 @@ def frame_stacks(scan: Grid, foreground: Foreground, *, recipe: Recipe) -> Frame
 
     Raises Unusable (NO_SLICES) when no slice has enough foreground.
     """
-    lattice = scan.closest_ras().respaced((recipe.spacing_mm, recipe.spacing_mm, recipe.slice_spacing_mm))
+    turned = scan.closest_ras().reordered(_RAS_OF_XYZ[recipe.slice_axis])
+    lattice = turned.respaced((recipe.spacing_mm, recipe.spacing_mm, recipe.slice_spacing_mm))
     size = recipe.size_px
-    x, y, _ = np.rint(lattice.voxels(foreground.centre_ras) - (size - 1) / 2)
+    centre = lattice.voxels(foreground.centre_ras)
+    x, y, _ = np.rint(centre - (size - 1) / 2)
     working = lattice.window((x, y, 0), (size, size, lattice.shape[2]))
     shares = _foreground_shares(working, foreground)
+    if recipe.slice_range_mm is not None:
+        lowest_mm, highest_mm = recipe.slice_range_mm
+        from_centre_mm = (np.arange(shares.size) - centre[2]) * recipe.slice_spacing_mm
+        shares[(from_centre_mm < lowest_mm) | (from_centre_mm > highest_mm)] = 0
     kept = np.flatnonzero((shares >= recipe.min_foreground) & (shares > 0))
     if kept.size == 0:
+        between = ""
+        if recipe.slice_range_mm is not None:
+            between = f" from {recipe.slice_range_mm[0]:g} to {recipe.slice_range_mm[1]:g} mm"
         raise Unusable(
             Reason.NO_SLICES,
-            f"at most {shares.max():.1%} of a {size} × {size} slice at {recipe.spacing_mm:g} mm is head; "
+            f"at most {shares.max():.1%} of a {size} × {size} slice at {recipe.spacing_mm:g} mm{between} is head; "
             f"{recipe.min_foreground:.1%} is asked for",
         )
-    return Frame(working, kept.astype(np.int32), shares[kept].astype(np.float32))
+    return Frame(working, recipe.slice_axis, kept.astype(np.int32), shares[kept].astype(np.float32))
 
 
 def to_pixels(volume: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Pictures that a driver puts beside its results: slices of sessions, overlays of registration, maps of patch tokens.
 
-Arrays in, PNG bytes out: equal arrays give equal bytes. Slices are axial and lie as stacks hold them
-(`bfp.imaging.stacks`); their sides are lettered in every picture. Background is black, as on film, and whatever has a
-colour can be told apart in grey too.
+Arrays in, PNG bytes out: equal arrays give equal bytes. Slices lie as stacks hold them (`bfp.imaging.stacks`), and
+`axis` says across which axis they were cut; their sides are lettered in every picture. Background is black, as on film,
+and whatever has a colour can be told apart in grey too.
 
 Letters: `n` slices, `C` channels (3), `s` size in pixels, `N` patches, `D` embedding width.
 """
@@ -10,7 +10,7 @@ Letters: `n` slices, `C` channels (3), `s` size in pixels, `N` patches, `D` embe
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from bfp.imaging.stacks import EDGES
+from bfp.imaging.stacks import EDGES, SliceAxis
 
 CELL_PX = 128
 GAP_PX = 4
@@ -32,6 +32,8 @@ FAINT = (150, 150, 150)
 ABSENT = (38, 38, 38)
 DARKEST = 40  # of a map of tokens: black is where there is no head
 EDGE = (255, 196, 0)  # light enough to stand out of brain in grey print
+
+_SIDES = {"A": "anterior", "S": "superior", "L": "the patient's left", "P": "posterior"}
 
 FAINTEST_EDGE = 2.0  # grey levels a pixel; below is noise
 FOREGROUND_OF_PATCH = 0.10  # a patch counts as head when its mean is above this share of its slice's 99th percentile
@@ -59,23 +61,29 @@ class Pair:
     moving: np.ndarray
 
 
-def mosaic(sessions: Sequence[SessionSlices], *, cell_px: int = CELL_PX) -> bytes:
+def orientation(axis: SliceAxis) -> str:
+    """How slices lie, as a sentence for a picture's caption."""
+    up, left = (_SIDES[EDGES[axis][edge]] for edge in ("top", "left"))
+    return f"{up[0].upper()}{up[1:]} is up, {left} on the left."
+
+
+def mosaic(sessions: Sequence[SessionSlices], *, axis: SliceAxis, cell_px: int = CELL_PX) -> bytes:
     """Sessions side by side: a panel each, a row for each channel, a column for each slice."""
-    panels = [_session_panel(session, cell_px) for session in sessions]
+    panels = [_session_panel(session, axis, cell_px) for session in sessions]
     return _png(_arrange(panels, across=PANELS_ACROSS))
 
 
-def overlays(pairs: Sequence[Pair], *, cell_px: int = 2 * CELL_PX) -> bytes:
+def overlays(pairs: Sequence[Pair], *, axis: SliceAxis, cell_px: int = 2 * CELL_PX) -> bytes:
     """Whether registration is right: the moving scan's edges on the reference, and both as a chequerboard."""
     panels = []
     for pair in pairs:
         reference, moving = (_scaled(slice_, cell_px) for slice_ in (pair.reference, pair.moving))
         cells = [_with_edges(reference, edges(moving)), _cell(_chequered(reference, moving), cell_px)]
-        panels.append(_panel(pair.title, [cells]))
+        panels.append(_panel(pair.title, [cells], axis=axis))
     return _png(_arrange(panels, across=PANELS_ACROSS))
 
 
-def pca_maps(images: np.ndarray, tokens: np.ndarray, *, cell_px: int = CELL_PX) -> bytes:
+def pca_maps(images: np.ndarray, tokens: np.ndarray, *, axis: SliceAxis, cell_px: int = CELL_PX) -> bytes:
     """What patch tokens tell apart: slices, the tokens' first three principal components as colours, the first alone.
 
     images: uint8 (n, s, s), one channel; tokens: float32 (n, N, D), patches in rows from the slice's first corner. The
@@ -96,7 +104,7 @@ def pca_maps(images: np.ndarray, tokens: np.ndarray, *, cell_px: int = CELL_PX) 
             _enlarged(np.repeat(colour[..., :1], 3, axis=2), cell_px) for colour in colours
         ],
     }
-    return _png(_arrange([_panel(title, [cells]) for title, cells in rows.items()], across=1))
+    return _png(_arrange([_panel(title, [cells], axis=axis) for title, cells in rows.items()], across=1))
 
 
 # what is drawn ------------------------------------------------------------------------------------------------------
@@ -154,18 +162,19 @@ def principal_components(tokens: np.ndarray, chosen: np.ndarray) -> tuple[np.nda
 # the parts of a picture ---------------------------------------------------------------------------------------------
 
 
-def _session_panel(session: SessionSlices, cell_px: int) -> Image.Image:
+def _session_panel(session: SessionSlices, axis: SliceAxis, cell_px: int) -> Image.Image:
     rows = [
         [_cell(slice_[channel], cell_px) if there else _absent(cell_px) for slice_ in session.pixels]
         for channel, there in enumerate(session.present)
     ]
-    return _panel(session.title, rows, row_names=session.channels, lettered=session.present)
+    return _panel(session.title, rows, axis=axis, row_names=session.channels, lettered=session.present)
 
 
 def _panel(
     title: str,
     rows: Sequence[Sequence[Image.Image]],
     *,
+    axis: SliceAxis,
     row_names: Sequence[str] = ("",),
     lettered: Sequence[bool] = (True,),
 ) -> Image.Image:
@@ -180,17 +189,17 @@ def _panel(
         for column, cell in enumerate(cells):
             panel.paste(cell, (column * step, y))
         if with_letters:
-            _letter(draw, y, cell_px)
+            _letter(draw, y, cell_px, EDGES[axis])
         draw.text((3, y + 1), name, font=_font(), fill=INK, stroke_width=2, stroke_fill="black")
     return panel
 
 
-def _letter(draw: ImageDraw.ImageDraw, y: int, cell_px: int) -> None:
+def _letter(draw: ImageDraw.ImageDraw, y: int, cell_px: int, letters: Mapping[str, str]) -> None:
     """What lies at the left, the right and the top of the cell that starts at (0, y)."""
     middle = cell_px // 2
     left, right, top = ((3, y + middle), "lm"), ((cell_px - 3, y + middle), "rm"), ((middle, y + 2), "mt")
     for edge, (where, anchor) in (("left", left), ("right", right), ("top", top)):
-        draw.text(where, EDGES[edge], font=_font(), fill=INK, anchor=anchor, stroke_width=2, stroke_fill="black")
+        draw.text(where, letters[edge], font=_font(), fill=INK, anchor=anchor, stroke_width=2, stroke_fill="black")
 
 
 def _absent(cell_px: int) -> Image.Image:

@@ -5,9 +5,31 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from bfp.specs.fields import Clash, Job, Misfit, Modality, Name, Shipped, Strict, Uri, lies_in
+from bfp.specs.fields import (
+    ENTITY_PATTERN,
+    ENTITY_VALUE_PATTERN,
+    Clash,
+    Job,
+    Misfit,
+    Modality,
+    Name,
+    Shipped,
+    Strict,
+    Uri,
+    lies_in,
+)
+
+
+def _not_who_or_when(entity: str) -> str:
+    if entity in ("sub", "ses"):
+        raise ValueError("tells who and when, not which scan; such as acq, ce, rec or run")
+    return entity
+
+
+Entity = Annotated[str, StringConstraints(pattern=ENTITY_PATTERN), AfterValidator(_not_who_or_when)]
+EntityValue = Annotated[str, StringConstraints(pattern=ENTITY_VALUE_PATTERN)]
 
 
 class Segmentation(Strict):
@@ -51,6 +73,12 @@ class Cohort(Strict):
         description="The cohort's own names of modalities and the BIDS suffixes they stand for.",
         examples=[{"T1": "T1w", "FL": "FLAIR"}],
     )
+    prefer: dict[Entity, EntityValue | None] = Field(
+        default_factory=dict,
+        description="BIDS cohorts: of several scans of one modality, those whose names have these entities are taken "
+        "first, in this order; null: without the entity. Others are taken where there is none. {}: the plainest name.",
+        examples=[{"acq": "mprage", "ce": None}],
+    )
     segmentations: list[Segmentation] = Field(
         default_factory=list,
         description="Label maps that ride along.",
@@ -93,6 +121,9 @@ class Cohort(Strict):
             clashes.append(Clash("glob", expected, ("pattern",)))
         if self.glob is None and self.pattern is not None:
             clashes.append(Clash("pattern", "goes with `glob` only", ("glob",)))
+        if given in (["glob"], ["table"]) and self.prefer:
+            expected = "goes with `bids` only; of a table the first row is taken, of a glob the first by name"
+            clashes.append(Clash("prefer", expected, (given[0],)))
         if given == ["glob"] and self.segmentations:
             expected = "a glob cohort carries no segmentations; list its files in a table instead"
             clashes.append(Clash("segmentations", expected, ("glob",)))

@@ -18,10 +18,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MODALITY_PATTERN = r"^[A-Za-z0-9]{1,32}$"
+ENTITY_PATTERN = r"^[a-z]{1,16}$"
+ENTITY_VALUE_PATTERN = r"^[A-Za-z0-9]{1,64}$"
 
 PATTERNS_IN_WORDS = {
     NAME_PATTERN: "a name of up to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit",
     MODALITY_PATTERN: "a BIDS suffix of up to 32 letters and digits, such as T1w",
+    ENTITY_PATTERN: "a BIDS entity in small letters, such as acq, ce, rec or run",
+    ENTITY_VALUE_PATTERN: "the value of a BIDS entity: letters and digits, as in acq-mprage",
 }
 
 

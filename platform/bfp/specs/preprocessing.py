@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from bfp.specs.fields import Modality, Positive, Share, Strict
+from bfp.specs.fields import Clash, Misfit, Modality, Positive, Share, Strict
+from bfp.specs.preprocessing_presets import PREPROCESSING_PRESETS
+
+T1W = "T1w"  # what deepbet was trained on
 
 
 class ModalityStacks(Strict):
-    """The paper's form: the same axial slice of three modalities."""
+    """The paper's form: the same slice of three modalities."""
 
     form: Literal["modalities"]
     channels: tuple[Modality, Modality, Modality] = Field(
@@ -24,7 +27,9 @@ class NeighbourStacks(Strict):
     """Three neighbouring slices of one modality."""
 
     form: Literal["neighbours"]
-    gap_mm: Positive = Field(1.0, description="The distance between the three slices, mm.")
+    gap_mm: float = Field(
+        1.0, ge=0, description="The distance between the three slices, mm. 0: the same slice three times."
+    )
     modalities: list[Modality] = Field(
         default_factory=lambda: ["T1w", "T2w", "FLAIR"], min_length=1, description="The modalities that are taken."
     )
@@ -40,9 +45,32 @@ Percentile = Annotated[float, Field(ge=0, le=100)]
 Window = Annotated[tuple[Percentile, Percentile], AfterValidator(_rising), Field(strict=False)]
 
 
-class Preprocessing(Strict):
-    """What is done to every scan; a store has one, and refuses another."""
+def _upwards(ends_mm: tuple[float, float]) -> tuple[float, float]:
+    if ends_mm[0] >= ends_mm[1]:
+        raise ValueError("the lower end must lie below the upper one")
+    return ends_mm
 
+
+SliceRange = Annotated[tuple[float, float], AfterValidator(_upwards), Field(strict=False)]
+
+# Later fields stand in a store only where they differ from their default, which may therefore never change: a store
+# that was made before there was such a field is one that has its default.
+_ALWAYS_STORED = frozenset(
+    {"stacks", "spacing_mm", "slice_spacing_mm", "size", "register", "brain", "window", "min_foreground"}
+)
+
+
+class Preprocessing(Strict):
+    """What is done to every scan; a store has one, and refuses another.
+
+    `preset` gives some of the fields other defaults; a field beside it overrides the preset's.
+    """
+
+    preset: Literal["brainfound", "braindino"] | None = Field(
+        None,
+        description="A paper's preprocessing, as far as its code says it: BrainFound's or BrainDINO's. A field beside "
+        "it overrides the preset's. null: bfp's own.",
+    )
     stacks: Annotated[ModalityStacks | NeighbourStacks, Field(discriminator="form")] = Field(
         default_factory=lambda: ModalityStacks(form="modalities"),
         description="What the three channels of a stack are: three modalities, or three neighbouring slices of one.",
@@ -53,18 +81,78 @@ class Preprocessing(Strict):
         None, le=50, description="Distance from one slice to the next, mm. null: the same as spacing_mm."
     )
     size: int = Field(224, ge=28, le=1024, description="Height and width of a stack, pixels.")
+    slice_axis: Literal["axial", "coronal", "sagittal"] = Field(
+        "axial",
+        description="Across which axis slices are cut, of those of the scan that lie closest to the head's. axial: "
+        "anterior up, the patient's left on the left; coronal: superior up, left on the left; sagittal: superior up, "
+        "posterior on the left.",
+    )
+    slice_range_mm: SliceRange | None = Field(
+        None,
+        description="Only slices from here to here along the axis, mm from the head's centre (or the brain mask's): "
+        "superior, anterior or right is positive. null: all that have enough foreground.",
+        examples=[[-40, 50]],
+    )
     registration: Literal["none", "header", "rigid"] = Field(
         "rigid",
         alias="register",  # pydantic's base class has a `register` of its own
         description="How a session's scans come onto their reference. none: they must share its grid; header: by their "
         "headers, offsets are flagged; rigid: by mutual information.",
     )
-    brain: Literal["none", "given", "deepbet"] = Field(
+    brain: Literal["none", "given", "image", "deepbet"] = Field(
         "none",
-        description="none: the whole image. given: voxels outside the cohort's segmentation named `brain` are set "
-        "to zero. deepbet: the mask is found in the image.",
+        description="Where the brain mask comes from: what is outside becomes black, and crop, window and slices go by "
+        "what is inside. none: no mask, the whole head. given: the cohort's segmentation named `brain`. image: what is "
+        "not background in a session's reference, which must be skull-stripped already. deepbet: found in the T1w "
+        "(unless that is skull-stripped already) by the program of this name, an extra: pip install 'bfp[deepbet]'.",
     )
     window: Window = Field(
-        (0.5, 99.5), description="Percentiles of the foreground's intensities that become 0 and 255."
+        (0.5, 99.5),
+        description="Percentiles of the foreground's intensities that become 0 and 255; with `intensity: zscore`, "
+        "between which mean and standard deviation are taken.",
+    )
+    intensity: Literal["percentiles", "zscore"] = Field(
+        "percentiles",
+        description="percentiles: `window` becomes 0 and 255. zscore: so many standard deviations below and above the "
+        "foreground's mean do (`zscore_limit`).",
+    )
+    zscore_limit: Positive = Field(
+        3.0, description="With `intensity: zscore`: how many standard deviations from the mean become 0 and 255."
     )
     min_foreground: Share = Field(0.05, description="A slice is kept when at least this share of it is foreground.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(preset := given.get("preset"), str):
+            return given
+        return {**PREPROCESSING_PRESETS.get(preset, {}), **given}
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Preprocessing:
+        clashes = []
+        if self.intensity == "percentiles" and self.zscore_limit != type(self).model_fields["zscore_limit"].default:
+            clashes.append(Clash("zscore_limit", "goes with `intensity: zscore` only", ("intensity",)))
+        if self.brain == "deepbet" and (expected := self._unfit_for_deepbet()):
+            by_preset = PREPROCESSING_PRESETS.get(self.preset or "", {})
+            field, other = (
+                ("brain", "stacks") if "brain" not in by_preset and "stacks" in by_preset else ("stacks", "brain")
+            )
+            clashes.append(Clash(field, expected, (other,)))
+        if clashes:
+            raise Misfit(*clashes)
+        return self
+
+    def _unfit_for_deepbet(self) -> str:
+        stacks = self.stacks
+        if isinstance(stacks, ModalityStacks) and stacks.channels[0] != T1W:
+            return f"deepbet finds the brain in the {T1W}, which must be the first of stacks.channels"
+        if isinstance(stacks, NeighbourStacks) and stacks.modalities != [T1W]:
+            return f"deepbet finds the brain in a {T1W} alone: write stacks.modalities: [{T1W}]"
+        return ""
+
+    def stored(self) -> dict[str, Any]:
+        """As it stands in store.json and decides what a shard is called: what is done, without the preset's name."""
+        told = self.model_dump(mode="json", exclude={"preset"})
+        fields = {field.alias or name: field for name, field in type(self).model_fields.items()}
+        return {name: value for name, value in told.items() if name in _ALWAYS_STORED or value != fields[name].default}

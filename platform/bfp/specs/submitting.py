@@ -17,6 +17,7 @@ FREE = {
     "compute",
     "max_rejected",
     "pictures",
+    "preprocessing.preset",  # the fields that it sets are compared
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",

@@ -16,9 +16,11 @@ from pydantic.fields import FieldInfo
 from bfp.errors import InputError
 from bfp.specs.document import flow
 from bfp.specs.kinds import KINDS, Spec
+from bfp.specs.preprocessing_presets import PREPROCESSING_PRESETS
 from bfp.specs.presets import SSL_PRESETS
 
 WIDTH = 110
+_PRESETS = {"pretrain": ("ssl", SSL_PRESETS), "ingest": ("preprocessing", PREPROCESSING_PRESETS)}
 
 
 def template(kind: str, *, preset: str | None = None, schema: str) -> str:
@@ -48,11 +50,12 @@ def _example(kind: str, preset: str | None) -> Spec:
         if field.is_required() and field.examples
     }
     if preset is not None:
-        if kind != "pretrain":
-            raise InputError(f"--preset {preset}: only pretrain has presets")
-        if preset not in SSL_PRESETS:
-            raise InputError(f"--preset {preset}: expected one of {', '.join(SSL_PRESETS)}")
-        values["ssl"] = {"preset": preset}
+        if kind not in _PRESETS:
+            raise InputError(f"--preset {preset}: only {' and '.join(_PRESETS)} have presets")
+        field, presets = _PRESETS[kind]
+        if preset not in presets:
+            raise InputError(f"--preset {preset}: expected one of {', '.join(presets)}")
+        values[field] = {"preset": preset}
     example: Spec = model.model_validate(values)
     return example
 

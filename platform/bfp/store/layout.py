@@ -39,7 +39,7 @@ Kind = TypeVar("Kind", bound=Stored)
 
 
 class StoreInfo(Stored):
-    """store.json"""
+    """store.json. preprocessing: a field of the spec that does not stand there is at its default."""
 
     contract: int
     preprocessing: dict[str, Any]
@@ -225,4 +225,4 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _text(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key]) if key in flat else "nothing"
+    return json.dumps(flat[key]) if key in flat else "nothing" if "." in key else "the default"

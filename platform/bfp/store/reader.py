@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from bfp.imaging import NEIGHBOURS
 from bfp.storage import Place, intact, plainly
 from bfp.store import layout, schemas
 from bfp.store.pages import single_page
+
+if TYPE_CHECKING:
+    from bfp.imaging.stacks import SliceAxis
 
 _OPEN_FILES = 32  # of one thread: a footer is read once while its file stays open
 _READERS = 16  # of whole tables: many small reads, which on object storage mostly wait
@@ -103,6 +106,12 @@ class SliceStore:
     def form(self) -> str:
         """What the channels of a stack are: modalities, or neighbours."""
         return str(self.preprocessing["stacks"]["form"])
+
+    @property
+    def slice_axis(self) -> SliceAxis:
+        """Across which axis the slices are cut."""
+        axis: SliceAxis = self.preprocessing.get("slice_axis", "axial")
+        return axis
 
     @property
     def channels(self) -> tuple[str, str, str]:
@@ -225,7 +234,8 @@ class SliceStore:
 
         with ThreadPoolExecutor(_READERS) as pool:
             tables = list(pool.map(read, self._parts(table)))
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        # What an earlier bfp wrote may lack columns: they are null.
+        return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
 
     def _opened(self, place: Place) -> _Opened:
         """The open file of this thread: the least recently used is closed when there are too many."""

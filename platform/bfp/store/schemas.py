@@ -1,9 +1,8 @@
 """The columns of the slice store: one Arrow schema per table, shared by writer, reader and the published contract.
 
-Pixels are uint8 (3, H, W), row by row, anterior up, the patient's left at column 0; label maps are little-endian
-uint16 (H, W) of the same layout. Both are fixed-size binary, which reads many times as fast as a list. Matrices are
-float64 (4, 4), row by row; `ras` is the scanner's space in mm, RAS+; the working grid is the one the stacks were cut
-from.
+Pixels are uint8 (3, H, W), row by row, as `imaging.stacks` lays them out; label maps are little-endian uint16 (H, W) of
+the same layout. Both are fixed-size binary, which reads many times as fast as a list. Matrices are float64 (4, 4), row
+by row; `ras` is the scanner's space in mm, RAS+; the working grid is the one the stacks were cut from.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _MATRIX = pa.list_(pa.float64(), 16)
 
 
 def stacks(size_px: int) -> pa.Schema:
-    """One row per stack; `slice` is its index in the working grid, `height` 0 at the lowest one kept, 1 at the top."""
+    """One row per stack; `slice` is its index in the working grid, `height` 0 at the first one kept, 1 at the last."""
     return pa.schema(
         [
             *IDENTITY,
@@ -53,6 +52,7 @@ SCANS = pa.schema(
         pa.field("uri", pa.string()),
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
+        pa.field("chosen", pa.string()),
         pa.field("shape", pa.list_(pa.int32(), 3)),
         pa.field("spacing_mm", pa.list_(pa.float64(), 3)),
         pa.field("axes", pa.string()),
@@ -67,6 +67,8 @@ SCANS = pa.schema(
         pa.field("similarity_before", pa.float32()),
         pa.field("similarity_after", pa.float32()),
         pa.field("foreground", pa.float32()),
+        pa.field("brain", pa.string()),
+        pa.field("brain_ml", pa.float32()),
         pa.field("qform_sform_mm", pa.float32()),
         pa.field("stacks", pa.int32()),
         pa.field("warnings", pa.list_(pa.string())),
