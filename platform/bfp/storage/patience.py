@@ -2,8 +2,8 @@
 
 What passes: an answer of 5xx, 429, 409 or 408, a time limit, a connection refused or broken off, a body cut short, a
 name that is not resolved. What does not pass is raised at once: every other failure. The clients' own retries are
-turned off where this loop is used: they know no bound in time, some of their waits hear no Ctrl-C, and what they
-sent twice they do not tell.
+turned off where this loop is used: they know no bound in time, some of their waits hear no Ctrl-C, and what they sent
+twice they do not tell.
 
 A wait is broken off by KeyboardInterrupt. The time limit of a scan (`cohorts.prepare.within`) does not wait for it:
 what was abandoned goes on in the background until the bound.
@@ -31,6 +31,7 @@ _PASSING = {
     "TimeoutError",
     "gaierror",
     "HTTPClientError",  # botocore: reading timed out, connection closed
+    "IncompleteReadError",  # botocore: the body is cut short
     "ResponseParserError",  # botocore: the body of an answer is no XML
     "ClientConnectionError",  # aiohttp
     "ClientPayloadError",  # aiohttp: the body is cut short

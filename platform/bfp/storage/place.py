@@ -22,7 +22,7 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -135,10 +135,7 @@ class Place:
             if self.is_local:
                 return pyarrow.parquet.ParquetFile(self.uri, filesystem=_local_arrow(), pre_buffer=pre_buffer)
             if self.scheme == "s3":
-                with s3.explaining(self.bucket):
-                    return pyarrow.parquet.ParquetFile(
-                        f"{self.bucket}/{self.key}", filesystem=s3.arrow(tries=s3.ARROW_TRIES), pre_buffer=pre_buffer
-                    )
+                return s3.open_parquet(self.bucket, self.key, pre_buffer=pre_buffer)
             return pyarrow.parquet.ParquetFile(_fsspec(self.scheme).open(self.uri, "rb"), pre_buffer=pre_buffer)
 
     def files(self) -> Iterator[Entry]:
@@ -426,7 +423,8 @@ def _local_arrow() -> Any:
 def plainly(here: Place, verb: str) -> Iterator[None]:
     """Turn what the storage clients raise into a StorageError in plain words."""
     try:
-        yield
+        with s3.explaining(here.bucket) if here.scheme == "s3" else nullcontext():
+            yield
     except FileNotFoundError as error:
         raise StorageError(f"{here}: cannot {verb} it: nothing is there") from error
     except PermissionError as error:
