@@ -8,7 +8,6 @@ connection of its own, and answers are held in memory: a proxy for small tests.
 from __future__ import annotations
 
 import random
-import select
 import socket
 import socketserver
 import struct
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import IO
 from urllib.parse import urlsplit
 
 
@@ -80,7 +80,7 @@ class FaultProxy:
     """Serves at `endpoint`. `plan` may be set at any time, and counts from 1 again; `dealt` counts faults by kind."""
 
     def __init__(self, upstream: str, *, hold_s: float) -> None:
-        """upstream: the server's URL. hold_s: how long a timeout holds its connection, unless the client gives up."""
+        """upstream: the server's URL. hold_s: how long a timeout holds its connection."""
         self._upstream = (urlsplit(upstream).hostname, urlsplit(upstream).port)
         self._hold_s = hold_s
         self._lock = threading.Lock()
@@ -122,19 +122,22 @@ class FaultProxy:
             self._server.server_close()
 
     def _serve(self, client: socket.socket) -> None:
-        request = _read_request(client)
-        if request is None:
-            return
+        stream = client.makefile("rb")
+        lines = _read_head(stream)
+        if not lines:
+            return  # the client hung up
         with self._lock:
             self.requests += 1
             number = self.requests
             fault = self._plan(number)
             if fault is not None:
                 self.dealt[fault] += 1
+        if fault is Fault.TIMEOUT:  # before anything is said, also to a client that asks whether it may send its body
+            time.sleep(self._hold_s)
+            return
+        request = _read_request(client, stream, lines)
         if fault in ANSWERS:
             client.sendall(_answer(request, *ANSWERS[fault]))
-        elif fault is Fault.TIMEOUT:
-            select.select([client], [], [], self._hold_s)  # readable once the client hangs up
         else:
             _reply(client, self._ask(request), fault, draw=random.Random(number))
 
@@ -150,14 +153,16 @@ class FaultProxy:
         return bytes(answer)
 
 
-def _read_request(client: socket.socket) -> _Request | None:
-    """The request, once it is whole; None where the client hung up."""
-    stream = client.makefile("rb")
+def _read_head(stream: IO[bytes]) -> list[bytes]:
+    """The request line and the headers; nothing where the client hung up."""
     lines = []
     while (line := stream.readline()) not in (b"\r\n", b""):
         lines.append(line.rstrip(b"\r\n"))
-    if not lines:
-        return None
+    return lines
+
+
+def _read_request(client: socket.socket, stream: IO[bytes], lines: list[bytes]) -> _Request:
+    """The request of that head, once its body is here."""
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])}
     if headers.get(b"expect", b"").lower() == b"100-continue":
         client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -168,14 +173,14 @@ def _read_request(client: socket.socket) -> _Request | None:
     return _Request(lines[0].split(b" ")[0].decode(), b"\r\n".join(lines), body)
 
 
-def _read_chunks(stream: object) -> bytes:
+def _read_chunks(stream: IO[bytes]) -> bytes:
     """A chunked body as it stands on the wire."""
     raw = bytearray()
     while True:
-        line = stream.readline()  # type: ignore[attr-defined]
+        line = stream.readline()
         raw += line
         length = int(line.split(b";")[0] or b"0", 16)
-        raw += stream.read(length + 2)  # type: ignore[attr-defined]
+        raw += stream.read(length + 2)
         if not length:
             return bytes(raw)
 

@@ -171,7 +171,7 @@ def refused(
 
 def no_try_mends(campaign: Campaign, *, moments: int) -> Iterator[tuple[str, str]]:
     """Each case, and what is wrong with it. moments: at how many of them the credentials expire."""
-    stranger = campaign.gateway.add_user("stranger")
+    stranger = campaign.gateway.add_user("passer-by")
     as_stranger = {"AWS_ACCESS_KEY_ID": stranger.access, "AWS_SECRET_ACCESS_KEY": stranger.secret}
     unknown = {"AWS_ACCESS_KEY_ID": "nobody"}
     for case, changes, expected in (

@@ -30,13 +30,13 @@ def impatience(*, patience_s: float) -> Iterator[None]:
         (module, name): getattr(module, name)
         for module, names in (
             (patience, ("PATIENCE_S", "FIRST_CONTACT_S", "FIRST_WAIT_S", "LONGEST_WAIT_S")),
-            (s3, ("REQUEST_TIMEOUT_S",)),
+            (s3, ("CONNECT_TIMEOUT_S", "REQUEST_TIMEOUT_S")),
         )
         for name in names
     }
     patience.PATIENCE_S = patience.FIRST_CONTACT_S = patience_s
     patience.FIRST_WAIT_S, patience.LONGEST_WAIT_S = 0.002, 0.1
-    s3.REQUEST_TIMEOUT_S = LIMIT_S
+    s3.CONNECT_TIMEOUT_S = s3.REQUEST_TIMEOUT_S = LIMIT_S
     try:
         yield
     finally:
@@ -48,7 +48,7 @@ def impatience(*, patience_s: float) -> Iterator[None]:
 def faulty(gateway: Gateway, *, patience_s: float = 60) -> Iterator[FaultProxy]:
     """A proxy before the gateway, to which the clients of this process lead; it deals nothing until it has a plan."""
     with (
-        FaultProxy(gateway.endpoint, hold_s=3 * LIMIT_S).serving() as proxy,
+        FaultProxy(gateway.endpoint, hold_s=5 * LIMIT_S).serving() as proxy,
         impatience(patience_s=patience_s),
         clients({**gateway.environment(), "AWS_ENDPOINT_URL": proxy.endpoint}),
     ):

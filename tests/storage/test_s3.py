@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bfp.errors import StorageError
 from bfp.storage import Place, repeats, s3
 from tests.ceph import Gateway, Keys
 from tests.faults import PASSING, Fault, FaultProxy, from_on, only, share_of
-from tests.storage.makers import clients, faulty
+from tests.storage.makers import clients, faulty, impatience
 
 ONCE = pytest.mark.parametrize("fault", PASSING)
 
@@ -78,9 +79,14 @@ def test_a_fault_spoils_no_upload_in_parts(
         proxy.plan = only(number, fault)
         (folder / "big").upload(big)
         assert (folder / "big").read() == big.read_bytes()
-    proxy.plan = only(complete, Fault.LOST)
-    assert (folder / "made").create(big.read_bytes())
-    assert not (folder / "made").create(big.read_bytes())
+
+
+def test_a_large_file_is_created_once(folder: Place, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    data = secrets.token_bytes(12 << 20)
+    proxy.plan = only(1, Fault.LOST)
+    assert (folder / "part").create(data)
+    assert not (folder / "part").create(data)
 
 
 def test_a_fifth_of_all_requests_may_fail(folder: Place, proxy: FaultProxy) -> None:
@@ -250,3 +256,15 @@ def test_an_answer_cut_among_its_headers_is_no_damaged_table(folder: Place, prox
     proxy.plan = only(1, Fault.CUT)  # of the HEAD by which pyarrow learns the size
     with (folder / "part.parquet").open_parquet() as file:
         assert file.metadata.num_rows == 1000
+
+
+@pytest.mark.parametrize("size_bytes", [10, 20_000_000])
+def test_a_server_that_accepts_and_never_says_a_word_ends_patience(
+    size_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "SLOWEST_BYTES_S", 100_000_000)
+    keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    with socket.create_server(("127.0.0.1", 0)) as silent, impatience(patience_s=0.1):
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with clients({**keys, "AWS_ENDPOINT_URL": endpoint}), pytest.raises(StorageError, match="TimeoutError"):
+            Place("s3://bucket/x").write(bytes(size_bytes))

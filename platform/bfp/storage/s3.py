@@ -8,13 +8,14 @@ Where the store is and who asks is found by botocore, in the environment and in 
 (AWS_PROFILE, AWS_ENDPOINT_URL, `endpoint_url`, `region`, `addressing_style`), and pyarrow is given the same. Without
 any credentials, or with AWS_NO_SIGN_REQUEST=YES, requests are not signed, as public buckets want it.
 
-A put that must be the first one (`create`) carries a mark, drawn for it, in the object's metadata. A reply can be lost
-after the put succeeded, and what is sent again then (aiohttp does so by itself) is told that the object is there: the
-mark says whose it is.
+A put that must be the first one (`create`), and an upload in parts, carry a mark, drawn for them, in the object's
+metadata. A reply can be lost after the store did what was asked; what is sent again then (aiohttp does so by itself) is
+told that the object is there, or that the upload is no more, and the mark says whose the object is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from bfp.storage.patience import Exhausted, answer_of, patiently
 
 CONNECT_TIMEOUT_S = 10
 REQUEST_TIMEOUT_S = 60  # without a byte; pyarrow's own limits are 1 s and 3 s: too short for a busy store
+SLOWEST_BYTES_S = 256 << 10  # of an upload: what is slower was broken off on the way
 PART_BYTES = 64 << 20  # a larger object is put in parts of this size, or of 1/10,000 of it, the most that S3 takes
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 4  # which bounds the memory of an upload
@@ -87,14 +89,12 @@ def read(bucket: str, key: str) -> bytes:
     """The whole object, from one request."""
     from fsspec.asyn import sync
 
-    filesystem = _filesystem()
-
     async def fetch() -> bytes:
-        answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+        answer = await _ask("get_object", Bucket=bucket, Key=key)
         async with answer["Body"] as body:
             return bytes(await body.read())
 
-    return patiently(lambda: sync(filesystem.loop, fetch), store="s3")
+    return patiently(lambda: sync(_filesystem().loop, fetch), store="s3")
 
 
 def open_parquet(bucket: str, key: str, *, pre_buffer: bool) -> Any:
@@ -127,10 +127,13 @@ def put_file(bucket: str, key: str, file: Path) -> None:
 
 
 def create(bucket: str, key: str, data: bytes) -> bool:
-    """Make the object; False where there was one, whoever asked twice."""
+    """Make the object, of at most 5 GB; False where there was one, whoever asked twice.
+
+    One put whatever the size: Ceph 16 ignores the condition at the end of an upload in parts, and lets everybody win.
+    """
     mark = secrets.token_hex(8)
     try:
-        _put(bucket, key, len(data), lambda start, length: data[start : start + length], mark=mark, IfNoneMatch="*")
+        _request("put_object", Bucket=bucket, Key=key, Body=data, Metadata={MARK: mark}, IfNoneMatch="*")
     except Taken:
         return _mark_of(bucket, key) == mark
     return True
@@ -141,30 +144,24 @@ def delete(bucket: str, key: str) -> None:
     _request("delete_object", Bucket=bucket, Key=key)
 
 
-def _put(
-    bucket: str, key: str, size: int, piece: Callable[[int, int], bytes], *, mark: str = "", **condition: str
-) -> None:
+def _put(bucket: str, key: str, size: int, piece: Callable[[int, int], bytes]) -> None:
     """piece: the bytes from a start, of a length."""
     at = {"Bucket": bucket, "Key": key}
     if size <= PART_BYTES:
-        metadata = {"Metadata": {MARK: mark}} if mark else {}
-        _request("put_object", Body=piece(0, size), **at, **metadata, **condition)
+        _request("put_object", Body=piece(0, size), **at)
         return
-    mark = mark or secrets.token_hex(8)
+    mark = secrets.token_hex(8)
     upload = {**at, "UploadId": _request("create_multipart_upload", Metadata={MARK: mark}, **at)["UploadId"]}
     length = max(PART_BYTES, -(-size // MOST_PARTS))
 
     def put_part(number: int) -> dict[str, Any]:
         body = piece((number - 1) * length, length)
-        return {
-            "PartNumber": number,
-            "ETag": _request("upload_part", PartNumber=number, Body=body, **upload)["ETag"],
-        }
+        return {"PartNumber": number, "ETag": _request("upload_part", PartNumber=number, Body=body, **upload)["ETag"]}
 
     try:
         with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
             parts = list(pool.map(put_part, range(1, -(-size // length) + 1)))
-        _request("complete_multipart_upload", MultipartUpload={"Parts": parts}, **upload, **condition)
+        _request("complete_multipart_upload", MultipartUpload={"Parts": parts}, **upload)
     except BaseException as error:
         # where the reply was lost, the upload that is asked for again is no more
         if isinstance(error, FileNotFoundError) and _mark_of(bucket, key) == mark:
@@ -184,12 +181,24 @@ def _request(method: str, **arguments: Any) -> dict[str, Any]:
 
     Raises FileNotFoundError for an absent key or bucket, Taken for a condition that does not hold.
     """
+    from fsspec.asyn import sync
+
     try:
-        return dict(patiently(lambda: _filesystem().call_s3(method, **arguments), store="s3"))
+        return patiently(lambda: sync(_filesystem().loop, _ask, method, **arguments), store="s3")
     except Exception as error:  # s3fs makes an OSError of some of botocore's, and leaves others
         if answer_of(error)[1] == 412:
             raise Taken from error
         raise
+
+
+async def _ask(method: str, **arguments: Any) -> dict[str, Any]:
+    """One request, on s3fs's loop, until its answer begins; all of the answer where that is no object's content.
+
+    With a time limit of our own: aiohttp's does not count while a body is sent, nor while the server is to say that it
+    may be sent.
+    """
+    limit_s = CONNECT_TIMEOUT_S + 2 * REQUEST_TIMEOUT_S + len(arguments.get("Body", b"")) / SLOWEST_BYTES_S
+    return dict(await asyncio.wait_for(_filesystem()._call_s3(method, **arguments), limit_s))
 
 
 @contextmanager
@@ -216,7 +225,7 @@ def explaining(bucket: str) -> Iterator[None]:
 def _ask_why(bucket: str) -> None:
     """Raise Refused where the store says no to whatever is asked of the bucket."""
     try:
-        patiently(lambda: _filesystem().call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1), store="s3")
+        _request("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except Exception as error:  # where this fails otherwise, what failed first is what the caller raises
         if words := _refusal(*answer_of(error), bucket):
             raise Refused(words) from error
