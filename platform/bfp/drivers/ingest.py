@@ -71,7 +71,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     sessions = sessions_of(spec.cohorts, spec.preprocessing)
     store.check_writable()
     shards = _shards(spec, sessions)
-    committed = layout.committed(store)
+    committed = layout.whole(store, [shard.name for shard in shards])
     todo = [shard for shard in shards if shard.name not in committed]
     estimate = _estimate(spec, todo, cpus=cpus or cpus_here())
     each_gb = worker_gb(spec.preprocessing)
@@ -226,7 +226,8 @@ def execute(spec: Ingest, run: Run) -> None:
     run.progress(len(sessions))
     shards = _shards(spec, sessions)
     layout.make(store, _preprocessing(spec))
-    committed = layout.committed(store)
+    committed = layout.whole(store, [shard.name for shard in shards])
+    layout.renew(store, committed)
 
     made_now = _prepare_all([shard for shard in shards if shard.name not in committed], spec=spec, run=run)
     if again := sum(commit != shard for shard, commit in made_now.items()):
@@ -244,6 +245,11 @@ def execute(spec: Ingest, run: Run) -> None:
         meanwhile="no snapshot was taken",
     )
     snapshot = None if refused else layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
+    if gone := {commit.name for commit in commits} - layout.committed(store):
+        raise JobFailed(
+            f"{counted(len(gone), 'commit was', 'commits were')} removed while this ran, by a prune of the store; "
+            "submit again, which makes them anew"
+        )
 
     run.phase("describing")
     results = results_of(spec, run, made, summary, snapshot=snapshot.number if snapshot else None)

@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
@@ -122,6 +123,48 @@ class Place:
             if self.scheme == "s3":
                 return s3.read(self.bucket, self.key)
             return bytes(patiently(lambda: _fsspec(self.scheme).cat_file(self.uri), store=self.scheme))
+
+    def pieces(self, size: int = 1 << 22) -> Iterator[bytes]:
+        """The file's bytes in turn, so many at once at most; all of them, or StorageError is raised."""
+        with plainly(self, "read"):
+            if self.is_local:
+                with open(self.path, "rb") as file:
+                    while piece := file.read(size):
+                        yield piece
+                return
+        whole = self.size()
+        with plainly(self, "read"), self.open_arrow() as source:
+            # by pyarrow each piece is a request of its own, and tried again by itself
+            for start in range(0, whole, size):
+                piece = source.read_at(min(size, whole - start), start)
+                if len(piece) < min(size, whole - start):
+                    raise ConnectionError(f"{len(piece)} bytes at {start} of {whole}")
+                yield piece
+
+    def modified_s(self) -> float | None:
+        """When the file was last written, in seconds by the storage's clock; None where there is no file."""
+        with plainly(self, "look for"):
+            if self.is_local:
+                return self.path.stat().st_mtime if self.path.exists() else None
+            if self.scheme == "s3":
+                found = s3.head(self.bucket, self.key)
+                return parsedate_to_datetime(found["LastModified"]).timestamp() if found else None
+            try:
+                return float(_fsspec(self.scheme).modified(self.uri).timestamp())
+            except FileNotFoundError:
+                return None
+
+    def now_s(self) -> float:
+        """The time by the clock that `modified_s` tells, which need not be this machine's: that of a file made here."""
+        probe = self / f".bfp-{secrets.token_hex(6)}"
+        probe.write(b"")
+        try:
+            written = probe.modified_s()
+        finally:
+            probe.delete()
+        if written is None:
+            raise StorageError(f"{probe}: was written, and is gone")
+        return written
 
     def open_arrow(self) -> Any:
         """A pyarrow file that is read at any place; close it, or use it in `with`."""
@@ -298,6 +341,20 @@ class Place:
                     target.write(block)
                 _flush(target)
             os.replace(aside, self.path)
+
+    def touch(self) -> bool:
+        """Make the file count as written now, its content as it is; False where there is none."""
+        try:
+            if self.is_local:
+                with plainly(self, "write"):
+                    os.utime(self.path)
+            else:
+                self.write(self.read())
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+        return True
 
     def delete(self) -> None:
         """Remove the file; nothing happens where there is none."""

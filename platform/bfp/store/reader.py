@@ -161,8 +161,8 @@ class SliceStore:
         """The label stacks of one segmentation (schemas.masks); `labels_of` turns them into arrays."""
         return self._table("masks", schemas.masks(self.size_px), segmentation=segmentation)
 
-    def mask_index(self, segmentation: str) -> pa.Table:
-        """The rows of `masks` without the label stacks."""
+    def mask_index(self, segmentation: str | None = None) -> pa.Table:
+        """The rows of `masks` without the label stacks: those of one segmentation, or of all."""
         columns = [field for field in schemas.masks(self.size_px) if field.name != "labels"]
         return self._table("masks", pa.schema(columns), segmentation=segmentation)
 

@@ -110,7 +110,9 @@ class PartWriter:
         digest = hashlib.sha256(data).hexdigest()
         name = f"{self._table}/part-{digest[:24]}.parquet"
         # Where a part of this name stands, its content is the same: by another submitter, or an earlier, killed run.
-        (store / name).create(data)
+        # It counts as written now, so that a prune does not take it from under the commit to come.
+        while not (store / name).create(data) and not (store / name).touch():
+            pass
         return Part(table=self._table, file=name, size_bytes=len(data), sha256=digest, row_groups=self._row_groups)
 
     def _write_group(self, rows: pa.Table) -> None:
