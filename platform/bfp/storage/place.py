@@ -24,7 +24,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
@@ -147,8 +146,7 @@ class Place:
             if self.is_local:
                 return self.path.stat().st_mtime if self.path.exists() else None
             if self.scheme == "s3":
-                found = s3.head(self.bucket, self.key)
-                return parsedate_to_datetime(found["LastModified"]).timestamp() if found else None
+                return s3.modified_s(self.bucket, self.key)
             try:
                 return float(_fsspec(self.scheme).modified(self.uri).timestamp())
             except FileNotFoundError:

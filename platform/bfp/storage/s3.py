@@ -74,6 +74,14 @@ def head(bucket: str, key: str) -> dict[str, Any] | None:
         return None
 
 
+def modified_s(bucket: str, key: str) -> float | None:
+    """When an object was made, in seconds by the store's clock, which tells whole ones; None where there is none."""
+    from email.utils import parsedate_to_datetime
+
+    found = head(bucket, key)
+    return parsedate_to_datetime(found["LastModified"]).timestamp() if found else None
+
+
 def listed(bucket: str, prefix: str, *, delimiter: str = "") -> Iterator[dict[str, Any]]:
     """The pages of a listing in the order of keys as UTF-8: "Contents" and, with a delimiter, "CommonPrefixes"."""
     following: dict[str, str] = {}
