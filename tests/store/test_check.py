@@ -12,7 +12,7 @@ from bfp.errors import InputError
 from bfp.storage import Place
 from bfp.store import layout
 from bfp.store.check import AGAIN, REPLACE, REPORT, RESTORE, check
-from bfp.store.layout import Commit, Snapshot
+from bfp.store.layout import Commit, Part, Snapshot
 from tests.store.makers import MadeSession, make_store
 
 SESSIONS = [
@@ -154,22 +154,50 @@ def test_a_session_in_two_shards_is_named(store: Place) -> None:
     assert told(store) == [("snapshots/2.json", "session 01 of cohort a stands in 2 shards")]
 
 
-def test_tables_of_a_shard_that_disagree_are_named(store: Place) -> None:
-    """A shard with the scans and the stacks of two others."""
+def faults_of_shard(store: Place, make: Callable[[Commit, Commit], dict]) -> list[str]:
+    """What is wrong with a snapshot in which the two shards of cohort a are one, changed in some fields."""
 
-    def mixed(own: list[Commit]) -> list[Commit]:
-        one, two = (record for record in own if (record.cohort, record.kind) == ("a", "shard"))
-        parts = [part for part in one.parts if part.table == "scans"] + [
-            part for part in two.parts if part.table != "scans"
-        ]
-        torn = one.model_copy(update={"parts": parts})
+    def changed(own: list[Commit]) -> list[Commit]:
+        one, two = sorted(
+            (record for record in own if (record.cohort, record.kind) == ("a", "shard")),
+            key=lambda record: record.rows("stacks"),
+        )
+        torn = one.model_copy(update=make(one, two))
         (store / "commits" / f"{one.name}.json").write(torn.encoded())
         return [each for each in own if each not in (one, two)] + [torn]
 
-    snapshot_with(store, mixed)
-    found = [fault for fault in check(store).faults if fault.remedy == REPORT]
-    assert "0 stacks of 01 T1w; its row in `scans` says 20" in [fault.found for fault in found]
-    assert "16 stacks of 03 T2w; its row in `scans` says 0" in [fault.found for fault in found]
+    snapshot_with(store, changed)
+    return [fault.found for fault in check(store).faults if fault.remedy == REPORT]
+
+
+def test_scans_without_their_stacks_are_named(store: Place) -> None:
+    found = faults_of_shard(
+        store,
+        lambda one, two: {"parts": [*tables(two, "scans"), *tables(one, "stacks", "masks")]},
+    )
+    assert "0 stacks of 01 T1w; its row in `scans` says 20" in found
+    assert "16 stacks of 03 T2w; its row in `scans` says 0" in found
+
+
+def tables(record: Commit, *names: str) -> list[Part]:
+    return [part for part in record.parts if part.table in names]
+
+
+def test_labels_without_their_stacks_are_named(store: Place) -> None:
+    found = faults_of_shard(store, lambda one, two: {"parts": [*tables(two, "masks"), *tables(one, "stacks", "scans")]})
+    assert found == ["labels of 01 T1w at slice 3, where no stack is"]
+
+
+def test_slices_that_stand_there_twice_are_named(store: Place) -> None:
+    found = faults_of_shard(
+        store, lambda one, two: {"parts": [*tables(one, "stacks"), *tables(one, "stacks", "scans", "masks")]}
+    )
+    assert "slice 3 of 03 T2w stands there 2 times" in found
+
+
+def test_a_shard_with_rows_of_another_cohort_is_named(store: Place) -> None:
+    found = faults_of_shard(store, lambda one, two: {"cohort": "b"})
+    assert "a shard of cohort b with rows of a" in found
 
 
 def test_a_place_without_a_store_is_an_error(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def values() -> list[bytes]:
 @pytest.mark.parametrize("statistics", [True, False])
 def test_one_plain_page_comes_whole(tmp_path: Path, values: list[bytes], nullable: bool, statistics: bool) -> None:
     chunk = chunk_of(tmp_path / "x", values, nullable=nullable, write_statistics=statistics)
-    page = single_page(chunk, rows=ROWS, width=WIDTH, nullable=nullable)
+    page = single_page(chunk, rows=ROWS, width=WIDTH)
     assert page is not None
     assert bytes(page) == b"".join(values)
 
@@ -55,12 +55,12 @@ def test_what_is_not_one_plain_page_is_left_to_arrow(
     tmp_path: Path, values: list[bytes], options: dict[str, Any]
 ) -> None:
     chunk = chunk_of(tmp_path / "x", values, **options)
-    assert single_page(chunk, rows=ROWS, width=WIDTH, nullable=True) is None
+    assert single_page(chunk, rows=ROWS, width=WIDTH) is None
 
 
 def test_a_page_with_a_null_is_left_to_arrow(tmp_path: Path, values: list[bytes]) -> None:
     chunk = chunk_of(tmp_path / "x", [*values[:-1], None])
-    assert single_page(chunk, rows=ROWS, width=WIDTH, nullable=True) is None
+    assert single_page(chunk, rows=ROWS, width=WIDTH) is None
 
 
 def test_no_header_however_damaged_is_more_than_no_page_or_an_error(tmp_path: Path, values: list[bytes]) -> None:
@@ -70,7 +70,7 @@ def test_no_header_however_damaged_is_more_than_no_page_or_an_error(tmp_path: Pa
         data = bytearray(whole[: random.integers(1, len(whole) + 1)])
         data[random.integers(0, min(len(data), 40))] = random.integers(0, 256)
         try:
-            page = single_page(pa.py_buffer(bytes(data)), rows=ROWS, width=WIDTH, nullable=True)
+            page = single_page(pa.py_buffer(bytes(data)), rows=ROWS, width=WIDTH)
         except OSError:
             continue
         assert page is None or page.size == ROWS * WIDTH

@@ -179,14 +179,21 @@ def test_what_an_ingest_builds_on_between_the_look_and_the_removal_stays(store: 
     assert check(store).faults == []
 
 
-def test_a_part_that_is_written_again_stays(store: Place) -> None:
-    commits = unfinished(store)
-    for record in commits:
-        (store / "commits" / f"{record.name}.json").delete()
+def test_a_part_that_is_written_again_stays_before_its_commit_is_there(store: Place) -> None:
+    def without_commits() -> list[Commit]:
+        commits = unfinished(store)
+        for record in commits:
+            (store / "commits" / f"{record.name}.json").delete()
+        return commits
+
+    without_commits()
     aged(store)
     found = survey(store)
-    again = unfinished(store)
+    assert kinds(found) == {"stacks": 1, "scans": 1, "sessions": 1}
+    again = without_commits()
     assert remove(found) == []
+    for record in again:
+        layout.commit(store, record)
     layout.take_snapshot(store, again, cohorts=["c"])
     assert check(store).faults == []
 

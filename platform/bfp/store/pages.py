@@ -18,7 +18,7 @@ _PLAIN = 0
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 8, 12  # of the compact protocol
 
 
-def single_page(chunk: pa.Buffer, *, rows: int, width: int, nullable: bool) -> pa.Buffer | None:
+def single_page(chunk: pa.Buffer, *, rows: int, width: int) -> pa.Buffer | None:
     """The rows · width bytes of a zstd column chunk that is one plain page without nulls; None where it is not.
 
     Raises OSError where the page cannot be decompressed.
@@ -33,12 +33,11 @@ def single_page(chunk: pa.Buffer, *, rows: int, width: int, nullable: bool) -> p
         return None
     if values.get(1) != rows or values.get(2) != _PLAIN or not isinstance(size, int):
         return None
-    if not rows * width <= size <= rows * (width + 1) + 16:  # besides the values no more than a bit for each
+    # Besides the values no more than a bit for each; were one of them null, its bytes would be missing.
+    if not rows * width <= size <= rows * (width + 1) + 16:
         return None
-    page = pa.Codec("zstd").decompress(chunk.slice(start), decompressed_size=size)
-    # First comes what says which are null, with its length in 4 bytes; were there any, bytes would be missing.
-    levels = 4 + int.from_bytes(page[:4], "little") if nullable else 0
-    return page.slice(levels) if size - levels == rows * width else None
+    # What says which values are null comes first.
+    return pa.Codec("zstd").decompress(chunk.slice(start), decompressed_size=size).slice(size - rows * width)
 
 
 def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:

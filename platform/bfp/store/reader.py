@@ -39,18 +39,16 @@ class StackFile:
 
 
 class _Opened(NamedTuple):
-    """A file of stacks, as Parquet and as bytes; which column the pixels are, and whether they could be null."""
+    """A file of stacks, as Parquet and as bytes, and which of its columns the pixels are."""
 
     parquet: Any
     raw: Any
     pixels: int
-    nullable: bool
 
 
 def _opened(place: Place) -> _Opened:
     parquet = place.open_parquet()
-    pixels = parquet.schema.names.index("pixels")
-    return _Opened(parquet, place.open_arrow(), pixels, parquet.schema.column(pixels).max_definition_level > 0)
+    return _Opened(parquet, place.open_arrow(), parquet.schema.names.index("pixels"))
 
 
 class SliceStore:
@@ -208,7 +206,7 @@ class SliceStore:
             if column.compression == "ZSTD" and not column.has_dictionary_page:
                 opened.raw.seek(column.data_page_offset)
                 chunk = opened.raw.read_buffer(column.total_compressed_size)
-                if (page := single_page(chunk, rows=rows, width=width, nullable=opened.nullable)) is not None:
+                if (page := single_page(chunk, rows=rows, width=width)) is not None:
                     return np.frombuffer(page, np.uint8).reshape(rows, schemas.CHANNELS, self.size_px, self.size_px)
             return pixels_of(opened.parquet.read_row_group(group, columns=["pixels"], use_threads=False))
 
