@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,24 @@ def test_the_latest_snapshot_and_a_young_one_are_kept(store: Place) -> None:
     make_store(store.path, sessions=FIRST, segmentation="tissue", seed=2)
     os.utime(store.path / "snapshots" / "2.json")
     assert survey(store, keep_snapshots=1).kept == [2, 3]
+
+
+def test_a_store_in_an_object_store_is_checked_and_pruned_alike(tmp_path: Path, s3_bucket: str) -> None:
+    here = make_store(tmp_path / "store", sessions=FIRST, segmentation="tissue")
+    make_store(tmp_path / "store", sessions=FIRST[:1], segmentation="tissue", seed=1)
+    there = Place(f"{s3_bucket}/prune-{os.getpid()}")
+    for name, data in files_of(here.path).items():
+        (there / name).write(data)
+    assert check(there).faults == []
+    assert survey(there, keep_snapshots=1).waste == []  # they are young
+    found = survey(there, keep_snapshots=1, older_than_s=0)
+    renewed = next(each for each in found.waste if each.kind == "masks")
+    time.sleep(1.1)  # an object's time is told in whole seconds
+    assert renewed.place.touch()
+    assert not (there / "stacks" / "part-0.parquet").touch()
+    assert remove(found) == [each for each in found.waste if each != renewed]
+    assert renewed.place.read() == (here / "masks" / renewed.place.name).read()
+    assert check(there).faults == []
+    part = next(entry.place for entry in there.files() if "/stacks/" in entry.place.uri)
+    part.write(part.read()[:-1])
+    assert [fault.file for fault in check(there).faults] == [f"stacks/{part.name}"]
