@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -41,6 +40,7 @@ from bfp.storage import Place, place
 from bfp.store import layout, schemas
 from bfp.store.reader import SliceStore, StackFile, pixels_of
 from bfp.store.writer import PartWriter
+from tests.processes import cpu_seconds
 
 
 class Layout(NamedTuple):
@@ -223,24 +223,6 @@ def one_pass(open_it: Callable[[], Iterator[torch.Tensor]]) -> Pass:
     for batch in open_it():
         size += batch.numel()
     return Pass(size / (cpu_seconds() - cpu_s) / 1e9, size / (time.perf_counter() - began) / 1e9)
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of all that descend from it, the dead ones too (proc(5), fields 4 and 14 to 17)."""
-    children: dict[int, list[int]] = {}
-    ticks: dict[int, int] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = file.read_text().rpartition(")")[2].split()
-            process = int(file.parent.name)
-            children.setdefault(int(fields[1]), []).append(process)
-            ticks[process] = sum(map(int, fields[11:15]))
-    found, waiting = 0, [os.getpid()]
-    while waiting:
-        process = waiting.pop()
-        found += ticks.get(process, 0)
-        waiting += children.get(process, [])
-    return found / os.sysconf("SC_CLK_TCK")
 
 
 def reading(store: SliceStore, *, repeats: int, batch_size: int, copies: int) -> None:

@@ -31,6 +31,7 @@ from bfp.demo.plan import Groups
 from bfp.runs import RunFolder
 from bfp.storage import place
 from tests.conftest import CHECKOUT
+from tests.processes import below
 
 BFP = Path(sys.executable).parent / "bfp"
 SUBJECTS = Groups(6, 6, 2)
@@ -78,15 +79,7 @@ def kill(line: Sequence[str], victim: str, *, after_s: float, draw: random.Rando
 
 def descendants(root: int) -> Iterator[tuple[int, str]]:
     """The processes below a driver that are Ray workers or its raylet (Linux)."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    below = {root}
-    while new := {pid for pid, parent in parents.items() if parent in below and pid not in below}:
-        below |= new
-    for pid in below - {root}:
+    for pid in below(root) - {root}:
         with suppress(OSError):
             title = (Path("/proc") / str(pid) / "cmdline").read_bytes().partition(b"\0")[0]
             if title.startswith(b"ray::"):
