@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bfp.batches.plan import BatchPlan, by_row_group, units_of, window_at
-from bfp.batches.reader import read
+from bfp.batches.reader import AHEAD_STEPS, read
 from bfp.errors import InputError
-from bfp.store.reader import SliceStore, pixels_of
+from bfp.store.reader import SliceStore, StackFile, pixels_of
 from bfp.store.where import select
 from tests.store.makers import MadeSession, make_store
 
@@ -61,6 +61,23 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_restart(
     shares = [islice(read(stores, plan, rank=rank, workers=workers, start_step=7), 23) for rank in range(workers)]
     for expected, parts in zip(whole[7:], zip(*shares, strict=True), strict=True):
         assert torch.equal(expected, torch.cat(parts))
+
+
+def test_a_lane_reads_each_row_group_once(stores: list[SliceStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[tuple[StackFile, int]] = []
+
+    def counted(store: SliceStore, file: StackFile, group: int) -> np.ndarray:
+        reads.append((file, group))
+        return read_pixels(store, file, group)
+
+    read_pixels = SliceStore.read_pixels
+    monkeypatch.setattr(SliceStore, "read_pixels", counted)
+    plan = plan_of(stores, batch_size=1)
+    batches = read(stores, plan)
+    for _ in range(plan.pass_steps - AHEAD_STEPS - 1):
+        next(batches)
+    batches.close()
+    assert len(reads) == len(set(reads)) > plan.pass_steps / 16
 
 
 def test_only_the_wanted_stacks_are_read(stores: list[SliceStore]) -> None:

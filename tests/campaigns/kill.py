@@ -5,8 +5,9 @@
 Makes a demo cohort in FOLDER and runs the demo's ingest and pretrain once undisturbed. Each round then runs both
 again, killed one to five times at moments drawn over the whole of an undisturbed run, from the first import to the
 report; what is killed is drawn too: the driver, one of its Ray workers, or its raylet. At the end of a round the store
-must be the undisturbed one byte for byte; the encoder, the last checkpoint's tensors and the losses must be equal.
-Prints a line a round; exits 1 where anything differed.
+must be the undisturbed one byte for byte, with no shard that was committed before a submit done again in it; the
+encoder, the last checkpoint's tensors and the losses must be equal. Prints a line a round; exits 1 where anything
+differed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bfp.demo.plan import Groups
 from bfp.runs import RunFolder
 from bfp.storage import place
 from tests.conftest import CHECKOUT
+from tests.processes import below
 
 BFP = Path(sys.executable).parent / "bfp"
 SUBJECTS = Groups(6, 6, 2)
@@ -77,15 +79,7 @@ def kill(line: Sequence[str], victim: str, *, after_s: float, draw: random.Rando
 
 def descendants(root: int) -> Iterator[tuple[int, str]]:
     """The processes below a driver that are Ray workers or its raylet (Linux)."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    below = {root}
-    while new := {pid for pid, parent in parents.items() if parent in below and pid not in below}:
-        below |= new
-    for pid in below - {root}:
+    for pid in below(root) - {root}:
         with suppress(OSError):
             title = (Path("/proc") / str(pid) / "cmdline").read_bytes().partition(b"\0")[0]
             if title.startswith(b"ray::"):
@@ -96,6 +90,21 @@ def descendants(root: int) -> Iterator[tuple[int, str]]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def committed_parts(store: Path) -> dict[str, int]:
+    """The parts of every committed shard, and when each was written last, in ns: what is done again writes them."""
+    commits = [json.loads(file.read_text()) for file in (store / "commits").glob("*.json")]
+    parts = [store / part["file"] for commit in commits if commit["kind"] == "shard" for part in commit["parts"]]
+    return {str(part.relative_to(store)): part.stat().st_mtime_ns for part in parts}
+
+
+def rewritten(store: Path, written: dict[str, int]) -> list[str]:
+    """Those of the parts in `written` that were written since; `written` is brought up to date."""
+    now = committed_parts(store)
+    again = [f"{name} done again" for name, time in written.items() if now.get(name) != time]
+    written.update(now)
+    return again
 
 
 def trained(run: Path) -> dict[str, object]:
@@ -138,13 +147,16 @@ def main() -> None:
         for kind in given.jobs:
             line = command(kind, base, name=f"{kind}-{number}", store=store_of[kind].format(number))
             killed = []
+            written, again = dict[str, int](), list[str]()
             for _ in range(draw.randint(1, 5)):
                 moment = draw.uniform(0.5, 1.1 * lasts_s[kind])
                 if victim := kill(line, draw.choice(given.victims), after_s=moment, draw=draw):
                     killed.append(f"{victim} at {moment:.1f} s")
                     kills[victim] += 1
+                again += rewritten(base / f"store-{number}", written)
             last_s = finish(line)
-            wrong = differing(outcome(kind, base, str(number)), expected[kind])
+            again += rewritten(base / f"store-{number}", written)
+            wrong = differing(outcome(kind, base, str(number)), expected[kind]) + again
             bad += bool(wrong)
             said = f"DIFFERS: {', '.join(wrong)}" if wrong else "equal"
             print(

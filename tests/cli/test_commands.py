@@ -283,6 +283,51 @@ def test_store_show_says_what_is_in_a_store(capsys, tmp_path):
     assert "no slice store there" in bfp(capsys, "store", "show", "runs").err
 
 
+def test_store_show_writes_pictures_where_it_is_asked_to(capsys, tmp_path):
+    make_store(tmp_path / "store", sessions=3, size_px=28, seed=0)
+    answer = bfp(capsys, "store", "show", "store", "--pictures", "looks")
+    assert "picture: looks/stacks.png\npicture: looks/registration.png\n" in answer.out
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (tmp_path / "looks").iterdir())
+
+
+def test_store_check_says_what_is_damaged_and_exits_with_2(capsys, tmp_path):
+    store = make_store(tmp_path / "store", sessions=3, size_px=28, seed=0)
+    answer = bfp(capsys, "store", "check", "store")
+    assert answer.code == 0
+    assert answer.out.startswith(f"{store}, snapshot 1: 5 files of 3 commits, ")
+    assert "whole: every file" in answer.out
+    part = next((tmp_path / "store" / "stacks").iterdir())
+    part.write_bytes(part.read_bytes() + b"x")
+    answer = bfp(capsys, "store", "check", "store")
+    assert answer.code == 2
+    assert part.name[:12] in answer.out.replace("\n", "")
+    assert "1 fault\n" in answer.out
+    (fault,) = bfp(capsys, "store", "check", "store", "--json").json["faults"]
+    assert fault["file"] == f"stacks/{part.name}"
+    assert fault["remedy"] == "delete this file and submit its ingest again, which makes it anew"
+    assert "has no snapshot 7" in bfp(capsys, "store", "check", "store", "--snapshot", 7).err
+
+
+def test_store_prune_shows_first_and_removes_only_with_yes(capsys, tmp_path):
+    make_store(tmp_path / "store", sessions=3, size_px=28, seed=0)
+    make_store(tmp_path / "store", sessions=3, size_px=28, seed=1)
+    before = files(tmp_path / "store")
+    asked = ("store", "prune", "store", "--keep-snapshots", 1, "--older-than")
+    answer = bfp(capsys, *asked, "1d")
+    assert "nothing to remove" in answer.out
+    answer = bfp(capsys, *asked, "0s")
+    assert "nothing was removed; --yes removes it" in answer.out
+    assert "snapshots" in answer.out
+    assert files(tmp_path / "store") == before
+    found = bfp(capsys, *asked, "0s", "--json").json
+    assert (found["removed_files"], found["snapshots_kept"]) == (0, [2])
+    answer = bfp(capsys, *asked, "0s", "--yes")
+    assert f"removed {sum(row['files'] for row in found['found'])} files" in answer.out
+    assert bfp(capsys, *asked, "0s").out.startswith("nothing to remove")
+    assert bfp(capsys, "store", "check", "store").code == 0
+    assert "no age; write 1d, 12h or 30m" in bfp(capsys, *asked, "soon").err
+
+
 # the command line itself ---------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from bfp.runs import Listener, Run, RunFolder
 from bfp.specs.ingest import Ingest
 from bfp.storage import Entry, Place, place
 from bfp.store import layout
+from bfp.store.check import check
+from bfp.store.prune import remove, survey
 from bfp.store.reader import SliceStore, pixels_of
 from tests.cohorts.makers import write, write_bids, write_scan
 
@@ -383,12 +385,78 @@ def test_a_killed_ingest_repeats_no_committed_shard_and_ends_with_the_same_bytes
     process.wait()
 
     time.sleep(0.5)  # the workers follow their driver; one that is committing may finish that
-    before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in commits.iterdir()}
+    before = {file: file.stat().st_ino for file in commits.iterdir()}  # its time may be renewed
     shards = [file for file in before if b'"kind": "shard"' in file.read_bytes()]
     assert shards
     assert scans_prepared(executed(spec)) == 2 * (SUBJECTS - len(shards))
     assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
-    assert {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in before} == before
+    assert {file: file.stat().st_ino for file in before} == before
+
+
+def test_a_part_that_was_lost_or_thrown_away_is_made_anew(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder
+) -> None:
+    spec = spec_of(tmp_path, dataset)
+    executed(spec)
+    whole = files_of(tmp_path / "store")
+    lost = [sorted((tmp_path / "store" / table).iterdir())[0] for table in ("stacks", "scans", "sessions", "rejected")]
+    for file in lost:
+        file.unlink()
+    assert len(check(place(spec.store)).faults) == len(lost)
+    assert ingest.plan(spec).figures["shards_to_do"] > 0
+    executed(spec)
+    assert files_of(tmp_path / "store") == whole
+    assert check(place(spec.store)).faults == []
+
+
+def test_a_commit_that_a_prune_takes_meanwhile_fails_the_run_with_words_and_the_next_makes_it_anew(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, dataset)
+    take_snapshot = layout.take_snapshot
+
+    def pruned_before(store: Place, *arguments: Any, **more: Any) -> layout.Numbered:
+        found = survey(store, older_than_s=0)
+        assert remove(found) == found.waste != []
+        return take_snapshot(store, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "take_snapshot", pruned_before)
+        with pytest.raises(
+            JobFailed, match="commits were removed while this ran, by a prune of the store; submit again"
+        ):
+            executed(spec)
+    executed(spec)
+    assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
+    assert check(place(spec.store)).faults == []
+
+
+@pytest.mark.parametrize("names", [("demo", "other"), ("demo", "demo")])
+def test_two_ingests_at_once_make_the_store_that_they_make_one_after_the_other(
+    dataset: Path, tmp_path: Path, names: tuple[str, str], ray_session: None
+) -> None:
+    def specs(folder: str) -> list[Ingest]:
+        return [
+            spec_of(tmp_path / folder, dataset, name=f"run-{number}", cohorts=[{"name": name, "bids": str(dataset)}])
+            for number, name in enumerate(names)
+        ]
+
+    for spec in specs("in turn"):
+        executed(spec)
+    lines = [[sys.executable, "-c", DRIVER, spec.model_dump_json(by_alias=True)] for spec in specs("at once")]
+    running = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-2000:]
+    alone, together = (place(str(tmp_path / folder / "store")) for folder in ("in turn", "at once"))
+    assert check(together).faults == []
+    latest = [layout.latest_snapshot(store) for store in (alone, together)]
+    assert [each.snapshot for each in latest if each] == [latest[0].snapshot] * 2
+    # of two cohorts, which had the first snapshot to itself is chance
+    assert {name: data for name, data in files_of(together).items() if not name.startswith("snapshots")} == {
+        name: data for name, data in files_of(alone).items() if not name.startswith("snapshots")
+    }
+    assert len(list((tmp_path / "at once/store/snapshots").iterdir())) == len(set(names))
 
 
 def test_an_ingest_from_and_to_object_storage_makes_the_same_stacks(

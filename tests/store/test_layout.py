@@ -50,9 +50,25 @@ def test_equal_preprocessings_have_equal_fingerprints_whatever_the_order_of_thei
 
 def test_the_first_commit_of_a_name_stands(store: Place) -> None:
     first, second = record("x", rows=5), record("x", rows=6)
+    (store / first.parts[0].file).write(b"")
     assert layout.commit(store, first) == first
     assert layout.commit(store, second) == first
     assert layout.committed(store) == {"x"}
+
+
+def test_a_commit_that_lost_a_part_is_whole_no_more_and_may_be_replaced(store: Place) -> None:
+    first, second = record("x", rows=5), record("x", rows=6)
+    part = store / first.parts[0].file
+    layout.commit(store, first)
+    assert layout.whole(store, ["x", "y"]) == set()
+    part.write(b"")
+    assert layout.whole(store, ["x", "y"]) == {"x"}
+    layout.take_snapshot(store, [first], cohorts=["a"])
+    assert layout.whole(store, ["x", "y"]) == {"x"}
+    part.delete()
+    assert layout.whole(store, ["x", "y"]) == set()
+    assert layout.commit(store, second) == second
+    assert layout.read_commit(store, "x") == second
 
 
 def test_a_snapshot_replaces_what_its_cohorts_had_and_keeps_the_others(store: Place) -> None:

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -200,6 +201,47 @@ def test_a_summary_counts_scans_by_cohort_and_modality(tmp_path: Path) -> None:
     assert summarise(store, cohorts=["b"]).modalities == summary.modalities[3:]
     assert summary.rejected == []
     assert pc.sum(store.scans()["stacks"]).as_py() == sum(row.stacks for row in summary.modalities)
+
+
+def scans_of(store: SliceStore, foreground: list[float], **others: list[float | None]) -> SliceStore:
+    """One scan a subject with these figures."""
+    rows = [
+        {
+            **Key("a", f"{number:02d}", "")._asdict(),
+            "modality": "T1w",
+            "stacks": 1,
+            "warnings": ["odd"] if number == 0 else [],
+            "foreground": value,
+            **{name: values[number] for name, values in others.items()},
+        }
+        for number, value in enumerate(foreground)
+    ]
+    part = part_of(store.place, "scans", schemas.SCANS, [pa.Table.from_pylist(rows, schemas.SCANS)])
+    assert part is not None
+    return SliceStore.of_commits(store.place, [Commit(name="x", kind="shard", cohort="a", parts=[part])])
+
+
+def test_a_summary_says_how_figures_are_spread_and_puts_the_furthest_outlier_first(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS[:1]))
+    foreground = [0.4 + 0.001 * number for number in range(30)]
+    foreground[7], foreground[11] = 0.1, 0.9
+    summary = summarise(scans_of(store, foreground, shift_mm=[None, *[float(number) for number in range(29)]]))
+    spreads = {row.figure: row for row in summary.spreads}
+    assert set(spreads) == {"foreground", "shift_mm"}
+    assert (spreads["foreground"].least, spreads["foreground"].most) == pytest.approx((0.1, 0.9))
+    assert spreads["foreground"].median == pytest.approx(0.4145, abs=0.002)
+    assert (spreads["foreground"].bins[0], sum(spreads["foreground"].bins)) == (1, 30)
+    assert (spreads["shift_mm"].scans, sum(spreads["shift_mm"].bins)) == (29, 29)
+    assert [row.subject for row in summary.flagged] == ["11", "07", "00"]
+    assert summary.flagged[0].warnings == ("foreground is 0.9; from 0.406 to 0.423 in half of the T1w of a",)
+    assert summary.flagged[2].warnings == ("odd",)
+    assert summary.modalities[0].flagged == 3
+
+
+def test_no_scan_of_a_few_and_none_of_much_the_same_is_called_an_outlier(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS[:1]))
+    assert len(summarise(scans_of(store, [0.4] * 10 + [0.9])).flagged) == 1
+    assert len(summarise(scans_of(store, [0.4] * 30 + [0.42], qform_sform_mm=[0.0] * 30 + [0.01])).flagged) == 1
 
 
 def test_a_damaged_file_of_stacks_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The planned batches, read from the slice stores a little ahead of their use.
 
 Each worker reads the lanes that it owns: rank r of W has the places [B·r/W, B·(r+1)/W) of the global batch. A few
-threads decompress row groups for the next steps while the current ones are used; nothing is kept beyond the windows
-that are open, about `plan.WINDOW` stacks a lane.
+threads decompress row groups for the next steps while the current ones are used, each once for a lane, and a stack is
+copied once, from its row group into the batch. Nothing is kept beyond the row groups of the windows that are open: one
+and a half to two times `plan.WINDOW` stacks a lane.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bfp.batches.plan import BatchPlan, Units, Window, window_at
+from bfp.batches.plan import BatchPlan, window_at
 from bfp.errors import InputError
-from bfp.store.reader import SliceStore, StackFile, pixels_of
+from bfp.store.reader import SliceStore
 
 AHEAD_STEPS = 8
 LOCAL_THREADS, REMOTE_THREADS = 2, 32  # on object storage a read is mostly waiting
@@ -41,61 +41,61 @@ def read(
     share = plan.batch_size // workers
     files = [store.stack_files() for store in stores]
     local = all(store.place.is_local for store in stores)
+    size_px = stores[0].size_px
+    units = plan.units
     pool = ThreadPoolExecutor(LOCAL_THREADS if local else REMOTE_THREADS, thread_name_prefix="batches")
 
-    def load(window: Window) -> _Loaded:
-        return _load(stores, files, plan.units, window)
+    def load(unit: int) -> np.ndarray:
+        source = units.source[unit]
+        file = files[source][units.file[unit]]
+        return stores[source].read_pixels(file, int(units.group[unit]))
 
     try:
         lanes = [
-            _Lane(plan, rank * share + place, start_step, lambda window: pool.submit(load, window))
+            _Lane(plan, rank * share + place, start_step, lambda unit: pool.submit(load, unit))
             for place in range(share)
         ]
         while True:
-            picked = [lane.take() for lane in lanes]
-            yield torch.from_numpy(np.stack([part.pixels[at] for part, at in picked]))
+            batch = np.empty((share, 3, size_px, size_px), np.uint8)
+            for place, lane in enumerate(lanes):
+                batch[place] = lane.take()
+            yield torch.from_numpy(batch)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-class _Loaded(NamedTuple):
-    window: Window
-    pixels: np.ndarray  # uint8 (steps, 3, H, W)
-
-
 class _Lane:
-    """One place of the batch: its windows in turn, loaded ahead."""
+    """One place of the batch: its windows in turn, and the row groups that they lie in, read ahead."""
 
-    def __init__(self, plan: BatchPlan, lane: int, step: int, submit: Callable[[Window], Future[_Loaded]]) -> None:
+    def __init__(self, plan: BatchPlan, lane: int, step: int, submit: Callable[[int], Future[np.ndarray]]) -> None:
         self._plan, self._lane, self._submit = plan, lane, submit
         self._step = self._planned_to = step
-        self._coming: deque[Future[_Loaded]] = deque()
+        self._places: deque[tuple[int, int]] = deque()  # of the steps to come: unit, and row in its row group
+        self._ends: deque[int] = deque()  # of the windows that these steps lie in
+        self._open: dict[int, Future[np.ndarray]] = {}  # by unit
         self._plan_ahead()
-        self._now: _Loaded | None = None
 
-    def take(self) -> tuple[_Loaded, int]:
-        """This step's stack, as a loaded window and the place in it."""
-        if self._now is None or self._step == self._now.window.begin + len(self._now.window.stacks):
-            self._now = self._coming.popleft().result()
-        at = self._step - self._now.window.begin
+    def take(self) -> np.ndarray:
+        """This step's stack: uint8 (3, H, W), a piece of its row group."""
+        unit, row = self._places.popleft()
+        stack: np.ndarray = self._open[unit].result()[row]
         self._step += 1
         self._plan_ahead()
-        return self._now, at
+        if self._step == self._ends[0]:
+            self._ends.popleft()
+            # The row group on the border of two windows stays: it is read once.
+            needed = {unit for unit, _ in self._places}
+            self._open = {unit: group for unit, group in self._open.items() if unit in needed}
+        return stack
 
     def _plan_ahead(self) -> None:
         while self._planned_to <= self._step + AHEAD_STEPS:
             window = window_at(self._plan, lane=self._lane, step=self._planned_to)
-            self._coming.append(self._submit(window))
+            skipped = self._planned_to - window.begin  # by a start in the middle
+            units, rows = window.units[skipped:].tolist(), self._plan.units.rows[window.stacks[skipped:]].tolist()
+            self._places.extend(zip(units, rows, strict=True))
             self._planned_to = window.begin + len(window.stacks)
-
-
-def _load(stores: Sequence[SliceStore], files: Sequence[Sequence[StackFile]], units: Units, window: Window) -> _Loaded:
-    size_px = stores[0].size_px
-    pixels = np.empty((len(window.stacks), 3, size_px, size_px), np.uint8)
-    for unit in np.unique(window.units):
-        source = units.source[unit]
-        group = stores[source].read_row_group(files[source][units.file[unit]], int(units.group[unit]))
-        steps = np.flatnonzero(window.units == unit)
-        rows = units.rows[window.stacks[steps]]
-        pixels[steps] = pixels_of(group)[rows]
-    return _Loaded(window, pixels)
+            self._ends.append(self._planned_to)
+            for unit in dict.fromkeys(units):  # in the order of their use
+                if unit not in self._open:
+                    self._open[unit] = self._submit(unit)

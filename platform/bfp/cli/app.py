@@ -17,12 +17,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-store_app = typer.Typer(help="Look into a slice store.", no_args_is_help=True)
+store_app = typer.Typer(help="Look into a slice store, check it, prune it.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help="ingest, pretrain, finetune, benchmark or infer.")]
 SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="The YAML file of a job.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder: <output>/<name>, a path or URI.")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A slice store, a path or URI.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Set one field of the spec, such as train.epochs=3. Repeatable."),
@@ -212,15 +213,57 @@ def report(
 
 @store_app.command("show")
 def show_store(
-    store: Annotated[str, typer.Argument(metavar="STORE", help="A slice store, a path or URI.")],
+    store: StoreArgument,
+    pictures: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write pictures of its stacks and registrations there.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in a store: scans by cohort and modality, what was left out, what is worth a look."""
-    from bfp.cli.looking import contents_of, contents_text
     from bfp.cli.output import show
+    from bfp.cli.stores import contents_of, contents_text
     from bfp.storage import place
 
-    show(contents_of(place(store)), as_json=as_json, text=contents_text)
+    found = contents_of(place(store), pictures=place(pictures) if pictures else None)
+    show(found, as_json=as_json, text=contents_text)
+
+
+@store_app.command("check")
+def check_store(
+    store: StoreArgument,
+    snapshot: Annotated[int | None, typer.Option(metavar="N", help="A snapshot; without it, the latest.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every file, checksum and count of a store."""
+    from bfp.cli.output import show
+    from bfp.cli.stores import check_text, checked
+    from bfp.storage import place
+
+    found = checked(place(store), snapshot=snapshot)
+    show(found, as_json=as_json, text=check_text)
+    raise typer.Exit(InputError.exit_code if found.faults else 0)
+
+
+@store_app.command("prune")
+def prune_store(
+    store: StoreArgument,
+    keep_snapshots: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Keep the latest N snapshots only; runs may hang on older ones."),
+    ] = None,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Spare what was written later: 1d, 12h, 30m; an ingest may be going on.")
+    ] = "1d",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what no snapshot of a store needs, and remove it once you say so."""
+    from bfp.cli.output import show
+    from bfp.cli.stores import prune_text, pruned
+    from bfp.storage import place
+
+    done = pruned(place(store), keep_snapshots=keep_snapshots, older_than=older_than, yes=yes, ask=not as_json)
+    show(done, as_json=as_json, text=prune_text)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Looking at what is there: a run's status, results, events and model, and what is in a store."""
+"""Looking at a run: its status, results, events and model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bfp.cli.runs import Status, local_time, status_of, title
 from bfp.errors import InputError
 from bfp.reports.blocks import Results, results_from_json
 from bfp.reports.history import tell
-from bfp.reports.numbers import duration_text, number_text
+from bfp.reports.numbers import duration_text
 from bfp.runs import RunFolder
 from bfp.storage import Place
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FOLLOW_EVERY_S = 1.0
-
-
-# a run -----------------------------------------------------------------------------------------------------------
 
 
 def status_text(status: Status) -> Iterator[RenderableType]:
@@ -133,53 +130,3 @@ def open_page(page: Place) -> None:
     if not page.is_local:
         raise InputError(f"{page}: lies in object storage; copy it here to open it")
     webbrowser.open(page.path.as_uri())
-
-
-# a store ---------------------------------------------------------------------------------------------------------
-
-
-class Contents(NamedTuple):
-    """What `bfp store show` shows of a store: a snapshot's totals and `store.summary`'s tables."""
-
-    store: Place
-    snapshot: int
-    totals: dict[str, Any]
-    preprocessing: dict[str, Any]
-    modalities: list[Any]
-    rejected: list[Any]
-    flagged: list[Any]
-
-
-def contents_of(at: Place) -> Contents:
-    """What is in a store. Raises InputError where there is none."""
-    from bfp.store.reader import SliceStore
-    from bfp.store.summary import summarise
-
-    store = SliceStore.open(at)
-    summary = summarise(store)
-    return Contents(at, store.snapshot, store.totals.model_dump(), store.preprocessing, *summary)
-
-
-def contents_text(contents: Contents) -> Iterator[RenderableType]:
-    """A store's contents as tables, what is worth a look last."""
-    yield f"{contents.store}, snapshot {contents.snapshot}"
-    yield grid((name.replace("_", " "), number_text(value)) for name, value in contents.totals.items())
-    yield table(
-        "scans (medians of shift and foreground)",
-        ["cohort", "modality", "scans", "subjects", "stacks", "shift, mm", "foreground", "flagged"],
-        ([_cell(entry) for entry in row] for row in contents.modalities),
-        right=range(2, 8),
-    )
-    if contents.rejected:
-        rows = ([row.reason, str(row.scans), "\n".join(row.examples)] for row in contents.rejected)
-        yield table("left out", ["reason", "scans", "such as"], rows, right=(1,))
-    if contents.flagged:
-        rows = ([*map(_cell, row[:5]), "\n".join(row.warnings)] for row in contents.flagged)
-        columns = ["cohort", "subject", "session", "modality", "shift, mm", "why"]
-        yield table("worth a look", columns, rows, right=(4,))
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else number_text(value)

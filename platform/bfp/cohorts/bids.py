@@ -18,6 +18,7 @@ no other, and a warning stands with it.
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def sessions(
             continue
         if any(stem.endswith(f"_{segmentation.suffix}") for segmentation in segmentations):
             continue
-        modality = modalities.get(name.suffix, name.suffix)
+        modality = sys.intern(modalities.get(name.suffix, name.suffix))
         if line := ignored_by(ignored, "/".join(path)):
             left_out[here].append(LeftOut(here, modality, file.place.uri, Reason.IGNORED, f"by its line {line}"))
         else:
@@ -133,7 +134,7 @@ def sessions(
     return [
         session_of(
             key,
-            scans.get(key, ()),
+            scans.pop(key, ()),  # each freed once it is a session: a million files may be here
             wanted=wanted,
             rule=rule,
             label_maps=_label_maps(key, maps, segmentations, prefer),

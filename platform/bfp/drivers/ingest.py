@@ -41,7 +41,7 @@ from bfp.errors import InputError, Interrupted, JobFailed, Reason
 from bfp.imaging import IMAGING_VERSION
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
-from bfp.storage import Place, place
+from bfp.storage import Place, place, repeats
 from bfp.store import layout
 from bfp.store.layout import Commit, Numbered, SegmentationInfo
 from bfp.words import counted
@@ -71,7 +71,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     sessions = sessions_of(spec.cohorts, spec.preprocessing)
     store.check_writable()
     shards = _shards(spec, sessions)
-    committed = layout.committed(store)
+    committed = layout.whole(store, [shard.name for shard in shards])
     todo = [shard for shard in shards if shard.name not in committed]
     estimate = _estimate(spec, todo, cpus=cpus or cpus_here())
     each_gb = worker_gb(spec.preprocessing)
@@ -226,7 +226,8 @@ def execute(spec: Ingest, run: Run) -> None:
     run.progress(len(sessions))
     shards = _shards(spec, sessions)
     layout.make(store, _preprocessing(spec))
-    committed = layout.committed(store)
+    committed = layout.whole(store, [shard.name for shard in shards])
+    layout.renew(store, committed)
 
     made_now = _prepare_all([shard for shard in shards if shard.name not in committed], spec=spec, run=run)
     if again := sum(commit != shard for shard, commit in made_now.items()):
@@ -244,6 +245,11 @@ def execute(spec: Ingest, run: Run) -> None:
         meanwhile="no snapshot was taken",
     )
     snapshot = None if refused else layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
+    if gone := {commit.name for commit in commits} - layout.committed(store):
+        raise JobFailed(
+            f"{counted(len(gone), 'commit was', 'commits were')} removed while this ran, by a prune of the store; "
+            "submit again, which makes them anew"
+        )
 
     run.phase("describing")
     results = results_of(spec, run, made, summary, snapshot=snapshot.number if snapshot else None)
@@ -282,10 +288,11 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
     )
     scans_of = {shard.name: shard.scans for shard in todo}
     commits: dict[str, str] = {}
-    stacks = rejected = 0
+    stacks = rejected = repeated = 0
     failures: list[str] = []
     rows = on_ray(todo, task=task, workers=spec.compute.workers, retries=spec.compute.retries)
     for done in until_stopped(rows, lambda: run.stopping):
+        repeated += done["repeats"]
         if done["failure"]:
             failures.append(done["failure"])
             continue
@@ -293,6 +300,8 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
         stacks, rejected = stacks + done["stacks"], rejected + done["rejected"]
         shards = f"{len(commits)} of {len(todo)}"
         run.progress(sum(map(scans_of.__getitem__, commits)), shards=shards, stacks=stacks, rejected=rejected)
+    if repeated:
+        run.warn(f"{counted(repeated, 'request')} to object storage failed and were made again")
     if run.stopping:
         raise Interrupted("stopped: the shards that are committed stay; submit again to go on with the others")
     if message := not_done(len(todo), len(commits), failures, unit="shard", verb="prepared"):
@@ -319,15 +328,17 @@ def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int
 
 
 def shard_task(row: dict[str, Any], *, store: Place, recipe: Recipe, scan_timeout_s: float) -> dict[str, Any]:
-    """`prepare_shard` as Ray maps it: name, commit, stacks, rejected, and failure, "" where all went well."""
+    """`prepare_shard` as Ray maps it: name, commit, stacks, rejected, failure, "" where all went well, and repeats."""
     shard: Shard = pickle.loads(row["shard"])
-    done = {"name": shard.name, "commit": "", "stacks": 0, "rejected": 0, "failure": ""}
+    before = repeats()
+    done = {"name": shard.name, "commit": "", "stacks": 0, "rejected": 0, "failure": "", "repeats": 0}
     try:
         commit = prepare_shard(shard, store=store, recipe=recipe, scan_timeout_s=scan_timeout_s)
     except Exception as error:  # Ray Data would drop the row and its cause; the driver fails the run with it
         cause = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        return {**done, "failure": cause}
-    return {**done, "commit": commit.name, "stacks": commit.rows("stacks"), "rejected": commit.rows("rejected")}
+        return {**done, "failure": cause, "repeats": repeats() - before}
+    stacks, rejected = commit.rows("stacks"), commit.rows("rejected")
+    return {**done, "commit": commit.name, "stacks": stacks, "rejected": rejected, "repeats": repeats() - before}
 
 
 def _commit_sessions(

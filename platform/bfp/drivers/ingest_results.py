@@ -20,6 +20,7 @@ from bfp.reports.pictures import Pair, SessionSlices, mosaic, orientation, overl
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.specs.preprocessing import ModalityStacks
+from bfp.storage import Place
 from bfp.store.reader import SliceStore, pixels_of
 from bfp.store.summary import Summary
 from bfp.words import counted
@@ -64,7 +65,7 @@ def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, sn
         blocks.append(_flagged_table(summary))
     blocks += _histograms(made.scans())
     if spec.pictures and made.totals.stacks:
-        blocks += _pictures(spec, run, made)
+        blocks += pictures_of(made, folder=run.folder / "pictures")
     blocks.append(Text("Methods", [_methods(spec, summary)]))
     return Results(figures=figures, blocks=blocks)
 
@@ -132,13 +133,14 @@ class _Set(NamedTuple):
     first: dict[str, Any]
 
 
-def _pictures(spec: Ingest, run: Run, made: SliceStore) -> list[Block]:
+def pictures_of(made: SliceStore, *, folder: Place) -> list[Picture]:
+    """Write pictures of a store's stacks and registrations into a folder; blocks that show them in a run's report."""
     sets = _sets(made.stack_index())
     shown = [sets[number] for number in _evenly(len(sets), SHOWN_SETS)]
     filled = [channel for channel in range(3) if any(each.first["present"][channel] for each in shown)]
     slices = [_slices(made, each, filled) for each in shown]
-    (run.folder / "pictures" / "stacks.png").write(mosaic(slices, axis=made.slice_axis))
-    blocks: list[Block] = [
+    (folder / "stacks.png").write(mosaic(slices, axis=made.slice_axis))
+    blocks = [
         Picture(
             "Stacks",
             "pictures/stacks.png",
@@ -147,13 +149,13 @@ def _pictures(spec: Ingest, run: Run, made: SliceStore) -> list[Block]:
         )
     ]
     if made.form == "modalities" and (pairs := _pairs(made, sets)):
-        (run.folder / "pictures" / "registration.png").write(overlays(pairs, axis=made.slice_axis))
+        (folder / "registration.png").write(overlays(pairs, axis=made.slice_axis))
         how = {"rigid": "after rigid registration", "header": "by their headers alone", "none": "as they are"}
         blocks.append(
             Picture(
                 "Registration",
                 "pictures/registration.png",
-                f"The scans with the largest shift, {how[spec.preprocessing.registration]}: edges of the scan on its "
+                f"The scans with the largest shift, {how[made.preprocessing['register']]}: edges of the scan on its "
                 "session's reference, and both as a chequerboard. Edges should follow the anatomy below them.",
             )
         )

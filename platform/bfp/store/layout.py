@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,6 +26,7 @@ _READS_AT_ONCE = 32  # small files, which on object storage mostly wait
 
 
 Table = Literal["stacks", "masks", "scans", "sessions", "rejected"]
+TABLES: tuple[Table, ...] = get_args(Table)
 
 
 class Stored(BaseModel):
@@ -143,6 +144,30 @@ def committed(store: Place) -> set[str]:
     return {name.removesuffix(".json") for name in (store / "commits").names() if name.endswith(".json")}
 
 
+def whole(store: Place, names: Iterable[str]) -> set[str]:
+    """Those of these commits that are there with all of their parts, from one listing of each folder.
+
+    A commit that the latest snapshot does not hold costs a read of its own.
+    """
+    there = committed(store) & set(names)
+    live = _live(store)
+    records = [live[name] for name in there & live.keys()] + read_commits(store, there - live.keys())
+    files = {f"{table}/{name}" for table in TABLES for name in (store / table).names()} if records else set()
+    return {record.name for record in records if all(part.file in files for part in record.parts)}
+
+
+def renew(store: Place, names: Iterable[str]) -> None:
+    """Make these commits count as written now where the latest snapshot does not hold them: a prune spares them."""
+    loose = set(names) - _live(store).keys()
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        list(pool.map(lambda name: (store / "commits" / f"{name}.json").touch(), loose))
+
+
+def _live(store: Place) -> dict[str, Commit]:
+    latest = latest_snapshot(store)
+    return {record.name: record for record in latest.snapshot.commits} if latest else {}
+
+
 def read_commit(store: Place, name: str) -> Commit:
     return _parse(Commit, store / "commits" / f"{name}.json")
 
@@ -153,10 +178,18 @@ def read_commits(store: Place, names: Iterable[str]) -> list[Commit]:
 
 
 def commit(store: Place, record: Commit) -> Commit:
-    """Make a commit; returns the one that stands, which is another's where that was first."""
-    if (store / "commits" / f"{record.name}.json").create(record.encoded()):
+    """Make a commit; returns the one that stands, which is another's where that was first.
+
+    One that has lost a part is replaced: by another version of bfp, its parts would be other ones.
+    """
+    file = store / "commits" / f"{record.name}.json"
+    if file.create(record.encoded()):
         return record
-    return read_commit(store, record.name)
+    stands = read_commit(store, record.name)
+    if stands != record and not all((store / part.file).exists() for part in stands.parts):
+        file.write(record.encoded())
+        return record
+    return stands
 
 
 def latest_snapshot(store: Place) -> Numbered | None:

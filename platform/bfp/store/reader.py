@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from bfp.errors import InputError
 from bfp.imaging import NEIGHBOURS
 from bfp.storage import Place, intact, plainly
 from bfp.store import layout, schemas
+from bfp.store.pages import single_page
 
 if TYPE_CHECKING:
     from bfp.imaging.stacks import SliceAxis
@@ -35,6 +36,19 @@ class StackFile:
     place: Place
     rows: int
     row_groups: tuple[int, ...]
+
+
+class _Opened(NamedTuple):
+    """A file of stacks, as Parquet and as bytes, and which of its columns the pixels are."""
+
+    parquet: Any
+    raw: Any
+    pixels: int
+
+
+def _opened(place: Place) -> _Opened:
+    parquet = place.open_parquet()
+    return _Opened(parquet, place.open_arrow(), parquet.schema.names.index("pixels"))
 
 
 class SliceStore:
@@ -145,8 +159,8 @@ class SliceStore:
         """The label stacks of one segmentation (schemas.masks); `labels_of` turns them into arrays."""
         return self._table("masks", schemas.masks(self.size_px), segmentation=segmentation)
 
-    def mask_index(self, segmentation: str) -> pa.Table:
-        """The rows of `masks` without the label stacks."""
+    def mask_index(self, segmentation: str | None = None) -> pa.Table:
+        """The rows of `masks` without the label stacks: those of one segmentation, or of all."""
         columns = [field for field in schemas.masks(self.size_px) if field.name != "labels"]
         return self._table("masks", pa.schema(columns), segmentation=segmentation)
 
@@ -181,7 +195,20 @@ class SliceStore:
     def read_row_group(self, file: StackFile, group: int) -> pa.Table:
         """One row group of stacks, pixels and all."""
         with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
-            return self._opened(file.place).read_row_group(group, use_threads=False)
+            return self._opened(file.place).parquet.read_row_group(group, use_threads=False)
+
+    def read_pixels(self, file: StackFile, group: int) -> np.ndarray:
+        """The pixels of one row group, read-only: uint8 (n, 3, size, size)."""
+        with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
+            opened = self._opened(file.place)
+            rows, width = file.row_groups[group], schemas.CHANNELS * self.size_px**2
+            column = opened.parquet.metadata.row_group(group).column(opened.pixels)
+            if column.compression == "ZSTD" and not column.has_dictionary_page:
+                opened.raw.seek(column.data_page_offset)
+                chunk = opened.raw.read_buffer(column.total_compressed_size)
+                if (page := single_page(chunk, rows=rows, width=width)) is not None:
+                    return np.frombuffer(page, np.uint8).reshape(rows, schemas.CHANNELS, self.size_px, self.size_px)
+            return pixels_of(opened.parquet.read_row_group(group, columns=["pixels"], use_threads=False))
 
     # inside ------------------------------------------------------------------------------------------------------
 
@@ -208,13 +235,15 @@ class SliceStore:
         # What an earlier bfp wrote may lack columns: they are null.
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
 
-    def _opened(self, place: Place) -> Any:
+    def _opened(self, place: Place) -> _Opened:
         """The open file of this thread: the least recently used is closed when there are too many."""
-        files: OrderedDict[Place, Any] = vars(self._local).setdefault("files", OrderedDict())
+        files: OrderedDict[Place, _Opened] = vars(self._local).setdefault("files", OrderedDict())
         if place not in files:
-            files[place] = place.open_parquet()
+            files[place] = _opened(place)
             if len(files) > _OPEN_FILES:
-                files.popitem(last=False)[1].close()
+                _, oldest = files.popitem(last=False)
+                oldest.parquet.close()
+                oldest.raw.close()
         files.move_to_end(place)
         return files[place]
 

@@ -97,6 +97,13 @@ REJECTED = pa.schema(
 """One row per scan left out; `reason` is one of bfp.errors.Reason."""
 
 
+def of_table(table: str, size_px: int) -> pa.Schema:
+    """The columns of a table of a store whose stacks have so many pixels a side."""
+    made = {"stacks": stacks, "masks": masks}
+    fixed = {"scans": SCANS, "sessions": SESSIONS, "rejected": REJECTED}
+    return made[table](size_px) if table in made else fixed[table]
+
+
 def rejected_row(left_out: LeftOut) -> dict[str, str]:
     """A row of REJECTED."""
     return {

@@ -5,7 +5,8 @@ For `bfp store show` and the report of an ingest: plain rows, which those two re
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,18 @@ import pyarrow.compute as pc
 from bfp.store.reader import SliceStore
 
 EXAMPLES = 3
+BINS = 12
+ENOUGH = 20  # scans of one modality in one cohort, before one of them can be called an outlier
+FAR_OUT = 3.0
+QC_FIGURES = {
+    "shift_mm": 0.5,
+    "similarity_before": 0.01,
+    "similarity_after": 0.01,
+    "foreground": 0.01,
+    "brain_ml": 10.0,
+    "qform_sform_mm": 0.1,
+}
+"""The figures of `scans` by which scans are compared; a middle half narrower than this counts as so wide."""
 
 
 class ModalityRow(NamedTuple):
@@ -30,6 +43,25 @@ class ModalityRow(NamedTuple):
     flagged: int
 
 
+class SpreadRow(NamedTuple):
+    """How one QC figure is spread over the scans of one modality in one cohort.
+
+    low, median, high: the quantiles 0.05, 0.5 and 0.95; bins: how many scans lie in each of BINS parts of the range
+    from least to most.
+    """
+
+    cohort: str
+    modality: str
+    figure: str
+    scans: int
+    least: float
+    low: float
+    median: float
+    high: float
+    most: float
+    bins: tuple[int, ...]
+
+
 class RejectedRow(NamedTuple):
     """How often a reason was given, with the first few cases."""
 
@@ -39,7 +71,7 @@ class RejectedRow(NamedTuple):
 
 
 class FlaggedRow(NamedTuple):
-    """A scan that is in the store and worth a look: its warnings, as sentences."""
+    """A scan in the store that is worth a look: its warnings, and what sets it apart from its like, as sentences."""
 
     cohort: str
     subject: str
@@ -50,9 +82,13 @@ class FlaggedRow(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """modalities by cohort and name; rejected the most frequent first; flagged the furthest moved first."""
+    """modalities and spreads by cohort and name; rejected the most frequent first.
+
+    flagged: the furthest outliers first, then by how far they were moved.
+    """
 
     modalities: list[ModalityRow]
+    spreads: list[SpreadRow]
     rejected: list[RejectedRow]
     flagged: list[FlaggedRow]
 
@@ -60,7 +96,9 @@ class Summary(NamedTuple):
 def summarise(store: SliceStore, *, cohorts: Collection[str] | None = None) -> Summary:
     """The summary of a store, or of some of its cohorts."""
     scans, rejected = (_of_cohorts(table, cohorts) for table in (store.scans(), store.rejected()))
-    return Summary(_modalities(scans), _rejected(rejected), _flagged(scans))
+    groups = _groups(scans)
+    flagged = _flagged(scans, groups)
+    return Summary(_modalities(groups, flagged), _spreads(groups), _rejected(rejected), flagged)
 
 
 def _of_cohorts(table: pa.Table, cohorts: Collection[str] | None) -> pa.Table:
@@ -69,23 +107,63 @@ def _of_cohorts(table: pa.Table, cohorts: Collection[str] | None) -> pa.Table:
     return table.filter(pc.is_in(table["cohort"], value_set=pa.array(list(cohorts), pa.string())))
 
 
-def _modalities(scans: pa.Table) -> list[ModalityRow]:
+def _groups(scans: pa.Table) -> dict[tuple[str, str], pa.Table]:
+    """The scans by cohort and modality, with the row that each had."""
+    scans = scans.append_column("row", pa.array(np.arange(scans.num_rows)))
     keys = scans.select(["cohort", "modality"]).group_by(["cohort", "modality"]).aggregate([]).to_pylist()
-    rows = []
-    for key in sorted(keys, key=lambda key: (key["cohort"], key["modality"])):
-        own = scans.filter(pc.and_(*(pc.equal(scans[name], value) for name, value in key.items())))
-        rows.append(
-            ModalityRow(
-                **key,
-                scans=own.num_rows,
-                subjects=pc.count_distinct(own["subject"]).as_py(),
-                stacks=pc.sum(own["stacks"]).as_py(),
-                shift_mm=_median(own["shift_mm"]),
-                foreground=_median(own["foreground"]),
-                flagged=pc.sum(pc.greater(pc.list_value_length(own["warnings"]), 0)).as_py() or 0,
-            )
+    return {
+        (cohort, modality): scans.filter(
+            pc.and_(pc.equal(scans["cohort"], cohort), pc.equal(scans["modality"], modality))
         )
+        for cohort, modality in sorted((key["cohort"], key["modality"]) for key in keys)
+    }
+
+
+def _modalities(groups: Mapping[tuple[str, str], pa.Table], flagged: list[FlaggedRow]) -> list[ModalityRow]:
+    counts = Counter((row.cohort, row.modality) for row in flagged)
+    return [
+        ModalityRow(
+            *key,
+            scans=own.num_rows,
+            subjects=pc.count_distinct(own["subject"]).as_py(),
+            stacks=pc.sum(own["stacks"]).as_py(),
+            shift_mm=_median(own["shift_mm"]),
+            foreground=_median(own["foreground"]),
+            flagged=counts[key],
+        )
+        for key, own in groups.items()
+    ]
+
+
+def _spreads(groups: Mapping[tuple[str, str], pa.Table]) -> list[SpreadRow]:
+    rows = []
+    for key, own in groups.items():
+        for figure in QC_FIGURES:
+            _, values = _known(own[figure])
+            if values.size:
+                least, low, median, high, most = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist()
+                bins, _ = np.histogram(values, BINS, (least, most if most > least else least + 1))
+                rows.append(SpreadRow(*key, figure, len(values), least, low, median, high, most, tuple(bins.tolist())))
     return rows
+
+
+def _outliers(groups: Mapping[tuple[str, str], pa.Table]) -> Iterator[tuple[int, float, str]]:
+    """Scans far from the half of their like: row, how many times its width away, and a sentence that says so.
+
+    Tukey's far out: FAR_OUT widths of the middle half beyond it.
+    """
+    for (cohort, modality), own in groups.items():
+        for figure, narrow in QC_FIGURES.items():
+            places, values = _known(own[figure])
+            if values.size < ENOUGH:
+                continue
+            low, high = np.quantile(values, [0.25, 0.75])
+            width = max(high - low, narrow)
+            away = np.maximum(low - values, values - high) / width
+            rows = own["row"].to_numpy()
+            for at in np.flatnonzero(away > FAR_OUT):
+                usual = f"from {low:.3g} to {high:.3g} in half of the {modality} of {cohort}"
+                yield int(rows[places[at]]), float(away[at]), f"{figure} is {values[at]:.3g}; {usual}"
 
 
 def _rejected(rejected: pa.Table) -> list[RejectedRow]:
@@ -99,14 +177,28 @@ def _rejected(rejected: pa.Table) -> list[RejectedRow]:
     return rows
 
 
-def _flagged(scans: pa.Table) -> list[FlaggedRow]:
+def _flagged(scans: pa.Table, groups: Mapping[tuple[str, str], pa.Table]) -> list[FlaggedRow]:
+    apart: dict[int, list[tuple[float, str]]] = {}
+    for row, away, sentence in _outliers(groups):
+        apart.setdefault(row, []).append((away, sentence))
+    warned = np.flatnonzero(np.asarray(pc.greater(pc.list_value_length(scans["warnings"]), 0)))
+    numbers = sorted({*warned.tolist(), *apart})
     names = ["cohort", "subject", "session", "modality", "shift_mm", "warnings"]
-    own = scans.filter(pc.greater(pc.list_value_length(scans["warnings"]), 0)).select(names).to_pylist()
-    rows = [FlaggedRow(**{**row, "warnings": tuple(row["warnings"])}) for row in own]
-    return sorted(rows, key=lambda row: (-(row.shift_mm or 0.0), row))
+    found = []
+    for number, row in zip(numbers, scans.select(names).take(pa.array(numbers, pa.int64())).to_pylist(), strict=True):
+        why = (*row["warnings"], *(sentence for _, sentence in apart.get(number, ())))
+        furthest = max((away for away, _ in apart.get(number, ())), default=0.0)
+        found.append((-furthest, -(row["shift_mm"] or 0.0), FlaggedRow(**{**row, "warnings": why})))
+    return [row for *_, row in sorted(found)]
+
+
+def _known(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a figure is known, as places in the column, and what it is there."""
+    values = np.asarray(column.cast(pa.float64()).fill_null(np.nan))
+    places = np.flatnonzero(np.isfinite(values))
+    return places, values[places]
 
 
 def _median(column: pa.ChunkedArray) -> float | None:
-    values = np.asarray(column.drop_null(), dtype=np.float64)
-    values = values[np.isfinite(values)]
+    _, values = _known(column)
     return float(np.median(values)) if values.size else None

@@ -1,15 +1,15 @@
-"""Storage: every folder and file that bfp touches, by URI, on disk or in an object store.
+"""Every folder and file that bfp touches, by URI, on disk or in an object store.
 
 A `Place` is to URIs what `pathlib.Path` is to files: a value that can be compared, pickled and joined with `/`. Local
-places use the operating system; `s3://` uses s3fs for listings and conditional puts, and pyarrow for reading, which
-is several times as fast; other schemes go through fsspec. Importing this module imports none of them.
+places use the operating system, `s3://` what stands in `s3`, other schemes fsspec. Importing this module imports none
+of their clients.
 
 Promises that everything above builds on:
 
 - `write` replaces a file whole: a reader sees the old bytes or the new ones, never a mixture;
 - `create` writes a file only if there is none, and says whether it did (POSIX link, S3 `If-None-Match: *`);
-- whatever goes wrong is a `StorageError` that names the place and the remedy. Nothing is retried in silence beyond
-  what the storage client does itself.
+- what may pass is tried again for a while (`patience`), and whatever goes wrong then, or would not pass, is a
+  `StorageError` that names the place and the remedy.
 
 Credentials come from where the client library looks for them (environment, profile); none is ever read here.
 """
@@ -22,16 +22,15 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from bfp.errors import DamagedFile, InputError, StorageError
-
-S3_CONNECT_TIMEOUT_S = 10
-S3_REQUEST_TIMEOUT_S = 60  # pyarrow's own limits are 1 s and 3 s: too short for a busy store
+from bfp.storage import s3
+from bfp.storage.patience import patiently
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,16 @@ class Place:
         return self.scheme == "file"
 
     @property
+    def bucket(self) -> str:
+        """The bucket of a place in an object store."""
+        return self.uri.partition("://")[2].partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """The name within the bucket; "" for the bucket itself."""
+        return self.uri.partition("://")[2].partition("/")[2]
+
+    @property
     def path(self) -> Path:
         """The path of a local place."""
         assert self.is_local, self.uri
@@ -88,21 +97,22 @@ class Place:
     def size(self) -> int:
         """Bytes of the file."""
         with plainly(self, "read"):
-            return self.path.stat().st_size if self.is_local else int(_fsspec(self.scheme).size(self.uri))
+            if self.is_local:
+                return self.path.stat().st_size
+            if (found := self.entry()) is None:
+                raise FileNotFoundError(self.uri)
+            return found.size
 
     def entry(self) -> Entry | None:
         """The file as a listing would show it (a dangling link has size -1), or None where there is none."""
         with plainly(self, "look for"):
             if self.is_local:
                 return _local_entry(self) if os.path.lexists(self.uri) else None
-            try:
-                info = _fsspec(self.scheme).info(self.uri)
-            except FileNotFoundError as error:
-                # fsspec's http calls whatever goes wrong an absent file
-                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                    raise error.__cause__ from None
-                return None
-        return _remote_entry(self.uri, info) if info.get("type", "file") == "file" else None
+            if self.scheme == "s3":
+                found = s3.head(self.bucket, self.key)
+                return Entry(self, int(found["ContentLength"]), found["ETag"].strip('"')) if found else None
+            info = patiently(lambda: _info(self), store=self.scheme)
+        return _remote_entry(self.uri, info) if info and info.get("type", "file") == "file" else None
 
     def read(self) -> bytes:
         """The whole file."""
@@ -110,10 +120,60 @@ class Place:
             if self.is_local:
                 return self.path.read_bytes()
             if self.scheme == "s3":
-                # By default pyarrow inflates what is named .gz.
-                with self._arrow().open_input_stream(self._key(), compression=None) as stream:
-                    return bytes(stream.readall())
-            return bytes(_fsspec(self.scheme).cat_file(self.uri))
+                return s3.read(self.bucket, self.key)
+            return bytes(patiently(lambda: _fsspec(self.scheme).cat_file(self.uri), store=self.scheme))
+
+    def pieces(self, size: int = 1 << 22) -> Iterator[bytes]:
+        """The file's bytes in turn, so many at once at most; all of them, or StorageError is raised."""
+        with plainly(self, "read"):
+            if self.is_local:
+                with open(self.path, "rb") as file:
+                    while piece := file.read(size):
+                        yield piece
+                return
+        whole = self.size()
+        with plainly(self, "read"), self.open_arrow() as source:
+            # by pyarrow each piece is a request of its own, and tried again by itself
+            for start in range(0, whole, size):
+                piece = source.read_at(min(size, whole - start), start)
+                if len(piece) < min(size, whole - start):
+                    raise ConnectionError(f"{len(piece)} bytes at {start} of {whole}")
+                yield piece
+
+    def modified_s(self) -> float | None:
+        """When the file was last written, in seconds by the storage's clock; None where there is no file."""
+        with plainly(self, "look for"):
+            if self.is_local:
+                return self.path.stat().st_mtime if self.path.exists() else None
+            if self.scheme == "s3":
+                return s3.modified_s(self.bucket, self.key)
+            try:
+                return float(_fsspec(self.scheme).modified(self.uri).timestamp())
+            except FileNotFoundError:
+                return None
+
+    def now_s(self) -> float:
+        """The time by the clock that `modified_s` tells, which need not be this machine's: that of a file made here."""
+        probe = self / f".bfp-{secrets.token_hex(6)}"
+        probe.write(b"")
+        try:
+            written = probe.modified_s()
+        finally:
+            probe.delete()
+        if written is None:
+            raise StorageError(f"{probe}: was written, and is gone")
+        return written
+
+    def open_arrow(self) -> Any:
+        """A pyarrow file that is read at any place; close it, or use it in `with`."""
+        import pyarrow
+
+        with plainly(self, "read"):
+            if self.is_local:
+                return _local_arrow().open_input_file(self.uri)
+            if self.scheme == "s3":
+                return s3.open_arrow(self.bucket, self.key)
+            return pyarrow.PythonFile(_fsspec(self.scheme).open(self.uri, "rb"), mode="r")
 
     def open_parquet(self, *, pre_buffer: bool = False) -> Any:
         """A pyarrow.parquet.ParquetFile; close it, or use it in `with`.
@@ -124,12 +184,14 @@ class Place:
         import pyarrow.parquet
 
         with plainly(self, "read"), intact(self, "a Parquet file"):
-            if self.is_local or self.scheme == "s3":
-                return pyarrow.parquet.ParquetFile(self._key(), filesystem=self._arrow(), pre_buffer=pre_buffer)
+            if self.is_local:
+                return pyarrow.parquet.ParquetFile(self.uri, filesystem=_local_arrow(), pre_buffer=pre_buffer)
+            if self.scheme == "s3":
+                return s3.open_parquet(self.bucket, self.key, pre_buffer=pre_buffer)
             return pyarrow.parquet.ParquetFile(_fsspec(self.scheme).open(self.uri, "rb"), pre_buffer=pre_buffer)
 
     def files(self) -> Iterator[Entry]:
-        """Every file below this folder, in order of URI, from one flat listing.
+        """Every file below this folder, in order of URI, from one flat listing, of which a page is held at a time.
 
         A dangling link is listed with size -1, so that whoever reads it can say so; what is no regular file (a FIFO,
         a socket) is not listed, and a link to a folder that holds it is not followed. Raises StorageError where the
@@ -138,12 +200,25 @@ class Place:
         if self.is_local:
             yield from self._local_files((os.path.realpath(self.uri),))
             return
+        if self.scheme == "s3":
+            with plainly(self, "list"):
+                for found in self._s3_listing("Contents"):
+                    if not found["Key"].endswith("/"):  # what some tools put for an empty folder
+                        here = Place(f"s3://{self.bucket}/{found['Key']}")
+                        yield Entry(here, int(found["Size"]), found["ETag"].strip('"'))
+            return
         with plainly(self, "list"):
-            found = _fsspec(self.scheme).find(self.uri, detail=True)
+            found = patiently(lambda: _fsspec(self.scheme).find(self.uri, detail=True), store=self.scheme)
         for key in sorted(found):
             info = found[key]
             if info.get("type", "file") == "file":
                 yield _remote_entry(f"{self.scheme}://{key.removeprefix(self.scheme + '://')}", info)
+
+    def _s3_listing(self, kind: Literal["Contents", "CommonPrefixes"], *, delimiter: str = "") -> Iterator[dict]:
+        """What a listing of this folder says of its objects, or, with a delimiter, of the folders in it."""
+        prefix = f"{self.key}/" if self.key else ""
+        for page in s3.listed(self.bucket, prefix, delimiter=delimiter):
+            yield from page.get(kind, ())
 
     def _local_files(self, real: tuple[str, ...]) -> Iterator[Entry]:
         """real: the real path of this folder, and before it of the folders from which links led here."""
@@ -166,9 +241,11 @@ class Place:
                 if not self.path.is_dir():
                     return []
                 return sorted(entry.name for entry in os.scandir(self.path) if os.path.isfile(entry.path))
-            filesystem = _fsspec(self.scheme)
+            if self.scheme == "s3":
+                keys = (found["Key"] for found in self._s3_listing("Contents", delimiter="/"))
+                return sorted(key.rpartition("/")[2] for key in keys if not key.endswith("/"))
             try:
-                found = filesystem.ls(self.uri, detail=True)
+                found = patiently(lambda: _fsspec(self.scheme).ls(self.uri, detail=True), store=self.scheme)
             except FileNotFoundError:
                 return []
             return sorted(info["name"].rpartition("/")[2] for info in found if info["type"] == "file")
@@ -180,8 +257,11 @@ class Place:
                 if not self.path.is_dir():
                     return []
                 return sorted(entry.name for entry in os.scandir(self.path) if _is_folder(entry))
+            if self.scheme == "s3":
+                prefixes = (found["Prefix"] for found in self._s3_listing("CommonPrefixes", delimiter="/"))
+                return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes)
             try:
-                found = _fsspec(self.scheme).ls(self.uri, detail=True)
+                found = patiently(lambda: _fsspec(self.scheme).ls(self.uri, detail=True), store=self.scheme)
             except FileNotFoundError:
                 return []
             return sorted(info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory")
@@ -191,8 +271,11 @@ class Place:
     def write(self, data: bytes) -> None:
         """Replace the file, whole."""
         with plainly(self, "write"):
+            if self.scheme == "s3":
+                s3.put(self.bucket, self.key, data)
+                return
             if not self.is_local:
-                _fsspec(self.scheme).pipe_file(self.uri, data)
+                patiently(lambda: _fsspec(self.scheme).pipe_file(self.uri, data), store=self.scheme)
                 return
             aside = self._write_aside(data)
             os.replace(aside, self.path)
@@ -212,16 +295,12 @@ class Place:
         with plainly(self, "write"):
             if self.is_local:
                 return self._create_local(data)
-            filesystem = _fsspec(self.scheme)
+            if self.scheme == "s3":
+                return s3.create(self.bucket, self.key, data)
             try:
-                filesystem.pipe_file(self.uri, data, mode="create")
+                _fsspec(self.scheme).pipe_file(self.uri, data, mode="create")
             except FileExistsError:
                 return False
-            except OSError:
-                # A lost race reaches us as a bare OSError(22): what stands there now decides.
-                if not filesystem.exists(self.uri):
-                    raise
-                return bool(filesystem.cat_file(self.uri) == data)
             return True
 
     def _create_local(self, data: bytes) -> bool:
@@ -247,8 +326,11 @@ class Place:
     def upload(self, file: Path) -> None:
         """Replace the file by a local one, without holding it in memory."""
         with plainly(self, "write"):
+            if self.scheme == "s3":
+                s3.put_file(self.bucket, self.key, file)
+                return
             if not self.is_local:
-                _fsspec(self.scheme).put_file(str(file), self.uri)
+                patiently(lambda: _fsspec(self.scheme).put_file(str(file), self.uri), store=self.scheme)
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             aside = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
@@ -258,11 +340,27 @@ class Place:
                 _flush(target)
             os.replace(aside, self.path)
 
+    def touch(self) -> bool:
+        """Make the file count as written now, its content as it is; False where there is none."""
+        try:
+            if self.is_local:
+                with plainly(self, "write"):
+                    os.utime(self.path)
+            else:
+                self.write(self.read())
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+        return True
+
     def delete(self) -> None:
         """Remove the file; nothing happens where there is none."""
         with plainly(self, "delete"):
             if self.is_local:
                 self.path.unlink(missing_ok=True)
+            elif self.scheme == "s3":
+                s3.delete(self.bucket, self.key)
             elif _fsspec(self.scheme).exists(self.uri):
                 _fsspec(self.scheme).rm_file(self.uri)
 
@@ -302,12 +400,6 @@ class Place:
             file.write(data)
             _flush(file)
         return aside
-
-    def _arrow(self) -> Any:
-        return _arrow_filesystem(self.scheme)
-
-    def _key(self) -> str:
-        return self.uri if self.is_local else self.uri.partition("://")[2]
 
 
 def place(text: str, *, base: Path | None = None) -> Place:
@@ -365,13 +457,6 @@ def _fsspec(scheme: str) -> Any:
     import fsspec
 
     try:
-        if scheme == "s3":
-            _set_s3_environment()
-            return fsspec.filesystem(
-                "s3",
-                use_listings_cache=False,
-                config_kwargs={"connect_timeout": S3_CONNECT_TIMEOUT_S, "read_timeout": S3_REQUEST_TIMEOUT_S},
-            )
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         # in fsspec's words, which name the package to install
@@ -382,34 +467,30 @@ def _fsspec(scheme: str) -> Any:
         ) from error
 
 
+def _info(here: Place) -> dict[str, Any] | None:
+    """What fsspec says of a file; None where there is none."""
+    try:
+        return dict(_fsspec(here.scheme).info(here.uri))
+    except FileNotFoundError as error:
+        # fsspec's http calls whatever goes wrong an absent file
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        return None
+
+
 @cache
-def _arrow_filesystem(scheme: str) -> Any:
+def _local_arrow() -> Any:
     from pyarrow import fs
 
-    if scheme == "file":
-        return fs.LocalFileSystem(use_mmap=True)
-    _set_s3_environment()
-    return fs.S3FileSystem(
-        # s3fs finds the endpoint in the environment by itself, pyarrow does not
-        endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-        connect_timeout=S3_CONNECT_TIMEOUT_S,
-        request_timeout=S3_REQUEST_TIMEOUT_S,
-    )
-
-
-def _set_s3_environment() -> None:
-    # Ceph and other gateways answer 411 to the checksums that newer clients send by default, and without
-    # credentials the client hangs on the cloud's metadata address.
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+    return fs.LocalFileSystem(use_mmap=True)
 
 
 @contextmanager
 def plainly(here: Place, verb: str) -> Iterator[None]:
     """Turn what the storage clients raise into a StorageError in plain words."""
     try:
-        yield
+        with s3.explaining(here.bucket) if here.scheme == "s3" else nullcontext():
+            yield
     except FileNotFoundError as error:
         raise StorageError(f"{here}: cannot {verb} it: nothing is there") from error
     except PermissionError as error:
