@@ -53,6 +53,7 @@ RECIPE = Recipe(
     slice_axis="axial",
     slice_range_mm=None,
     volumes="refuse",
+    interpolation="linear",
 )
 
 

@@ -29,6 +29,7 @@ RECIPE = Recipe(
     slice_axis="axial",
     slice_range_mm=None,
     volumes="refuse",
+    interpolation="linear",
 )
 """Quick, coarse stacks of the heads below."""
 

@@ -20,6 +20,7 @@ def test_every_field_of_the_preprocessing_is_in_the_recipe() -> None:
         "slice_axis": "sagittal",
         "slice_range_mm": [-40.0, 50.0],
         "register": "header",
+        "interpolation": "cubic",
         "brain": "image",
         "window": [1.0, 99.0],
         "intensity": "zscore",
@@ -32,7 +33,7 @@ def test_every_field_of_the_preprocessing_is_in_the_recipe() -> None:
     assert (recipe.spacing_mm, recipe.slice_spacing_mm, recipe.size_px) == (2.0, 4.0, 112)
     assert (recipe.slice_axis, recipe.slice_range_mm) == ("sagittal", (-40.0, 50.0))
     assert (recipe.register, recipe.brain, recipe.min_foreground) == ("header", "image", 0.1)
-    assert recipe.volumes == "first"
+    assert (recipe.volumes, recipe.interpolation) == ("first", "cubic")
     assert (recipe.window_percentiles, recipe.intensity, recipe.zscore_limit) == ((1.0, 99.0), "zscore", 2.5)
 
 

@@ -95,5 +95,6 @@ def recipe(**changes: object) -> Recipe:
         "slice_axis": "axial",
         "slice_range_mm": None,
         "volumes": "refuse",
+        "interpolation": "linear",
     }
     return Recipe(**{**plain, **changes})  # type: ignore[arg-type]

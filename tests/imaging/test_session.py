@@ -163,6 +163,24 @@ def test_labels_ride_along_with_the_scan_on_which_they_were_drawn(dtype: str) ->
     np.testing.assert_allclose(prepared.working.ras(voxels.mean(axis=0)), MARK_LEFT, atol=0.8)
 
 
+def test_cubic_changes_grey_values_between_voxels_and_no_label() -> None:
+    coarse = grid(axes="RAS", shape=(42, 50, 40), spacing_mm=(4.0, 4.0, 4.0))
+    labels = np.asfortranarray(np.random.default_rng(0).integers(0, 3, coarse.shape, np.uint8))
+    segmentations = {"lesion": Segmentation(volume(coarse, labels), "T1w")}
+    linear, cubic = (
+        only(prepare_session({"T1w": scan(coarse)}, recipe=recipe(interpolation=how), segmentations=segmentations))
+        for how in ("linear", "cubic")
+    )
+    np.testing.assert_array_equal(cubic.labels["lesion"], linear.labels["lesion"])
+    z, row, column = np.meshgrid(linear.slices, np.arange(112), np.arange(112), indexing="ij")
+    at = coarse.voxels(linear.working.ras(np.stack([column, 111 - row, z], axis=-1)))
+    on_voxels = (np.abs(at - np.rint(at)) < 1e-6).all(axis=-1)
+    assert on_voxels.mean() == pytest.approx(1 / 8, rel=0.1)
+    off = np.abs(cubic.pixels[:, 0].astype(int) - linear.pixels[:, 0])
+    assert off[on_voxels].max() <= 1
+    assert off[~on_voxels].max() > 10
+
+
 def test_segmentations_that_cannot_be_used_are_rejected_by_name() -> None:
     half = volume(REFERENCE, np.full(REFERENCE.shape, 0.5, np.float32))
     whole = volume(REFERENCE, np.ones(REFERENCE.shape, np.uint8))

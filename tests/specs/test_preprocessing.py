@@ -48,6 +48,7 @@ def test_what_stands_in_a_store_says_all_that_is_done() -> None:
         zscore_limit=2.5,
         min_foreground=0.1,
         volumes="first",
+        interpolation="cubic",
     )
     assert set(other.stored()) == {field.alias or name for name, field in Preprocessing.model_fields.items()} - {
         "preset"

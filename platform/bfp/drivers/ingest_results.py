@@ -228,6 +228,7 @@ def _title(each: _Set) -> str:
 def _methods(spec: Ingest, summary: Summary) -> str:
     how = spec.preprocessing
     stacks = how.stacks
+    interpolated = {"linear": "linearly", "cubic": "by cubic B-splines"}[how.interpolation]
     cohorts = "; ".join(
         f"{row.cohort}: {row.scans} {row.modality} of {counted(row.subjects, 'subject')}" for row in summary.modalities
     )
@@ -240,13 +241,13 @@ def _methods(spec: Ingest, summary: Summary) -> str:
                 "header": "placed on it by their headers and ",
                 "none": "required to share its grid and ",
             }[how.registration]
-            + ("used as they were. " if how.registration == "none" else "resampled once, linearly. ")
+            + ("used as they were. " if how.registration == "none" else f"resampled once, {interpolated}. ")
         )
         channels = (
             f"A sample is the same {how.slice_axis} slice of {', '.join(stacks.channels)}; an absent modality is zero. "
         )
     else:
-        reference = "Each scan was resampled once, linearly, on its own axes. "
+        reference = f"Each scan was resampled once, {interpolated}, on its own axes. "
         channels = f"A sample is three {how.slice_axis} slices of one scan, {stacks.gap_mm:g} mm apart. "
     low, high = how.window
     grey = f"Grey values from the {low:g}th to the {high:g}th percentile of the foreground became 0 to 255. "

@@ -55,6 +55,7 @@ def recipe_of(preprocessing: Preprocessing) -> Recipe:
         slice_axis=preprocessing.slice_axis,
         slice_range_mm=preprocessing.slice_range_mm,
         volumes=preprocessing.volumes,
+        interpolation=preprocessing.interpolation,
     )
 
 

@@ -21,7 +21,7 @@ from bfp.imaging.foreground import Foreground, find_foreground, masked_foregroun
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import Volume
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM, Alignment, Overview, align, overview
-from bfp.imaging.resample import planes
+from bfp.imaging.resample import Interpolation, planes
 from bfp.imaging.stacks import CHANNELS, BrainMask, Frame, Recipe, Registration, frame_stacks, to_pixels
 from bfp.imaging.window import Window, intensity_window, to_uint8, zscore_window
 
@@ -274,7 +274,14 @@ def _stacked(
     pixels = np.zeros((frame.slices.size, CHANNELS, recipe.size_px, recipe.size_px), dtype=np.uint8)
     for channel, (modality, height_mm) in enumerate(zip(modalities, heights_mm, strict=True)):
         if modality in placed:
-            _fill_grey(pixels[:, channel], placed[modality], frame=frame, height_mm=height_mm, mask=mask)
+            _fill_grey(
+                pixels[:, channel],
+                placed[modality],
+                frame=frame,
+                height_mm=height_mm,
+                interpolation=recipe.interpolation,
+                mask=mask,
+            )
     first, second, third = (modality in placed for modality in modalities)
     return Prepared(
         pixels=pixels,
@@ -293,7 +300,15 @@ def _stacked(
     )
 
 
-def _fill_grey(grey: np.ndarray, placed: _Placed, *, frame: Frame, height_mm: float, mask: Volume | None) -> None:
+def _fill_grey(
+    grey: np.ndarray,
+    placed: _Placed,
+    *,
+    frame: Frame,
+    height_mm: float,
+    interpolation: Interpolation,
+    mask: Volume | None,
+) -> None:
     """Write a scan's planes, so far above the kept slices, into uint8 (n, size, size): black outside scan and mask."""
     volume, window = placed.scan.volume, placed.window
     at = frame.slices + height_mm / frame.working.spacing_mm[2]
@@ -303,7 +318,7 @@ def _fill_grey(grey: np.ndarray, placed: _Placed, *, frame: Frame, height_mm: fl
         target=frame.working,
         source_ras_from_target_ras=np.linalg.inv(placed.motion.reference_ras_from_scan_ras),
         at=at,
-        interpolation="linear",
+        interpolation=interpolation,
         outside=volume.unscaled(window.low),
     )
     for row, plane in zip(grey, stored, strict=True):

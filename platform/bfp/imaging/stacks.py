@@ -27,7 +27,7 @@ from bfp.errors import Reason, Unusable
 from bfp.imaging.foreground import STEP_MM, Foreground
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import Volumes
-from bfp.imaging.resample import resample
+from bfp.imaging.resample import Interpolation, resample
 
 CHANNELS = 3
 
@@ -60,7 +60,7 @@ class Recipe:
     a slice's square that must be head.
     intensity "percentiles": window_percentiles of the foreground become black and white. "zscore": zscore_limit
     standard deviations below and above its mean do, which are taken between the percentiles (`window`).
-    volumes: what becomes of 4-D files.
+    volumes: what becomes of 4-D files. interpolation: of grey values.
     """
 
     form: Form
@@ -79,6 +79,7 @@ class Recipe:
     slice_axis: SliceAxis
     slice_range_mm: tuple[float, float] | None
     volumes: Volumes
+    interpolation: Interpolation
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -104,6 +104,11 @@ class Preprocessing(Strict):
         description="How a session's scans come onto their reference. none: they must share its grid; header: by their "
         "headers, offsets are flagged; rigid: by mutual information.",
     )
+    interpolation: Literal["linear", "cubic"] = Field(
+        "linear",
+        description="How grey values are taken between voxels; labels are always the nearest's. cubic: by the B-spline "
+        "through the voxels, sharper and slower.",
+    )
     brain: Literal["none", "given", "image", "deepbet"] = Field(
         "none",
         description="Where the brain mask comes from: what is outside becomes black, and crop, window and slices go by "
