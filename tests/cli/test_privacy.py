@@ -50,7 +50,7 @@ def make_scans(root: Path, name: str) -> None:
             file.write_bytes(named(file.read_bytes(), name))
             write(file.with_name(file.name.replace(".nii.gz", ".json")), json.dumps({"PatientName": name}))
     good = (root / name / f"sub-01_T1w_{name}.nii.gz").read_bytes()
-    broken = {"04": good[:3000], "05": f"{name} is no scan".encode(), "06": b""}
+    broken = {"04": good[:3000], "05": f"no scan of {name}".encode(), "06": b""}
     for subject, data in broken.items():
         (root / name / f"sub-{subject}_T1w_{name}.nii.gz").write_bytes(data)
     (root / name / f"sub-07_T1w_{name}.nii.gz").symlink_to(f"annex/{name}.nii.gz")

@@ -67,8 +67,7 @@ def test_of_two_scans_of_one_modality_the_plainest_is_taken_and_the_other_named_
     assert names_of(three) == ["sub-03_FLAIR.nii.gz", "sub-03_acq-x_run-1_T1w.nii.gz"]
     assert reasons_of(two) == [("sub-02_run-10_T1w.nii.gz", Reason.DUPLICATE)]
     assert two.left_out[0].detail == (
-        "sub-02_run-2_T1w.nii.gz was taken: no contrast agent and no phase image, then the fewest entities in its "
-        "name, then the lowest run, then by name"
+        "no contrast agent and no phase image, then the fewest entities in its name, then the lowest run, then by name"
     )
     assert [scan.chosen.partition(",")[0] for scan in three.scans] == ["", "of 2: no contrast agent and no phase image"]
 

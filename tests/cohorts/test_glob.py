@@ -39,7 +39,7 @@ def test_a_session_group_tells_visits_apart_and_the_first_by_name_is_taken(tmp_p
     touch(tmp_path, "S1_v1_T1.nii", "S1_v2_T1.nii", "S1_v2_T1b.nii")
     one, two = found_in(f"{tmp_path}/*.nii", r"(?P<subject>S\d)_(?P<session>v\d)_(?P<modality>T1)")
     assert (one.key.session, two.key.session) == ("v1", "v2")
-    assert [row.detail for row in two.left_out] == ["S1_v2_T1.nii was taken: the first by name"]
+    assert [row.detail for row in two.left_out] == ["the first by name"]
 
 
 def test_labels_stand_without_the_prefixes_of_bids(tmp_path: Path) -> None:

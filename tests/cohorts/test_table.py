@@ -85,7 +85,7 @@ def test_the_first_row_of_a_modality_is_taken(tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", "subject,modality,uri\nS1,T1w,b.nii\nS1,T1w,a.nii\n")
     (session,) = found_in(table)
     assert [scan.file.place.name for scan in session.scans] == ["b.nii"]
-    assert session.left_out[0].detail == "b.nii was taken: the first row of the table"
+    assert session.left_out[0].detail == "the first row of the table"
 
 
 def test_a_label_map_comes_from_its_column(tmp_path: Path) -> None:

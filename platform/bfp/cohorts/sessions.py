@@ -74,7 +74,10 @@ class SegmentationSource:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A scan that is not used: one row of `rejected`. Where the name told no subject or modality, they are ""."""
+    """A scan that is not used: one row of `rejected`. Where the name told no subject or modality, they are "".
+
+    detail names no file, here or elsewhere: a name may be a patient's, and details stand in reports and logs.
+    """
 
     key: Key
     modality: str
@@ -141,8 +144,7 @@ def session_of(
             usable[modality] += 1
             first = taken.setdefault(modality, candidate)
             if first is not candidate:
-                detail = f"{first.file.place.name} was taken: {rule}"
-                out.append(LeftOut(key, modality, uri, Reason.DUPLICATE, detail))
+                out.append(LeftOut(key, modality, uri, Reason.DUPLICATE, rule))
     return Session(
         key,
         scans=tuple(_scan(taken[modality], of=usable[modality], rule=rule) for modality in sorted(taken)),
@@ -160,7 +162,8 @@ def _scan(candidate: Candidate, *, of: int, rule: str) -> Scan:
 def absent(file: Entry) -> Unusable:
     """Why a file of size -1 cannot be read: it is a link to nothing, or nothing at all."""
     linked = file.place.is_local and file.place.path.is_symlink()
-    return Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is at {as_text(file.place.uri)}")
+    kind = next((end for end in (".nii.gz", ".nii", ".hdr", ".img") if file.place.name.endswith(end)), "file")
+    return Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is where its {kind} should be")
 
 
 def as_text(name: str) -> str:

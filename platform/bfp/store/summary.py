@@ -171,9 +171,7 @@ def _rejected(rejected: pa.Table) -> list[RejectedRow]:
     rows = []
     for reason, count in sorted(counts.items(), key=lambda each: (-each[1], each[0])):
         first = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, EXAMPLES).to_pylist()
-        rows.append(
-            RejectedRow(reason, count, tuple(f"{row['uri'].rpartition('/')[2]}: {row['detail']}" for row in first))
-        )
+        rows.append(RejectedRow(reason, count, tuple(f"{_whose(row)}: {row['detail']}" for row in first)))
     return rows
 
 
@@ -190,6 +188,13 @@ def _flagged(scans: pa.Table, groups: Mapping[tuple[str, str], pa.Table]) -> lis
         furthest = max((away for away, _ in apart.get(number, ())), default=0.0)
         found.append((-furthest, -(row["shift_mm"] or 0.0), FlaggedRow(**{**row, "warnings": why})))
     return [row for *_, row in sorted(found)]
+
+
+def _whose(row: Mapping[str, str]) -> str:
+    """A rejected scan by its labels, not by its file's name, which may be a patient's."""
+    labels = (("sub", row["subject"]), ("ses", row["session"]))
+    known = " ".join([*(f"{entity}-{label}" for entity, label in labels if label), row["modality"]]).strip()
+    return known or "a file without labels"
 
 
 def _known(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
