@@ -6,6 +6,7 @@ What needs the trial data or a Ceph gateway skips, saying so, where it is not to
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from tests.ceph import Gateway, NoGateway, gateway, in_environment
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+# What a shell starts in the background is deaf to Ctrl-C, which some tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -59,42 +59,47 @@ def make_scans(root: Path, name: str) -> None:
 
 
 class Outcome(NamedTuple):
-    """What two submits left: the second fails, for too many scans are left out, and keeps Ray's logs."""
+    """What submits left and said. ray_logs: Ray's own, which one that failed (too many scans left out) keeps."""
 
     folder: Path
     said: str
-    ray_logs: Path
+    ray_logs: Path | None = None
+
+
+def ingested(folder: Path, name: str) -> Outcome:
+    make_scans(folder / "scans", name)
+    write(
+        folder / "ingest.yaml",
+        "kind: ingest\nname: all\noutput: runs\nstore: store\n"
+        "cohorts: [{name: one, glob: scans/**/*.nii.gz, "
+        "pattern: 'sub-(?P<subject>[0-9]+)_(?P<modality>T1w|FLAIR)_'}]\n"
+        "preprocessing: {register: header, size: 56, spacing_mm: 5.0, slice_spacing_mm: 12.0}\n",
+    )
+    done = run("bfp submit ingest.yaml", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Outcome(folder, done.stdout + done.stderr)
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
-    made = {}
-    for case, name in (("planted", NAME), ("plain", "plain")):
-        folder = tmp_path_factory.mktemp(case)
-        make_scans(folder / "scans", name)
-        write(
-            folder / "ingest.yaml",
-            "kind: ingest\nname: all\noutput: runs\nstore: store\n"
-            "cohorts: [{name: one, glob: scans/**/*.nii.gz, "
-            "pattern: 'sub-(?P<subject>[0-9]+)_(?P<modality>T1w|FLAIR)_'}]\n"
-            "preprocessing: {register: header, size: 56, spacing_mm: 5.0, slice_spacing_mm: 12.0}\n",
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-            patch.setenv("HF_TOKEN", SECRET)
-            done = run("bfp submit ingest.yaml", folder)
-            assert done.returncode == 0, done.stdout + done.stderr
-            strict = run("bfp submit ingest.yaml --name strict --set store=another --set max_rejected=0", folder)
-            assert strict.returncode == 1, strict.stdout + strict.stderr
-            said = [done.stdout, done.stderr, strict.stdout, strict.stderr]
-            for command in ("store show store", "store check store", "show runs/all", "status runs/strict"):
-                said.append(run(f"bfp {command}", folder).stdout)
-        logs = Path(strict.stderr.rpartition("Ray's own logs: ")[2].split()[0])
-        assert logs.is_dir(), strict.stderr
-        made[case] = Outcome(folder, "\n".join(said), logs)
-    yield made
-    for outcome in made.values():
-        shutil.rmtree(outcome.ray_logs)
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return ingested(tmp_path_factory.mktemp("plain"), "plain")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("HF_TOKEN", SECRET)
+        made = ingested(tmp_path_factory.mktemp("planted"), NAME)
+        strict = run("bfp submit ingest.yaml --name strict --set store=another --set max_rejected=0", made.folder)
+        assert strict.returncode == 1, strict.stdout + strict.stderr
+        said = [made.said, strict.stdout, strict.stderr]
+        for command in ("store show store", "store check store", "show runs/all", "status runs/strict"):
+            said.append(run(f"bfp {command}", made.folder).stdout)
+    logs = Path(strict.stderr.rpartition("Ray's own logs: ")[2].split()[0])
+    assert logs.is_dir(), strict.stderr
+    yield Outcome(made.folder, "\n".join(said), logs)
+    shutil.rmtree(logs)
 
 
 def texts_of(file: Path) -> bytes:
@@ -108,12 +113,12 @@ def texts_of(file: Path) -> bytes:
 
 def written(outcome: Outcome) -> list[Path]:
     """Every file of the store, the runs and Ray's logs; Ray's sockets are none."""
+    assert outcome.ray_logs is not None
     roots = [outcome.folder / "store", outcome.folder / "another", outcome.folder / "runs", outcome.ray_logs]
     return sorted(file for root in roots for file in root.rglob("*") if file.is_file())
 
 
-def test_neither_name_nor_secret_is_found_in_anything_that_was_written_or_said(outcomes: dict[str, Outcome]) -> None:
-    planted = outcomes["planted"]
+def test_neither_name_nor_secret_is_found_in_anything_that_was_written_or_said(planted: Outcome) -> None:
     files = written(planted)
     assert len(files) > 40
     for form in FORMS:
@@ -123,7 +128,7 @@ def test_neither_name_nor_secret_is_found_in_anything_that_was_written_or_said(o
     assert all(NAME in uri for own in uris for uri in own), "the identity columns tell the file, whatever its name"
 
 
-def test_the_name_changes_nothing_outside_the_identity_columns(outcomes: dict[str, Outcome]) -> None:
+def test_the_name_changes_nothing_outside_the_identity_columns(planted: Outcome, plain: Outcome) -> None:
     def tables(outcome: Outcome) -> dict[str, list[str]]:
         folder = outcome.folder / "store"
         names = ("stacks", "scans", "sessions", "rejected")
@@ -132,7 +137,6 @@ def test_the_name_changes_nothing_outside_the_identity_columns(outcomes: dict[st
     def pictures(outcome: Outcome) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in (outcome.folder / "runs/all/pictures").iterdir()}
 
-    planted, plain = outcomes["planted"], outcomes["plain"]
     assert tables(planted) == tables(plain)
     assert pictures(planted) == pictures(plain)
     assert len(pictures(plain)) == 2
