@@ -16,7 +16,8 @@ def units_with(rows: list[int]) -> Units:
     """One unit for each number of rows, each a row group of its own."""
     group = np.repeat(np.arange(len(rows)), rows)
     row = np.concatenate([np.arange(count) for count in rows])
-    return units_of([pa.table({"file": np.zeros_like(group), "row_group": group, "row": row})])
+    session = dict.fromkeys(("cohort", "subject", "session"), np.full(len(group), "a"))
+    return units_of([pa.table({**session, "file": np.zeros_like(group), "row_group": group, "row": row})])
 
 
 def lane(plan: BatchPlan, number: int, *, start: int, steps: int) -> list[int]:

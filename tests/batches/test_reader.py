@@ -98,6 +98,15 @@ def test_the_order_of_an_index_changes_nothing(stores: list[SliceStore]) -> None
     assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("file", "group", "rows", "first"))
 
 
+def test_the_same_stacks_in_other_files_are_learned_from_in_the_same_order(tmp_path: Path) -> None:
+    def batches(sessions_per_shard: int) -> list[bytes]:
+        folder = tmp_path / str(sessions_per_shard)
+        store = SliceStore.open(make_store(folder, sessions=9, sessions_per_shard=sessions_per_shard))
+        return [batch.numpy().tobytes() for batch in islice(read([store], plan_of([store])), 20)]
+
+    assert batches(1) == batches(3)
+
+
 def test_row_groups_part_an_index_in_whatever_order_it_stands(stores: list[SliceStore]) -> None:
     index = stores[0].stack_index()
     order = np.random.default_rng(0).permutation(len(index))[:40]

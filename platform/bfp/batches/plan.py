@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bfp.errors import InputError
 
@@ -52,10 +53,15 @@ class Units:
 
 
 def units_of(indices: Sequence[pa.Table]) -> Units:
-    """The units of one or more stores, from the part of each store's `stack_index` that is wanted, in any order."""
+    """The units of one or more stores, from the part of each store's `stack_index` that is wanted, in any order.
+
+    They are in order of their sessions, not of the files: these are named by where the scans lie and when they were
+    written, and the same scans elsewhere shall be learned from in the same order.
+    """
     columns = ("file", "row_group", "row")
+    by_session = [(name, "ascending") for name in ("cohort", "subject", "session", *columns)]
+    indices = [index.take(pc.sort_indices(index, sort_keys=by_session)) for index in indices]
     parts = [np.stack([index[name].to_numpy() for name in columns]).astype(np.int64) for index in indices]
-    parts = [part[:, np.lexsort(part[::-1])] for part in parts]
     source = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
     file, group, row = np.concatenate(parts, axis=1)
     at = np.flatnonzero(np.diff(np.stack([source, file, group]), axis=1, prepend=-1).any(axis=0))
