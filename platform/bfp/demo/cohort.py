@@ -31,7 +31,7 @@ from bfp.demo.scans import acquire, draw_pose, encode, lesion_mask, tissue_label
 from bfp.demo.tissue import grow_brain
 from bfp.errors import InputError, Reason
 
-RECIPE = 2  # raised whenever the same plan becomes other bytes
+RECIPE = 3  # raised whenever the same plan becomes other bytes
 TISSUES = ((1, "grey matter", "GM"), (2, "white matter", "WM"), (3, "fluid", "CSF"))
 NOT_NIFTI = b"<!DOCTYPE html>\n<title>403 Forbidden</title>\n<p>Please sign in to download this file.</p>\n"
 PARTICIPANTS = {

@@ -45,7 +45,7 @@ def groups_of(subjects: int) -> Groups:
     return Groups(control, subjects - tumour - control, tumour)
 
 
-DEMO = groups_of(84)  # 36, 36, 12: multiples of the number of sites keep the sites balanced
+DEMO = Groups(control=52, disease=52, tumour=12)  # multiples of the number of sites keep the sites balanced
 TONIGHT = Groups(control=4, disease=4, tumour=0)  # new subjects to predict
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import deflate
 import nibabel as nib
 import numpy as np
+import SimpleITK
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -164,9 +165,13 @@ def _signal(brain: Brain, modality: str, rng: np.random.Generator) -> np.ndarray
 
 def _sample(volume: np.ndarray, grid_from_voxel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A volume (x, y, z) of the brain's grid on a scan's, float32 (i, j, k), linearly, 0 beyond the volume."""
-    return ndimage.affine_transform(
-        volume, grid_from_voxel[:3, :3], grid_from_voxel[:3, 3], output_shape=shape, order=1, output=np.float32
-    )
+    sampler = SimpleITK.ResampleImageFilter()  # half of scipy's time
+    sampler.SetNumberOfThreads(1)
+    sampler.SetSize(shape)
+    matrix, offset = grid_from_voxel[:3, :3].ravel().tolist(), grid_from_voxel[:3, 3].tolist()
+    sampler.SetTransform(SimpleITK.AffineTransform(matrix, offset))
+    source = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.T))  # in voxels: no origin, no spacing
+    return SimpleITK.GetArrayFromImage(sampler.Execute(source)).T
 
 
 def _disturbed(signal: np.ndarray, site: Site, rng: np.random.Generator) -> np.ndarray:
