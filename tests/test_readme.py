@@ -1,7 +1,7 @@
 """Every command of the README is run as it is printed, in its order, by the installed `bfp`.
 
 The user's BIDS folder is a small made one. The runs that the README looks at are the demo's own specs, made small
-with --set: this is also the test that the four jobs fit together from scans to predictions.
+(`tests.chain`): this is also the test that the four jobs fit together from scans to predictions.
 """
 
 from __future__ import annotations
@@ -15,21 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from bfp.cli.demo import places
 from bfp.demo.cohort import make_cohort
 from bfp.demo.plan import Groups
+from tests.chain import run_chain
 from tests.conftest import CHECKOUT
 
 BIN = Path(sys.executable).parent
-SMALL = {
-    "ingest": ["preprocessing.size=56", "preprocessing.spacing_mm=4.0", "preprocessing.slice_spacing_mm=12.0"],
-    "pretrain": [
-        *("train.epochs=1", "train.steps_per_epoch=4", "train.batch_size=8", "compute.cpus_per_worker=1"),
-        *("crops.local_size_px=24", "encoder_shape.width=32", "encoder_shape.depth=2", "encoder_shape.heads=2"),
-    ],
-    "finetune": ["folds=2"],
-    "infer": [],
-}
 
 
 def commands() -> list[str]:
@@ -52,10 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = here / "demo" / name
         make_cohort(made, subjects=groups, seed=0, workers=2, progress=lambda done, total: None, prefix=prefix)
     shutil.copytree(here / "demo/cohort", here / "data/bids")
-    for kind, changes in SMALL.items():
-        sets = " ".join(f"--set {change}" for change in [*changes, *(p.replace("'", "") for p in places(kind, "demo"))])
-        done = run(f"bfp submit {CHECKOUT}/jobs/demo/{kind}.yaml {sets}", here)
-        assert done.returncode == 0, f"{kind}: {done.stdout}\n{done.stderr}"
+    run_chain("demo", cwd=here)
     return here
 
 
