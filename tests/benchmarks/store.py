@@ -11,7 +11,8 @@ writing, and of reading every row group once in random order: through Arrow, and
 reading: STORE is copied so many times under new names, and one pass read to shuffled torch batches of uint8: in planned
 order by `bfp.batches.reader`, and by Ray Data's `iter_torch_batches` with a local shuffle of as many stacks. From the
 call to the last batch, with every process held to one core: CPU time of them all (Linux), and the wall's, which other
-work on the machine disturbs. Ray itself has started before.
+work on the machine disturbs. Ray itself has started before, and the store's index, which a run reads once for all its
+passes, has been read.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bfp.batches.plan import WINDOW, BatchPlan, units_of
+from bfp.batches.plan import WINDOW, BatchPlan, Units, units_of
 from bfp.batches.reader import read
 from bfp.storage import Place, place
 from bfp.store import layout, schemas
@@ -179,8 +180,8 @@ def copied(store: SliceStore, at: Place, *, copies: int) -> SliceStore:
     return SliceStore.open(at)
 
 
-def planned(store: SliceStore, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    plan = BatchPlan(units_of([store.stack_index()]), batch_size=batch_size, seed=seed)
+def planned(units: Units, store: SliceStore, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+    plan = BatchPlan(units, batch_size=batch_size, seed=seed)
     return islice(read([store], plan), plan.pass_steps)
 
 
@@ -236,9 +237,12 @@ def reading(store: SliceStore, *, repeats: int, batch_size: int, copies: int) ->
         logging_level="ERROR",
         log_to_driver=False,
     )
-    approaches: dict[str, Any] = {"planned": planned, "Ray Data": by_ray_data}
     with tempfile.TemporaryDirectory() as folder:
         made = copied(store, place(folder), copies=copies)
+        approaches: dict[str, Any] = {
+            "planned": partial(planned, units_of([made.stack_index()])),
+            "Ray Data": by_ray_data,
+        }
         size = made.totals.stacks * schemas.CHANNELS * made.size_px**2
         print(f"{made.totals.stacks} stacks, {size / 1e9:.2f} GB of pixels in {made.totals.size_bytes / 1e9:.2f} GB")
         passes: dict[str, list[Pass]] = {name: [] for name in approaches}
