@@ -43,7 +43,6 @@ from tests.processes import below, cpu_seconds, resident_bytes
 BFP = Path(sys.executable).parent / "bfp"
 SAMPLED_EVERY_S = 2.0
 ONE_CORE_SCANS = 40
-SESSIONS_PER_SHARD = 5
 
 SPEC = """\
 kind: ingest
@@ -52,7 +51,6 @@ output: {root}/runs
 store: {root}/store-{name}
 cohorts: [{{name: repeated, bids: {root}/scans-{scans}}}]
 preprocessing: {{register: none, slice_spacing_mm: 1.0}}
-sessions_per_shard: {sessions_per_shard}
 compute: {{workers: {workers}}}
 pictures: false
 """
@@ -83,9 +81,7 @@ def repeat(scans: Sequence[Path], folder: Path, *, count: int) -> None:
 
 def spec_file(folder: Path, root: str, *, name: str, scans: int, workers: int) -> Path:
     file = folder / f"{name}.yaml"
-    file.write_text(
-        SPEC.format(name=name, root=root, scans=scans, workers=workers, sessions_per_shard=SESSIONS_PER_SHARD)
-    )
+    file.write_text(SPEC.format(name=name, root=root, scans=scans, workers=workers))
     return file
 
 

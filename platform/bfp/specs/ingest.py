@@ -24,7 +24,7 @@ class Ingest(Job):
     )
     preprocessing: Preprocessing = Field(default_factory=Preprocessing, description="What is done to every scan.")
     sessions_per_shard: int = Field(
-        8, ge=1, le=1000, description="Sessions in a shard, on average: the unit of commit, retry and resume."
+        16, ge=1, le=1000, description="Sessions in a shard, on average: the unit of commit, retry and resume."
     )
     max_rejected: Share | None = Field(
         None, description="Fail when more than this share of the scans is rejected. null: never."
