@@ -7,7 +7,6 @@ with --s3 from and into a bucket of a Ceph gateway on this machine. Printed for 
 
 - scans a second between the first committed shard and the last (Ray and its workers start before that), also as a share
   of what so many workers would do at the rate of one core: of the same scans, in a process of its own;
-- CPU time per scan, of the job and all its processes;
 - seconds from start to end, and peak memory: proportional set size of the job's processes, every 2 s (Linux).
 
 A gateway on the same cores takes its share of them: leave it one, with --workers 1 on a machine of two.
@@ -38,7 +37,7 @@ from bfp.specs import load
 from bfp.specs.ingest import Ingest
 from bfp.storage import place
 from tests.ceph import gateway, in_environment
-from tests.processes import below, cpu_seconds, resident_bytes
+from tests.processes import below, resident_bytes
 
 BFP = Path(sys.executable).parent / "bfp"
 SAMPLED_EVERY_S = 2.0
@@ -60,7 +59,6 @@ class Job(NamedTuple):
     """Of one submitted ingest. rate: scans a second once it runs; peak: bytes."""
 
     rate: float
-    cpu_s: float
     wall_s: float
     peak: int
 
@@ -107,7 +105,7 @@ def one_core_rate(spec: Path) -> float:
 
 
 def submit(spec: Path, run: str) -> Job:
-    began, cpu_s, peak = time.perf_counter(), cpu_seconds(), 0
+    began, peak = time.perf_counter(), 0
     process = subprocess.Popen([str(BFP), "submit", str(spec)], stdout=subprocess.DEVNULL)
     while process.poll() is None:
         peak = max(peak, sum(map(resident_bytes, below(process.pid))))
@@ -115,12 +113,12 @@ def submit(spec: Path, run: str) -> Job:
             process.wait(SAMPLED_EVERY_S)
     if process.returncode != 0:
         sys.exit(f"bfp submit {spec} ended with {process.returncode}")
-    wall_s, cpu_s = time.perf_counter() - began, cpu_seconds() - cpu_s
+    wall_s = time.perf_counter() - began
     events = [json.loads(line) for line in (place(run) / "events.jsonl").read().splitlines()]
     steps = [each for each in events if each["event"] == "progress" and each["phase"] == "preparing" and each["done"]]
     first, last = steps[0], steps[-1]
     took_s = (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(first["time"])).total_seconds()
-    return Job((last["done"] - first["done"]) / took_s, cpu_s, wall_s, peak)
+    return Job((last["done"] - first["done"]) / took_s, wall_s, peak)
 
 
 def main() -> None:
@@ -157,7 +155,7 @@ def main() -> None:
                 )
                 print(
                     f"  {where:4} {job.rate:.2f} a second, {job.rate / alone / given.workers:.0%} of the rate of "
-                    f"{given.workers} cores; CPU {1000 * job.cpu_s / count:.0f} ms a scan; {job.wall_s:.0f} s in all; "
+                    f"{given.workers} cores; {job.wall_s:.0f} s in all; "
                     f"peak {job.peak / 1e9:.2f} GB",
                     flush=True,
                 )
