@@ -66,6 +66,12 @@ def bucket_of(objects: int) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(body)
 
+        def do_HEAD(self) -> None:
+            """There is no .bidsignore."""
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
         def log_message(self, *_: object) -> None:
             """Quiet."""
 
@@ -81,7 +87,7 @@ def measure(what: str) -> dict[str, float]:
         found = sum(1 for _ in Place(ROOT).files())
     else:
         sessions = discover(Source("made", "bids", Place(ROOT)), wanted=MODALITIES)
-        shards = plan_shards(sessions, mean_sessions=8, preprocessing="", version=1)
+        shards = plan_shards(sessions, mean_sessions=16, preprocessing="", version=1)
         found = sum(shard.scans for shard in shards)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"objects": found, "seconds": time.monotonic() - began, "peak_mb": peak / 1e6}
