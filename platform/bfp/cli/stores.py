@@ -79,6 +79,7 @@ def contents_text(contents: Contents) -> Iterator[RenderableType]:
     if contents.rejected:
         rows = ([row.reason, str(row.scans), "\n".join(row.examples)] for row in contents.rejected)
         yield table("left out", ["reason", "scans", "such as"], rows, right=(1,))
+        yield "their files stand in the store's table `rejected`, column `uri`"
     if contents.flagged:
         rows = ([*map(_cell, row[:5]), "\n".join(row.warnings)] for row in contents.flagged[:SHOWN_ROWS])
         columns = ["cohort", "subject", "session", "modality", "shift, mm", "why"]

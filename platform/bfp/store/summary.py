@@ -171,7 +171,8 @@ def _rejected(rejected: pa.Table) -> list[RejectedRow]:
     rows = []
     for reason, count in sorted(counts.items(), key=lambda each: (-each[1], each[0])):
         first = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, EXAMPLES).to_pylist()
-        rows.append(RejectedRow(reason, count, tuple(f"{_whose(row)}: {row['detail']}" for row in first)))
+        examples = dict.fromkeys(f"{_whose(row)}: {row['detail']}" for row in first)
+        rows.append(RejectedRow(reason, count, tuple(examples)))
     return rows
 
 
