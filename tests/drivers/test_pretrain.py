@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from bfp.runs import Event, Run, RunFolder
 from bfp.specs import Pretrain, dump
 from bfp.storage import place
 from bfp.store.reader import SliceStore
+from tests.processes import below
 from tests.store.makers import make_store
 
 SESSIONS, STEPS = 16, 120
@@ -232,18 +234,12 @@ def test_a_lost_worker_comes_back_and_ends_with_the_same_weights(folder: Path, u
 
 
 def training_workers() -> list[int]:
-    """The training workers of this process's Ray: children of its raylet."""
+    """The training workers of this process's Ray."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                grandparent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if b"RayTrainWorker" in command and grandparent == os.getpid():
-                found.append(int(entry.name))
+    for pid in below(os.getpid()):
+        with suppress(OSError):
+            if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 
