@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bfp.batches.plan import BatchPlan, by_row_group, units_of, window_at
-from bfp.batches.reader import AHEAD_STEPS, read
+from bfp.batches.reader import AHEAD_BATCHES, AHEAD_STEPS, read
 from bfp.errors import InputError
+from bfp.store.pages import Packed
 from bfp.store.reader import SliceStore, StackFile, pixels_of
 from bfp.store.where import select
 from tests.store.makers import MadeSession, make_store
@@ -66,15 +67,15 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_restart(
 def test_a_lane_reads_each_row_group_once(stores: list[SliceStore], monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[tuple[StackFile, int]] = []
 
-    def counted(store: SliceStore, file: StackFile, group: int) -> np.ndarray:
+    def counted(store: SliceStore, file: StackFile, group: int) -> Packed | np.ndarray:
         reads.append((file, group))
-        return read_pixels(store, file, group)
+        return read_packed(store, file, group)
 
-    read_pixels = SliceStore.read_pixels
-    monkeypatch.setattr(SliceStore, "read_pixels", counted)
+    read_packed = SliceStore.read_packed
+    monkeypatch.setattr(SliceStore, "read_packed", counted)
     plan = plan_of(stores, batch_size=1)
     batches = read(stores, plan)
-    for _ in range(plan.pass_steps - AHEAD_STEPS - 1):
+    for _ in range(plan.pass_steps - AHEAD_STEPS - AHEAD_BATCHES - 1):
         next(batches)
     batches.close()
     assert len(reads) == len(set(reads)) > plan.pass_steps / 16

@@ -6,7 +6,8 @@
 One core, page cache warm, medians of the repeats, the approaches in alternation. GB are of pixels.
 
 layouts: the stacks of STORE are written again in each layout; bytes as a share of the pixels, and GB/s of CPU time of
-writing, and of reading every row group once in random order: through Arrow, and as `SliceStore.read_pixels` does it.
+writing, and of reading every row group once in random order: through Arrow, and stack by stack as a run does
+(`SliceStore.read_packed`).
 
 reading: STORE is copied so many times under new names, and one pass read to shuffled torch batches of uint8: in planned
 order by `bfp.batches.reader`, and by Ray Data's `iter_torch_batches` with a local shuffle of as many stacks. From the
@@ -45,26 +46,26 @@ from tests.processes import cpu_seconds
 
 
 class Layout(NamedTuple):
-    """rows to a row group; page_bytes: None for one page; pixels: as fixed-size binary, list or tensor."""
+    """rows to a row group; page_stacks: at least so many; pixels: as fixed-size binary, list or tensor."""
 
     rows: int = 16
-    codec: str = "zstd"
-    level: int | None = -1
-    page_bytes: int | None = None
+    codec: str = "lz4"
+    level: int | None = None
+    page_stacks: int = 1
     pixels: str = "binary"
 
     def __str__(self) -> str:
-        page = "one" if self.page_bytes is None else f"{self.page_bytes >> 10} KiB"
         codec = self.codec if self.level is None else f"{self.codec} {self.level}"
-        return f"{self.pixels:7} {codec:8} {self.rows:3} rows  page {page:8}"
+        return f"{self.pixels:7} {codec:8} {self.rows:3} rows  page {self.page_stacks:2}"
 
 
 LAYOUTS = [
     Layout(),
-    *(Layout(level=level) for level in (1, 3, 9, -3)),
-    *(Layout(codec=codec, level=None) for codec in ("none", "lz4", "snappy")),
+    *(Layout(codec=codec) for codec in ("none", "snappy")),
+    *(Layout(codec="zstd", level=level) for level in (-3, -1, 1, 3, 9)),
     *(Layout(rows=rows) for rows in (8, 32)),
-    *(Layout(page_bytes=page) for page in (64 << 10, 1 << 20)),
+    *(Layout(page_stacks=stacks) for stacks in (4, 16)),
+    Layout(codec="zstd", level=-1, page_stacks=16),
     *(Layout(pixels=pixels) for pixels in ("list", "tensor")),
 ]
 
@@ -99,7 +100,8 @@ def with_pixels_as(table: pa.Table, kind: str) -> pa.Table:
 
 def write(sessions: list[pa.Table], file: Path, how: Layout) -> None:
     coded = ["cohort", "subject", "session"]
-    paged = {"data_page_size": how.page_bytes, "write_batch_size": 1} if how.page_bytes else {"data_page_size": 1 << 28}
+    size = how.page_stacks * sessions[0].schema.field("pixels").type.byte_width if how.pixels == "binary" else 1 << 28
+    paged = {"data_page_size": size, "write_batch_size": 1} if how.pixels == "binary" else {"data_page_size": size}
     with pq.ParquetWriter(
         file,
         sessions[0].schema,
@@ -107,6 +109,7 @@ def write(sessions: list[pa.Table], file: Path, how: Layout) -> None:
         compression_level=how.level,
         use_dictionary=coded,
         write_statistics=coded,
+        write_page_checksum=True,
         **paged,
     ) as writer:
         for session in sessions:
@@ -125,7 +128,9 @@ def as_the_store(store: SliceStore, file: Path) -> None:
         rows = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
     made = StackFile(Place(str(file)), sum(rows), rows)
     for group in np.random.default_rng(0).permutation(len(rows)):
-        store.read_pixels(made, int(group))
+        stacks = store.read_packed(made, int(group))
+        for row in range(len(stacks)):
+            _ = stacks[row]
 
 
 def layouts(store: SliceStore, *, repeats: int, stacks: int) -> None:

@@ -10,19 +10,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bfp.errors import StorageError
-from bfp.store.pages import single_page
+from bfp.errors import DamagedFile
+from bfp.storage import Place
+from bfp.store.pages import Packed, packed
 from bfp.store.reader import SliceStore, pixels_of
 from tests.store.makers import MadeSession, make_store
 
-WIDTH, ROWS = 300, 16
-OURS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "data_page_size": 1 << 28}
+SHAPE, ROWS = (3, 10, 10), 16
+WIDTH = 300
+OURS: dict[str, Any] = {
+    "compression": "lz4",
+    "use_dictionary": False,
+    "write_statistics": False,
+    "data_page_size": WIDTH,
+    "write_batch_size": 1,
+    "write_page_checksum": True,
+}
 
 
-def chunk_of(file: Path, values: list[bytes | None], *, nullable: bool = True, **options: Any) -> pa.Buffer:
-    """The column chunk of a file of one column, written with these options."""
+def packed_of(file: Path, values: list[bytes | None], *, nullable: bool = True, **options: Any) -> Packed | None:
+    """The stacks of a file of one column, written with these options."""
     schema = pa.schema([pa.field("pixels", pa.binary(WIDTH), nullable=nullable)])
     pq.write_table(pa.table([pa.array(values, pa.binary(WIDTH))], schema=schema), file, **OURS | options)
+    return packed(chunk_of(file), rows=len(values), shape=SHAPE, place=Place(str(file)))
+
+
+def chunk_of(file: Path) -> pa.Buffer:
     column = pq.ParquetFile(file).metadata.row_group(0).column(0)
     start = column.dictionary_page_offset or column.data_page_offset
     return pa.py_buffer(file.read_bytes()[start : start + column.total_compressed_size])
@@ -34,46 +47,62 @@ def values() -> list[bytes]:
 
 
 @pytest.mark.parametrize("nullable", [True, False])
-@pytest.mark.parametrize("statistics", [True, False])
-def test_one_plain_page_comes_whole(tmp_path: Path, values: list[bytes], nullable: bool, statistics: bool) -> None:
-    chunk = chunk_of(tmp_path / "x", values, nullable=nullable, write_statistics=statistics)
-    page = single_page(chunk, rows=ROWS, width=WIDTH)
-    assert page is not None
-    assert bytes(page) == b"".join(values)
+def test_stacks_come_one_by_one(tmp_path: Path, values: list[bytes], nullable: bool) -> None:
+    found = packed_of(tmp_path / "x", values, nullable=nullable)
+    assert found is not None
+    assert len(found) == ROWS
+    for row in (3, 15, 0, 3):
+        assert found[row].shape == SHAPE
+        assert found[row].tobytes() == values[row]
+
+
+def test_pages_of_any_size_are_found(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, WIDTH, dtype=np.uint8).tobytes()
+    values = [bytes(WIDTH), noise, noise[:60] + bytes(WIDTH - 60)]
+    found = packed_of(tmp_path / "x", values)
+    assert found is not None
+    assert [found[row].tobytes() for row in range(3)] == values
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"use_dictionary": True},
-        {"data_page_size": 1000, "write_batch_size": 1},
+        {"data_page_size": 1000},
         {"data_page_version": "2.0"},
         {"column_encoding": {"pixels": "BYTE_STREAM_SPLIT"}},
+        {"write_page_checksum": False},
     ],
+    ids=str,
 )
-def test_what_is_not_one_plain_page_is_left_to_arrow(
+def test_what_is_not_a_page_for_each_stack_is_left_to_arrow(
     tmp_path: Path, values: list[bytes], options: dict[str, Any]
 ) -> None:
-    chunk = chunk_of(tmp_path / "x", values, **options)
-    assert single_page(chunk, rows=ROWS, width=WIDTH) is None
+    assert packed_of(tmp_path / "x", values, **options) is None
 
 
-def test_a_page_with_a_null_is_left_to_arrow(tmp_path: Path, values: list[bytes]) -> None:
-    chunk = chunk_of(tmp_path / "x", [*values[:-1], None])
-    assert single_page(chunk, rows=ROWS, width=WIDTH) is None
+def test_a_null_is_left_to_arrow(tmp_path: Path, values: list[bytes]) -> None:
+    assert packed_of(tmp_path / "x", [*values[:-1], None]) is None
 
 
-def test_no_header_however_damaged_is_more_than_no_page_or_an_error(tmp_path: Path, values: list[bytes]) -> None:
-    whole = bytes(chunk_of(tmp_path / "x", values))
+def test_no_damage_gives_other_pixels(tmp_path: Path, values: list[bytes]) -> None:
+    assert packed_of(tmp_path / "x", values) is not None
+    whole = bytes(chunk_of(tmp_path / "x"))
     random = np.random.default_rng(1)
+    noticed = 0
     for _ in range(2000):
-        data = bytearray(whole[: random.integers(1, len(whole) + 1)])
-        data[random.integers(0, min(len(data), 40))] = random.integers(0, 256)
-        try:
-            page = single_page(pa.py_buffer(bytes(data)), rows=ROWS, width=WIDTH)
-        except OSError:
+        data = bytearray(whole)
+        data[random.integers(len(data))] ^= 1 << random.integers(8)
+        found = packed(pa.py_buffer(bytes(data)), rows=ROWS, shape=SHAPE, place=Place(str(tmp_path / "x")))
+        if found is None:
+            noticed += 1
             continue
-        assert page is None or page.size == ROWS * WIDTH
+        for row in range(ROWS):
+            try:
+                assert found[row].tobytes() == values[row]
+            except DamagedFile:
+                noticed += 1
+    assert noticed > 1990  # a few bits of a header mean nothing
 
 
 @pytest.mark.parametrize("codec", ["zstd", "snappy", "none"])
@@ -81,20 +110,33 @@ def test_pixels_are_the_same_whatever_the_codec(tmp_path: Path, codec: str) -> N
     store = SliceStore.open(make_store(tmp_path / "s", sessions=[MadeSession("a", "01", stacks=20)], size_px=12))
     (file,) = store.stack_files()
     pixels = [pixels_of(store.read_row_group(file, group)) for group in range(2)]
-    pq.write_table(pq.read_table(file.place.path), file.place.path, row_group_size=16, **OURS | {"compression": codec})
+    pq.write_table(pq.read_table(file.place.path), file.place.path, row_group_size=16, compression=codec)
     again = SliceStore.open(store.place)
     for group in range(2):
-        assert np.array_equal(again.read_pixels(file, group), pixels[group])
+        rows = again.read_packed(file, group)
+        assert all(np.array_equal(rows[row], stack) for row, stack in enumerate(pixels[group]))
 
 
-def test_a_damaged_page_is_named(tmp_path: Path) -> None:
+def test_stores_are_written_so_that_stacks_come_one_by_one(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=[MadeSession("a", "01", stacks=20)]))
+    (file,) = store.stack_files()
+    for group in range(2):
+        rows = store.read_packed(file, group)
+        assert isinstance(rows, Packed)
+        pixels = pixels_of(store.read_row_group(file, group))
+        assert all(np.array_equal(rows[row], stack) for row, stack in enumerate(pixels))
+
+
+@pytest.mark.parametrize("through", ["read_packed", "read_row_group"])
+def test_a_damaged_page_is_named(tmp_path: Path, through: str) -> None:
     store = SliceStore.open(make_store(tmp_path / "s", sessions=[MadeSession("a", "01")]))
     (file,) = store.stack_files()
     with file.place.open_parquet() as parquet:
-        column = parquet.metadata.row_group(0).column(9)
+        names = [parquet.metadata.row_group(0).column(at).path_in_schema for at in range(parquet.metadata.num_columns)]
+        column = parquet.metadata.row_group(0).column(names.index("pixels"))
     data = bytearray(file.place.path.read_bytes())
-    start = column.data_page_offset
-    data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    data[column.data_page_offset + column.total_compressed_size - 100] ^= 4
     file.place.path.write_bytes(data)
-    with pytest.raises(StorageError, match=str(file.place)):
-        store.read_pixels(file, 0)
+    with pytest.raises(DamagedFile, match=f"{file.place}: damaged"):
+        rows = getattr(store, through)(file, 0)
+        _ = rows[len(rows) - 1]

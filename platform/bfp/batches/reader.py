@@ -1,9 +1,9 @@
 """The planned batches, read from the slice stores a little ahead of their use.
 
-Each worker reads the lanes that it owns: rank r of W has the places [B·r/W, B·(r+1)/W) of the global batch. A few
-threads decompress row groups for the next steps while the current ones are used, each once for a lane, and a stack is
-copied once, from its row group into the batch. Nothing is kept beyond the row groups of the windows that are open: one
-and a half to two times `plan.WINDOW` stacks a lane.
+Each worker reads the lanes that it owns: rank r of W has the places [B·r/W, B·(r+1)/W) of the global batch. Some
+threads fetch row groups for the next steps, each once for a lane; others decompress the stacks of the next batches, and
+put each in its place. Nothing is kept but these batches and, compressed, the row groups of the windows that are open:
+one and a half to two times `plan.WINDOW` stacks a lane.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from torch import Tensor
 
 from bfp.batches.plan import BatchPlan, window_at
 from bfp.errors import InputError
+from bfp.store.pages import Packed
 from bfp.store.reader import SliceStore
 
-AHEAD_STEPS = 8
-LOCAL_THREADS, REMOTE_THREADS = 2, 32  # on object storage a read is mostly waiting
+AHEAD_STEPS = 8  # whose row groups are being fetched
+AHEAD_BATCHES = 2  # of these steps: being filled
+LOCAL_THREADS, REMOTE_THREADS = 2, 32  # fetch: on object storage a read is mostly waiting
+FILLERS = 2
+
+RowGroup = Packed | np.ndarray
 
 
 def read(
@@ -43,42 +48,56 @@ def read(
     local = all(store.place.is_local for store in stores)
     size_px = stores[0].size_px
     units = plan.units
-    pool = ThreadPoolExecutor(LOCAL_THREADS if local else REMOTE_THREADS, thread_name_prefix="batches")
+    fetchers = ThreadPoolExecutor(LOCAL_THREADS if local else REMOTE_THREADS, thread_name_prefix="batches-fetch")
+    fillers = ThreadPoolExecutor(FILLERS, thread_name_prefix="batches-fill")
 
-    def load(unit: int) -> np.ndarray:
+    def fetch(unit: int) -> RowGroup:
         source = units.source[unit]
         file = files[source][units.file[unit]]
-        return stores[source].read_pixels(file, int(units.group[unit]))
+        return stores[source].read_packed(file, int(units.group[unit]))
+
+    def fill(places: np.ndarray, stacks: Sequence[tuple[Future[RowGroup], int]]) -> None:
+        for place, (group, row) in zip(places, stacks, strict=True):
+            place[:] = group.result()[row]
+
+    lanes = [
+        _Lane(plan, rank * share + place, start_step, lambda unit: fetchers.submit(fetch, unit))
+        for place in range(share)
+    ]
+
+    def begin() -> tuple[np.ndarray, list[Future[None]]]:
+        batch = np.empty((share, 3, size_px, size_px), np.uint8)
+        stacks = [lane.take() for lane in lanes]
+        return batch, [fillers.submit(fill, batch[part::FILLERS], stacks[part::FILLERS]) for part in range(FILLERS)]
 
     try:
-        lanes = [
-            _Lane(plan, rank * share + place, start_step, lambda unit: pool.submit(load, unit))
-            for place in range(share)
-        ]
+        begun = deque(begin() for _ in range(AHEAD_BATCHES))
         while True:
-            batch = np.empty((share, 3, size_px, size_px), np.uint8)
-            for place, lane in enumerate(lanes):
-                batch[place] = lane.take()
+            batch, parts = begun.popleft()
+            for part in parts:
+                part.result()
+            begun.append(begin())
             yield torch.from_numpy(batch)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for pool in (fetchers, fillers):
+            pool.shutdown(cancel_futures=True)
 
 
 class _Lane:
     """One place of the batch: its windows in turn, and the row groups that they lie in, read ahead."""
 
-    def __init__(self, plan: BatchPlan, lane: int, step: int, submit: Callable[[int], Future[np.ndarray]]) -> None:
-        self._plan, self._lane, self._submit = plan, lane, submit
+    def __init__(self, plan: BatchPlan, lane: int, step: int, fetch: Callable[[int], Future[RowGroup]]) -> None:
+        self._plan, self._lane, self._fetch = plan, lane, fetch
         self._step = self._planned_to = step
         self._places: deque[tuple[int, int]] = deque()  # of the steps to come: unit, and row in its row group
         self._ends: deque[int] = deque()  # of the windows that these steps lie in
-        self._open: dict[int, Future[np.ndarray]] = {}  # by unit
+        self._open: dict[int, Future[RowGroup]] = {}  # by unit
         self._plan_ahead()
 
-    def take(self) -> np.ndarray:
-        """This step's stack: uint8 (3, H, W), a piece of its row group."""
+    def take(self) -> tuple[Future[RowGroup], int]:
+        """This step's stack: its row group, and the row in it."""
         unit, row = self._places.popleft()
-        stack: np.ndarray = self._open[unit].result()[row]
+        stack = self._open[unit], row
         self._step += 1
         self._plan_ahead()
         if self._step == self._ends[0]:
@@ -98,4 +117,4 @@ class _Lane:
             self._ends.append(self._planned_to)
             for unit in dict.fromkeys(units):  # in the order of their use
                 if unit not in self._open:
-                    self._open[unit] = self._submit(unit)
+                    self._open[unit] = self._fetch(unit)

@@ -57,7 +57,8 @@ def find_foreground(volume: Volume) -> Foreground:
     Raises Unusable (EMPTY) where nothing stands out.
     """
     values, grid = coarse(volume, step_mm=STEP_MM)
-    unsigned = float(np.percentile(values, 1)) >= -_MEANT_NEGATIVE * float(values.max())
+    least = -_MEANT_NEGATIVE * float(values.max())
+    unsigned = float(values.min()) >= least or float(np.percentile(values, 1)) >= least
     bright = values > max(0.0, _SHARE_OF_OTSU * otsu(values)) if unsigned else values != _most_frequent(values)
     return _foreground(_without_specks(bright), values, grid)
 
@@ -118,10 +119,10 @@ def _most_frequent(values: np.ndarray) -> float:
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
     """Only the connected parts that have at least a tenth of the largest one's voxels."""
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel())
+    parts = ndimage.label(mask.T)[0].T  # in memory's order
+    sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0
-    return (sizes >= max(1, sizes.max() / 10))[parts]
+    return np.take(sizes >= max(1, sizes.max() / 10), parts)
 
 
 def _foreground(mask: np.ndarray, values: np.ndarray, grid: Grid) -> Foreground:
@@ -130,5 +131,6 @@ def _foreground(mask: np.ndarray, values: np.ndarray, grid: Grid) -> Foreground:
     voxels = np.argwhere(mask)
     height_mm = voxels @ grid.ras_from_voxel[2, :3] + grid.ras_from_voxel[2, 3]
     crown_mm = float(np.percentile(height_mm, 99.9))  # a speck above the head does not count
-    centre_ras = grid.ras(voxels[height_mm >= crown_mm - BRAIN_HEIGHT_MM].mean(axis=0))
+    brain = height_mm >= crown_mm - BRAIN_HEIGHT_MM
+    centre_ras = grid.ras(brain @ voxels / np.count_nonzero(brain))
     return Foreground(mask, grid, values[mask], crown_mm, centre_ras)

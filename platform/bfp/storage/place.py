@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
@@ -184,11 +185,12 @@ class Place:
         import pyarrow.parquet
 
         with plainly(self, "read"), intact(self, "a Parquet file"):
-            if self.is_local:
-                return pyarrow.parquet.ParquetFile(self.uri, filesystem=_local_arrow(), pre_buffer=pre_buffer)
             if self.scheme == "s3":
                 return s3.open_parquet(self.bucket, self.key, pre_buffer=pre_buffer)
-            return pyarrow.parquet.ParquetFile(_fsspec(self.scheme).open(self.uri, "rb"), pre_buffer=pre_buffer)
+            checked = partial(pyarrow.parquet.ParquetFile, pre_buffer=pre_buffer, page_checksum_verification=True)
+            if self.is_local:
+                return checked(self.uri, filesystem=_local_arrow())
+            return checked(_fsspec(self.scheme).open(self.uri, "rb"))
 
     def files(self) -> Iterator[Entry]:
         """Every file below this folder, in order of URI, from one flat listing, of which a page is held at a time.
@@ -508,14 +510,20 @@ def plainly(here: Place, verb: str) -> Iterator[None]:
         raise StorageError(f"{here}: cannot {verb} it: {error}") from error
 
 
+_DAMAGED_PAGE = re.compile("page integrity|decompress|[Cc]orrupt|[Tt]hrift")
+
+
 @contextmanager
 def intact(here: Place, kind: str) -> Iterator[None]:
-    """Turn what decoding a file raises (Unicode's, JSON's and Arrow's errors are ValueErrors) into DamagedFile.
+    """Turn what decoding a file raises into DamagedFile.
 
+    Unicode's, JSON's and most of Arrow's errors are ValueErrors; Arrow's of pages are OSErrors like those of disks.
     kind: what the file should be, as in "a Parquet file".
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and not _DAMAGED_PAGE.search(str(error)):
+            raise
         said = str(error).partition("\n")[0]
         raise DamagedFile(f"{here}: damaged, or not {kind} ({said}); put back a good copy, or move it away") from error

@@ -117,7 +117,7 @@ def open_parquet(bucket: str, key: str, *, pre_buffer: bool) -> Any:
     def open_it() -> Any:
         source = _arrow().open_input_file(f"{bucket}/{key}")
         try:
-            return ParquetFile(source, pre_buffer=pre_buffer)
+            return ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
         except ValueError:
             # pyarrow takes an answer that was cut short among its headers for that of an empty file
             if (found := head(bucket, key)) and source.size() != found["ContentLength"]:

@@ -20,7 +20,7 @@ from bfp.errors import InputError
 from bfp.imaging import NEIGHBOURS
 from bfp.storage import Place, intact, plainly
 from bfp.store import layout, schemas
-from bfp.store.pages import single_page
+from bfp.store.pages import Packed, packed
 
 if TYPE_CHECKING:
     from bfp.imaging.stacks import SliceAxis
@@ -197,17 +197,20 @@ class SliceStore:
         with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
             return self._opened(file.place).parquet.read_row_group(group, use_threads=False)
 
-    def read_pixels(self, file: StackFile, group: int) -> np.ndarray:
-        """The pixels of one row group, read-only: uint8 (n, 3, size, size)."""
+    def read_packed(self, file: StackFile, group: int) -> Packed | np.ndarray:
+        """The pixels of one row group, by row: uint8 (3, size, size), read-only.
+
+        They stay compressed until they are asked for, where they are as this version's writer lays them out.
+        """
         with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
             opened = self._opened(file.place)
-            rows, width = file.row_groups[group], schemas.CHANNELS * self.size_px**2
+            rows, shape = file.row_groups[group], (schemas.CHANNELS, self.size_px, self.size_px)
             column = opened.parquet.metadata.row_group(group).column(opened.pixels)
-            if column.compression == "ZSTD" and not column.has_dictionary_page:
+            if column.compression == "LZ4" and not column.has_dictionary_page:
                 opened.raw.seek(column.data_page_offset)
                 chunk = opened.raw.read_buffer(column.total_compressed_size)
-                if (page := single_page(chunk, rows=rows, width=width)) is not None:
-                    return np.frombuffer(page, np.uint8).reshape(rows, schemas.CHANNELS, self.size_px, self.size_px)
+                if (found := packed(chunk, rows=rows, shape=shape, place=file.place)) is not None:
+                    return found
             return pixels_of(opened.parquet.read_row_group(group, columns=["pixels"], use_threads=False))
 
     # inside ------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ A part is one file of one table, written whole from memory and named by its cont
 alone: writer options are fixed, and nothing of the time or the host stands in them.
 
 Rows of a session stand together, in slice order, ROWS_PER_GROUP to a row group that holds no other session:
-neighbouring slices are alike, which is what the compression lives on, and readers fetch one row group at a time. Each
-column of a row group is one page, since pages are compressed one by one.
+readers fetch one row group at a time, and one session is little of what a batch holds. Each stack is a page, which is
+what is compressed as one and has a checksum: `pages` says why.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from bfp.store import schemas
 from bfp.store.layout import Commit, Part, SegmentationInfo, Table, commit
 
 ROWS_PER_GROUP = 16
-_LEVEL = -1  # against level 1: 11 % more bytes, read 1.5 times as fast; tests/benchmarks/README.md has the table
-_PAGE_BYTES = 1 << 28  # no page ends before its row group does
 _CODED = ("cohort", "subject", "session", "segmentation", "modality", "reason")
 
 
@@ -79,16 +77,19 @@ class PartWriter:
         self._buffer = io.BytesIO()
         self._row_groups: list[int] = []
         coded = [name for name in _CODED if name in schema.names]
+        # The width of what fills most of a row, which ends a page: a value of another column never does.
+        widths = [field.type.byte_width for field in schema if pa.types.is_fixed_size_binary(field.type)]
+        self._bulky = bool(widths)
         self._file = pq.ParquetWriter(
             self._buffer,
             schema,
-            compression="zstd",
-            compression_level=_LEVEL,
+            # Of stacks lz4 takes 12 % more bytes and is read twice as fast: tests/benchmarks/README.md has the table.
+            compression="lz4" if table == "stacks" else "zstd",
             use_dictionary=coded,
             write_statistics=coded,
-            data_page_size=_PAGE_BYTES,
+            write_page_checksum=True,
+            **({"data_page_size": widths[0], "write_batch_size": 1} if widths else {}),
         )
-        self._bulky = any(pa.types.is_fixed_size_binary(field.type) for field in schema)
         self._small: list[pa.Table] = []
 
     def add(self, rows: pa.Table) -> None:
