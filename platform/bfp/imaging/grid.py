@@ -102,6 +102,12 @@ class Grid:
         i, j, k = (self.shape[axis] for axis in axes)
         return Grid((i, j, k), self.ras_from_voxel @ np.eye(4)[:, [*axes, 3]])
 
+    def mirrored(self) -> Grid:
+        """The grid of `array[::-1]`."""
+        backwards = np.diag([-1.0, 1.0, 1.0, 1.0])
+        backwards[0, 3] = self.shape[0] - 1
+        return Grid(self.shape, self.ras_from_voxel @ backwards)
+
     def window(self, start: tuple[float, float, float], shape: tuple[int, int, int]) -> Grid:
         """The grid of the given shape whose voxel (0, 0, 0) lies at `start` of this one; it may reach beyond it."""
         shift = np.eye(4)

@@ -145,6 +145,13 @@ def to_pixels(volume: np.ndarray) -> np.ndarray:
     return volume.T[..., ::-1, :]
 
 
+def mirrored(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (row, column) uint8 with the columns in reverse; eight at once, where that goes, in half the time."""
+    if pixels.shape[1] % 8:
+        return pixels[:, ::-1]
+    return pixels.view(np.uint64)[:, ::-1].byteswap().view(np.uint8)
+
+
 def from_pixels(pixels: np.ndarray) -> np.ndarray:
     """Pixels (z, row, column) to (x, y, z) of a working grid: a view."""
     return pixels[:, ::-1, :].T
