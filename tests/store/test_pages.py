@@ -91,7 +91,7 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     store = SliceStore.open(make_store(tmp_path / "s", sessions=[MadeSession("a", "01")]))
     (file,) = store.stack_files()
     with file.place.open_parquet() as parquet:
-        column = parquet.metadata.row_group(0).column(9)
+        column = parquet.metadata.row_group(0).column(parquet.schema.names.index("pixels"))
     data = bytearray(file.place.path.read_bytes())
     start = column.data_page_offset
     data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
