@@ -91,7 +91,7 @@ def make(folder: Path, mutation: str, *, number: int, seed: int, among: Sequence
     """Write one mutant to `folder`/number/modality/; its seed follows from the mutation, the number and the seed."""
     draw = np.random.default_rng([seed, zlib.crc32(mutation.encode()), number])
     mutant = MUTATIONS[mutation](among[int(draw.integers(len(among)))], draw)
-    kind = number % 10
+    kind = 1 if mutant.volumes == "each" else number % 10  # which goes with neighbours alone
     modality = "FLAIR" if kind == 0 else "T1w"
     if kind == 0:
         write_scan(folder / str(number) / "T1w/good.nii", shape=SHAPE, spacing_mm=SPACING_MM, seed=1)
@@ -122,10 +122,10 @@ def ingest(cohort: Path, store: Place, tasks: Mapping[int, Task], tell: Callable
         for session in discover(source, wanted=("T1w", "T2w", "FLAIR")):
             task = tasks[int(session.key.subject)]
             start = time.process_time()
-            done = prepare(session, recipe=task.recipe, scan_timeout_s=HANGS_S / 3)
-            tell(_outcome_of(done, task, time.process_time() - start))
-            left_out.extend(row.uri for row in done.left_out)
-            yield done
+            pieces = list(prepare(session, recipe=task.recipe, scan_timeout_s=HANGS_S / 3))
+            tell(_outcome_of(pieces, task, time.process_time() - start))
+            left_out.extend(row.uri for piece in pieces for row in piece.left_out)
+            yield from pieces
 
     layout.make(store, {"size": RECIPE.size_px})
     commit = commit_shard(store, prepared(), name="a", cohort="mutants", size_px=RECIPE.size_px, version=0)
@@ -134,9 +134,9 @@ def ingest(cohort: Path, store: Place, tasks: Mapping[int, Task], tell: Callable
     assert all(row["reason"] in set(Reason) and row["detail"] for row in rejected)
 
 
-def _outcome_of(done: SessionStacks, task: Task, cpu_s: float) -> Told:
-    outcomes: dict[str, Outcome] = {row.modality: row.reason for row in done.left_out}
-    outcomes |= {record.scan.modality: STACKS for record in done.scans}
+def _outcome_of(pieces: list[SessionStacks], task: Task, cpu_s: float) -> Told:
+    outcomes: dict[str, Outcome] = {row.modality: row.reason for piece in pieces for row in piece.left_out}
+    outcomes |= {record.scan.modality: STACKS for piece in pieces for record in piece.scans}
     own = outcomes.pop(task.modality)
     return Told(task.number, own, tuple(outcomes.values()), cpu_s)
 

@@ -500,14 +500,14 @@ def not_three_axes(seed: Seed, draw: Draw) -> Mutant:
 def series_by_choice(seed: Seed, draw: Draw) -> Mutant:
     """Volumes of half the slices, twice as many; the last are missing, or not."""
     i, j, k = (int(each) for each in seed.header["dim"][1:4])
-    volumes: Volumes = one_of(draw, "refuse", "first", "mean")
+    volumes: Volumes = one_of(draw, "refuse", "first", "mean", "each")
     content = seed.patched(dim=[4, i, j, k // 2, 2, 1, 1, 1])
     used = seed.offset + i * j * (k // 2) * 2 * seed.dtype.itemsize
     is_cut = bool(draw.integers(2))
     content = content[: used - is_cut]
     if volumes == "refuse":
         return Mutant(seed.files(content), frozenset({Reason.NOT_3D}), volumes)
-    is_short = is_cut and volumes == "mean"
+    is_short = is_cut and volumes != "first"
     return Mutant(seed.files(content), frozenset({Reason.TRUNCATED}) if is_short else ARBITRARY, volumes)
 
 

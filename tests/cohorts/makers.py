@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 
 from bfp.imaging.grid import Grid
@@ -32,6 +34,10 @@ RECIPE = Recipe(
     interpolation="linear",
 )
 """Quick, coarse stacks of the heads below."""
+
+
+EACH = replace(RECIPE, form="neighbours", channels=("", "", ""), modalities=("T1w", "dwi"), gap_mm=9.0, volumes="each")
+"""Stacks of every volume."""
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -85,6 +91,24 @@ def write_scan(
     ras_from_voxel[:3, 3] = -np.array(spacing_mm) * (np.array(voxels.shape) - 1) / 2 + shift_mm
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode(voxels, grid=Grid(voxels.shape, ras_from_voxel)))
+    return file
+
+
+def heads(count: int, *, shape: tuple[int, int, int] = (34, 42, 30)) -> np.ndarray:
+    """Volumes of one head, int16 (x, y, z, count): the same outline in each, filled with grey values of its own."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, extent) for extent in shape), indexing="ij")
+    inside = (x / 0.75) ** 2 + (y / 0.85) ** 2 + (z / 0.9) ** 2 < 1
+    random = np.random.default_rng(0)
+    volumes = [(number + 1) * random.integers(150, 400, shape) * inside for number in range(count)]
+    return np.stack(volumes, axis=3).astype(np.int16)
+
+
+def write_series(file: Path, series: np.ndarray, *, spacing_mm: tuple[float, float, float] = (5.0, 4.5, 6.0)) -> Path:
+    """A 4-D NIfTI file of volumes (x, y, z, n), RAS, centred on 0."""
+    ras_from_voxel = np.diag([*spacing_mm, 1.0])
+    ras_from_voxel[:3, 3] = -np.array(spacing_mm) * (np.array(series.shape[:3]) - 1) / 2
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.Nifti1Image(series, ras_from_voxel).to_filename(file)
     return file
 
 

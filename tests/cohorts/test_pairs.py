@@ -111,11 +111,11 @@ def test_a_pair_becomes_the_stacks_that_the_whole_file_becomes(tmp_path: Path, z
     drawn = write_scan(tmp_path / "wml.nii.gz", voxels=labels)
     table = write(tmp_path / "t.csv", "subject,modality,uri,wml\nS1,T1w,S1_T1w.nii.gz,wml.nii.gz\n")
     column = SegmentationSource("wml", "T1w", column="wml")
-    before = prepare(by_table(table, column)[0], recipe=RECIPE, scan_timeout_s=60)
+    (before,) = prepare(by_table(table, column)[0], recipe=RECIPE, scan_timeout_s=60)
 
     names = [as_pair(file, zipped=zipped).name for file in (whole, drawn)]
     write(table, "subject,modality,uri,wml\nS1,T1w,{},{}\n".format(*names))
-    after = prepare(by_table(table, column)[0], recipe=RECIPE, scan_timeout_s=60)
+    (after,) = prepare(by_table(table, column)[0], recipe=RECIPE, scan_timeout_s=60)
     np.testing.assert_array_equal(after.prepared[0].pixels, before.prepared[0].pixels)
     np.testing.assert_array_equal(after.prepared[0].labels["wml"], before.prepared[0].labels["wml"])
     assert after.left_out == ()
@@ -126,5 +126,6 @@ def test_a_label_map_that_lacks_its_voxels_is_a_warning_on_its_scan(tmp_path: Pa
     touch(tmp_path, "wml.hdr")
     table = write(tmp_path / "t.csv", "subject,modality,uri,wml\nS1,T1w,S1_T1w.nii.gz,wml.hdr\n")
     (session,) = by_table(table, SegmentationSource("wml", "T1w", column="wml"))
-    (record,) = prepare(session, recipe=RECIPE, scan_timeout_s=60).scans
+    (done,) = prepare(session, recipe=RECIPE, scan_timeout_s=60)
+    (record,) = done.scans
     assert record.warnings == ("no labels of wml: file not found: nothing is where its .img should be",)

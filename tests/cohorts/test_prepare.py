@@ -1,5 +1,7 @@
 import os
 import time
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,14 +9,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from bfp.cohorts import LabelMap, Scan, Session
+import bfp.cohorts.prepare as cohorts_prepare
+from bfp.cohorts import LabelMap, LeftOut, Scan, Session
 from bfp.cohorts.prepare import SessionStacks, prepare, within
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError, Reason, StorageError
 from bfp.imaging.nifti import MAX_FILE_BYTES
+from bfp.imaging.session import PreparedSession, prepare_series
 from bfp.imaging.stacks import Recipe
 from bfp.storage import Entry, Place
-from tests.cohorts.makers import RECIPE, entry, head, write_scan
+from tests.cohorts.makers import EACH, RECIPE, entry, head, heads, write_scan, write_series
 
 SPACING_MM = (5.0, 5.0, 6.0)
 
@@ -28,7 +32,8 @@ def session_of(folder: Path, *modalities: str, label_maps: tuple[LabelMap, ...] 
 
 
 def prepared(session: Session, *, recipe: Recipe = RECIPE, scan_timeout_s: float = 60) -> SessionStacks:
-    return prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
+    (done,) = prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
+    return done
 
 
 def test_a_session_becomes_stacks_of_the_modalities_it_has(tmp_path: Path) -> None:
@@ -80,6 +85,116 @@ def test_a_4d_scan_becomes_stacks_where_a_choice_is_stated(tmp_path: Path) -> No
     (single,) = prepared(alone).prepared
     np.testing.assert_array_equal(first.pixels, single.pixels)
     assert not np.array_equal(mean.pixels, single.pixels)
+
+
+def series_of(folder: Path, series: np.ndarray, *, modality: str = "dwi") -> Scan:
+    return Scan(modality, entry(write_series(folder / f"{modality}.nii.gz", series)), warnings=("doubtful",))
+
+
+def test_the_volumes_of_a_4d_scan_come_one_by_one_each_as_it_would_by_itself(tmp_path: Path) -> None:
+    series = heads(3)
+    session = Session(Key("c", "01", ""), (series_of(tmp_path, series),))
+    pieces = list(prepare(session, recipe=EACH, scan_timeout_s=60))
+    assert len(pieces) == 3
+    for number, piece in enumerate(pieces):
+        alone = write_series(tmp_path / f"{number}.nii", series[..., number])
+        expected = prepared(replace(session, scans=(Scan("dwi", entry(alone)),)), recipe=EACH)
+        np.testing.assert_array_equal(piece.prepared[0].pixels, expected.prepared[0].pixels)
+        (record,), (by_itself,) = piece.scans, expected.scans
+        assert (record.facts.volume, by_itself.facts.volume) == (number, None)
+        assert (record.facts.window, record.stacks) == (by_itself.facts.window, by_itself.stacks)
+        assert record.warnings == (("doubtful",) if number == 0 else ())
+        assert (piece.left_out, piece.passing) == ((), False)
+
+
+def test_volumes_that_cannot_be_used_make_one_row_that_names_them(tmp_path: Path) -> None:
+    series = heads(12)
+    series[..., 1] = 0
+    session = Session(Key("c", "01", ""), (series_of(tmp_path, series),))
+    *pieces, last = prepare(session, recipe=EACH, scan_timeout_s=60)
+    assert [piece.prepared[0].volume for piece in pieces] == [0, *range(2, 12)]
+    assert (last.prepared, last.scans) == ((), ())
+    (row,) = last.left_out
+    assert row.reason is Reason.EMPTY
+    assert row.detail.startswith("1 of 12 volumes (from 0: 1); the first: all 42,840 voxels are zero")
+
+    series[..., :] = 0
+    (nothing,) = prepare(
+        replace(session, scans=(series_of(tmp_path, series, modality="T1w"),)), recipe=EACH, scan_timeout_s=60
+    )
+    assert nothing.prepared == ()
+    assert nothing.left_out[0].detail.startswith("12 of 12 volumes (from 0: 0, 1, 2, 3, 4, 5, 6, 7, …); the first: all")
+
+
+def test_scans_of_one_volume_and_of_several_stand_in_the_order_of_the_recipe(tmp_path: Path) -> None:
+    early = LeftOut(Key("c", "01", ""), "PDw", "x", Reason.UNWANTED, "")
+    session = Session(
+        Key("c", "01", ""), (series_of(tmp_path, heads(2)), *session_of(tmp_path, "T1w").scans), left_out=(early,)
+    )
+    pieces = list(prepare(session, recipe=EACH, scan_timeout_s=60))
+    assert [(piece.prepared[0].modalities[0], piece.prepared[0].volume) for piece in pieces] == [
+        ("T1w", None),
+        ("dwi", 0),
+        ("dwi", 1),
+    ]
+    assert [piece.left_out for piece in pieces] == [(early,), (), ()]
+    (whole,) = prepared(session, recipe=replace(EACH, volumes="refuse")).prepared
+    np.testing.assert_array_equal(pieces[0].prepared[0].pixels, whole.pixels)
+
+
+def test_a_4d_scan_that_cannot_be_read_does_not_harm_the_scan_beside_it(tmp_path: Path) -> None:
+    cut = series_of(tmp_path, heads(2)).file.place.path
+    cut.write_bytes(cut.read_bytes()[:-4000])
+    session = session_of(tmp_path, "T1w")
+    session = replace(session, scans=(*session.scans, Scan("dwi", entry(cut))))
+    good, bad = prepare(session, recipe=EACH, scan_timeout_s=60)
+    assert [record.scan.modality for record in good.scans] == ["T1w"]
+    assert [(row.modality, row.reason) for row in bad.left_out] == [("dwi", Reason.TRUNCATED)]
+
+
+def test_labels_of_a_4d_scan_and_what_is_wrong_with_them_are_told_once(tmp_path: Path) -> None:
+    maps = tuple(
+        label_map(write_scan(tmp_path / f"{name}.nii", voxels=np.full((34, 42, 30), value)), name, drawn_on="dwi")
+        for name, value in (("core", np.uint8(3)), ("odd", np.float32(0.5)))
+    )
+    session = Session(Key("c", "01", ""), (series_of(tmp_path, heads(2)),), maps)
+    first, second = prepare(session, recipe=EACH, scan_timeout_s=60)
+    assert (set(first.prepared[0].labels), set(second.prepared[0].labels)) == ({"core"}, set())
+    assert [len(piece.scans[0].warnings) for piece in (first, second)] == [2, 0]
+    assert first.scans[0].warnings[1].startswith("no labels of odd: ")
+
+
+def test_a_4d_scan_that_takes_too_long_keeps_the_volumes_that_are_ready(tmp_path: Path, monkeypatch) -> None:
+    def slow(*args: object, **kwargs: object) -> Iterator[PreparedSession]:
+        for number, done in enumerate(prepare_series(*args, **kwargs)):  # type: ignore[arg-type]
+            if number == 2:
+                time.sleep(1.5)
+            yield done
+
+    monkeypatch.setattr(cohorts_prepare, "prepare_series", slow)
+    session = Session(Key("c", "01", ""), (series_of(tmp_path, heads(4)),))
+    *pieces, late = prepare(session, recipe=EACH, scan_timeout_s=0.7)
+    assert [piece.prepared[0].volume for piece in pieces] == [0, 1]
+    assert late.passing
+    (row,) = late.left_out
+    assert row.reason is Reason.TIMEOUT
+    assert row.detail == "volume 1 was in the stacks, those after it not ready after 0.7 s (1 scan of 0.7 s)"
+
+
+def test_memory_grows_by_the_bytes_of_the_file_alone_however_many_volumes_there_are(tmp_path: Path) -> None:
+    def peak(count: int) -> tuple[int, int]:
+        """Of the file, and of what was held at most while every volume was prepared and let go: bytes."""
+        file = write_series(tmp_path / f"{count}.nii", heads(count).astype(np.float32))
+        session = Session(Key("c", "01", ""), (Scan("dwi", entry(file)),))
+        tracemalloc.start()
+        stacks = sum(len(piece.prepared[0].pixels) for piece in prepare(session, recipe=EACH, scan_timeout_s=60))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert stacks > 15 * count
+        return entry(file).size, most
+
+    (small, before), (large, after) = peak(3), peak(30)
+    assert after - before < 1.1 * (large - small)
 
 
 def test_a_label_map_of_several_volumes_is_not_used_whatever_the_choice_for_scans(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bfp.store import layout
 from bfp.store.check import check
 from bfp.store.prune import remove, survey
 from bfp.store.reader import SliceStore, pixels_of
-from tests.cohorts.makers import write, write_bids, write_scan
+from tests.cohorts.makers import heads, write, write_bids, write_scan, write_series
 
 SUBJECTS = 6
 GREY_IS_1, GREY_IS_2 = (
@@ -236,6 +236,30 @@ def test_a_new_subject_makes_new_shards_and_new_labels_none(tmp_path: Path, ray_
     assert scans_prepared(executed(spec)) < 2 * SUBJECTS
     assert set(SliceStore.open(place(spec.store)).stack_index()["subject"].to_pylist()) >= {"03", "99"}
     assert before.items() <= files_of(tmp_path / "store").items()
+
+
+def test_the_volumes_of_4d_scans_become_stacks_of_their_own(tmp_path: Path, ray_session: None) -> None:
+    blank = heads(3)
+    blank[..., 2] = 0
+    for subject, volumes in (("01", heads(3)), ("02", blank)):
+        write_series(tmp_path / f"scans/sub-{subject}_dwi.nii.gz", volumes)
+    write_scan(tmp_path / "scans/sub-02_T1w.nii.gz")
+    pattern = r"sub-(?P<subject>\d+)_(?P<modality>\w+)[.]nii"
+    cohorts = [{"name": "demo", "glob": f"{tmp_path}/scans/*.nii.gz", "pattern": pattern}]
+    preprocessing = {"stacks": {"form": "neighbours", "gap_mm": 9.0, "modalities": ["T1w", "dwi"]}, "volumes": "each"}
+    spec = spec_of(tmp_path, "", cohorts=cohorts, preprocessing=preprocessing, pictures=True)
+    plan = ingest.plan(spec)
+    assert any("every scan is counted as one volume here" in warning for warning in plan.warnings)
+    run = executed(spec)
+    store = SliceStore.open(place(spec.store))
+    assert check(store.place).faults == []
+    scans = [(row["subject"], row["modality"], row["volume"]) for row in store.scans().to_pylist()]
+    expected = {("01", "dwi", number) for number in range(3)} | {("02", "dwi", number) for number in range(2)}
+    assert (set(scans), len(scans)) == (expected | {("02", "T1w", None)}, 6)
+    figures = run.results()["figures"]
+    assert (figures["scans"], figures["rejected"]) == (3, 1)
+    assert "Each volume of a 4-D scan gave samples of its own" in json.dumps(run.results()["blocks"])
+    assert scans_prepared(executed(spec)) == 0
 
 
 def test_a_plan_says_what_leaves_the_store_under_a_cohorts_name(

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from bfp.cohorts.sessions import Key
@@ -88,6 +89,17 @@ def test_a_chunk_is_named_by_all_that_its_vectors_follow_from(store):
     assert [chunk.name for chunk in chunks(store)] == [chunk.name for chunk in plans[0]]
     assert not any(names[0] & other for other in names[1:3])
     assert names[0] != names[3]
+
+
+def test_files_that_lack_a_later_column_and_new_ones_are_described_together(store, tmp_path):
+    sessions = [MadeSession("made", f"s{n}", stacks=16) for n in range(2)]
+    mixed = SliceStore.open(make_store(tmp_path / "s", sessions=sessions, sessions_per_shard=1))
+    before = described(mixed, ALL)
+    file = mixed.stack_files()[0].place.path
+    pq.write_table(pq.read_table(file).drop_columns("volume"), file)
+    mixed = SliceStore.open(mixed.place)
+    assert mixed.stack_index()["volume"].null_count == 32
+    np.testing.assert_array_equal(described(mixed, ALL), before)
 
 
 @pytest.mark.usefixtures("ray_session")

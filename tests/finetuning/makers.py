@@ -55,6 +55,7 @@ def _stacks(key: Key, random: np.random.Generator, *, shift: float, present: tup
         key,
         modalities=("T1w", "T2w", "FLAIR"),
         present=present,
+        volume=None,
         slices=np.arange(count),
         position_mm=4.0 * np.arange(count),
         height=height,

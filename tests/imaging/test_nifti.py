@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bfp.errors import Reason, Unusable
-from bfp.imaging.nifti import decode, encode
+from bfp.imaging.nifti import decode, decode_each, encode
 from tests.imaging.makers import grid
 
 SHAPE = (7, 5, 6)
@@ -235,6 +235,12 @@ def test_a_pair_that_cannot_be_believed_is_refused(header: bytes, voxels: bytes,
     assert said in caught.value.detail
 
 
+def struct_packed(data: bytes, at: int, form: str, *values: object) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(form, changed, at, *values)
+    return bytes(changed)
+
+
 SERIES = np.random.default_rng(1).integers(0, 100, (*SHAPE, 3))
 
 
@@ -274,10 +280,58 @@ def test_of_a_series_only_what_is_wanted_is_read_and_counts() -> None:
     np.testing.assert_array_equal(decode(zipped, volumes="first").stored, SERIES[..., 0])
     with pytest.raises(Unusable) as caught:
         decode(data, volumes="mean", max_voxels=629)
-    assert caught.value.detail == "7 × 5 × 6 × 3 = 630 voxels; the limit is 629"
+    assert caught.value.detail == "7 × 5 × 6 × 3 = 630 voxels; the limit is 629; `volumes: first` reads one of them"
     with pytest.raises(Unusable) as caught:
         decode(data)
     assert "3 volumes; `volumes: first` or `volumes: mean`" in caught.value.detail
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", ">f4", "f8"])
+@pytest.mark.parametrize("how", ["plain", "gzip", "pair"])
+def test_each_volume_of_a_series_is_what_it_would_be_by_itself(dtype: str, how: str) -> None:
+    values = SERIES.astype(dtype)
+    if values.dtype.kind == "f":
+        values[1, 2, 3, 1] = np.nan
+    together, *alone = (
+        struct_packed(file_of(nibabel.Nifti1Image(each, AFFINE, dtype=each.dtype)), 112, "<ff", 2.0, -3.0)
+        for each in (values, *np.moveaxis(values, 3, 0))
+    )
+    if how == "pair":
+        together = struct_packed(together, 344, "4s", b"ni1\0")
+        series = decode_each(struct_packed(together, 108, "<f", 0.0)[:352], voxels=together[352:])
+    else:
+        series = decode_each(gzip.compress(together) if how == "gzip" else together)
+    assert len(series) == 3
+    for number, data in enumerate(alone):
+        volume, expected = series.volume(number), decode(data)
+        np.testing.assert_array_equal(volume.stored, expected.stored)
+        assert (volume.stored.dtype, volume.slope, volume.intercept) == (
+            expected.stored.dtype,
+            expected.slope,
+            expected.intercept,
+        )
+        assert not volume.stored.flags.writeable
+        np.testing.assert_array_equal(volume.grid.ras_from_voxel, expected.grid.ras_from_voxel)
+
+
+def test_a_blank_volume_of_a_series_is_refused_when_it_is_asked_for() -> None:
+    values = SERIES.astype("i2")
+    values[..., 1] = 7
+    series = decode_each(file_of(nibabel.Nifti1Image(values, AFFINE)))
+    with pytest.raises(Unusable) as caught:
+        series.volume(1)
+    assert (caught.value.reason, caught.value.detail) == (Reason.EMPTY, "all 210 voxels are 7")
+    np.testing.assert_array_equal(series.volume(2).stored, values[..., 2])
+
+
+def test_each_volume_of_a_series_counts_towards_the_limit_and_must_be_there() -> None:
+    data = file_of(nibabel.Nifti1Image(SERIES.astype("i2"), AFFINE))
+    assert len(decode_each(data, max_voxels=630)) == 3
+    for wrong, most, reason in ((data, 629, Reason.TOO_LARGE), (data[:-1], 630, Reason.TRUNCATED)):
+        with pytest.raises(Unusable) as caught:
+            decode_each(wrong, max_voxels=most)
+        assert caught.value.reason is reason
+    assert len(decode_each(file_of(image_of("i2")))) == 1
 
 
 def test_extensions_are_stepped_over() -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -10,14 +11,22 @@ from bfp.cohorts.prepare import prepare
 from bfp.drivers.inputs import recipe_of
 from bfp.errors import InputError, Reason
 from bfp.features.describe import EncoderVectors
+from bfp.features.extraction import describe_chunk, plan_chunks
+from bfp.features.sessions import pool_sessions
 from bfp.inference.predictor import Predictor
 from bfp.inference.ready import inputs_of, model_hash, ready
 from bfp.models.classifier import load_classifier
 from bfp.models.encoder import load
+from bfp.models.pooling import Pooling
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import place
+from bfp.store import layout
+from bfp.store.reader import SliceStore
+from bfp.store.shards import commit_shard
+from tests.cohorts.makers import heads, write_scan, write_series
 from tests.inference.makers import ALL, make_model, preprocessing, write_subject
 
+EACH = {"stacks": {"form": "neighbours", "gap_mm": 7.0, "modalities": list(ALL)}, "volumes": "each"}
 NEIGHBOURS = {"stacks": {"form": "neighbours", "gap_mm": 7.0, "modalities": list(ALL)}}
 
 
@@ -35,8 +44,9 @@ def sessions(bids):
 
 def a_ready(bids, number=0, *, shown=ALL, **fields):
     recipe = recipe_of(Preprocessing.model_validate(preprocessing(**fields)))
-    stacks = prepare(sessions(bids)[number], recipe=recipe, scan_timeout_s=60)
-    return ready(stacks, shown=shown, by_modality=recipe.form == "neighbours", size_px=28, inputs="x")
+    session = sessions(bids)[number]
+    pieces = prepare(session, recipe=recipe, scan_timeout_s=60)
+    return ready(session, pieces, shown=shown, by_modality=recipe.form == "neighbours", size_px=28, inputs="x")
 
 
 def predictor(folder, **options):
@@ -98,6 +108,63 @@ def test_stacks_of_neighbours_are_pooled_by_modality(bids, tmp_path):
     assert found == pytest.approx(predictor(model).predict(session).row["prob_AD"], abs=1e-6)
     relabelled = dataclasses.replace(session, parts=["T1w"] * len(order))
     assert predictor(model).predict(relabelled).row["prob_AD"] != pytest.approx(found, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """A session of one 3-D scan and one of three volumes, the last of them blank."""
+    folder = tmp_path_factory.mktemp("series")
+    write_scan(folder / "sub-01/anat/sub-01_T1w.nii.gz", seed=3)
+    volumes = heads(3)
+    volumes[..., 2] = 0
+    write_series(folder / "sub-01/anat/sub-01_T2w.nii.gz", volumes)
+    return folder
+
+
+def test_a_session_with_a_4d_scan_is_predicted_from_all_its_volumes(series, tmp_path):
+    model = make_model(tmp_path, **EACH)
+    session = a_ready(series, **EACH)
+    outcome = predictor(model).predict(session)
+    assert [scan.modality for scan in session.scans] == ["T1w", "T2w"]
+    assert outcome.row["scans"] == [f"{series}/sub-01/anat/sub-01_{name}.nii.gz" for name in ("T1w", "T2w")]
+    assert outcome.row["stacks"] == len(session.pixels)
+    assert [(row.modality, row.reason) for row in outcome.left_out] == [("T2w", Reason.EMPTY)]
+    encoder = load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28)
+    vectors = EncoderVectors(encoder)(torch.from_numpy(session.pixels))
+    own = np.array(session.parts) == "T2w"
+    first, second = np.split(vectors[own], 2)  # of one volume and of the other
+    pooling = Pooling(bands=1, parts=("T2w",), relative=False)
+    pooled = pooling.pool(vectors, heights=session.heights, parts=session.parts)
+    np.testing.assert_allclose(pooled, (first.mean(axis=0) + second.mean(axis=0)) / 2, atol=1e-5)
+    assert not np.allclose(first, second)
+
+
+def test_a_4d_scan_that_the_model_is_not_shown_is_left_out_once(series):
+    session = a_ready(series, shown=("T1w",), **EACH)
+    assert set(session.parts) == {"T1w"}
+    assert [(row.modality, row.reason) for row in session.left_out] == [
+        ("T2w", Reason.EMPTY),
+        ("T2w", Reason.UNWANTED),
+    ]
+
+
+def test_training_pools_the_volumes_of_a_session_as_prediction_does(series, tmp_path):
+    recipe = recipe_of(Preprocessing.model_validate(preprocessing(**EACH)))
+    store = place(str(tmp_path / "store"))
+    (session,) = sessions(series)
+    layout.make(store, Preprocessing.model_validate(preprocessing(**EACH)).stored())
+    pieces = prepare(session, recipe=recipe, scan_timeout_s=60)
+    commit = commit_shard(store, pieces, name="a", cohort="clinic", size_px=28, version=1)
+    stored = SliceStore.of_commits(store, [commit])
+    model = make_model(tmp_path / "model", **EACH)
+    describe = EncoderVectors(load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28))
+    chunks = plan_chunks(stored, stored.stack_index(), identity="x", shown=ALL)
+    features = pa.concat_tables(describe_chunk(stored, chunk, describe, shown=ALL, batch_size=5) for chunk in chunks)
+    pooling = load_classifier(model).pooling
+    trained = pool_sessions(features, [session.key], pooling)[0]
+    ready_ = a_ready(series, **EACH)
+    vectors = describe(torch.from_numpy(ready_.pixels))
+    np.testing.assert_allclose(trained, pooling.pool(vectors, heights=ready_.heights, parts=ready_.parts), atol=1e-4)
 
 
 def test_another_encoder_than_the_head_was_trained_on_is_refused(tmp_path):

@@ -114,6 +114,7 @@ def _shard(
                 key,
                 modalities=channels,
                 present=made.present,
+                volume=None,
                 slices=slices,
                 position_mm=4.0 * slices - 50,
                 height=height,

@@ -132,8 +132,7 @@ def test_a_damaged_page_is_named(tmp_path: Path, through: str) -> None:
     store = SliceStore.open(make_store(tmp_path / "s", sessions=[MadeSession("a", "01")]))
     (file,) = store.stack_files()
     with file.place.open_parquet() as parquet:
-        names = [parquet.metadata.row_group(0).column(at).path_in_schema for at in range(parquet.metadata.num_columns)]
-        column = parquet.metadata.row_group(0).column(names.index("pixels"))
+        column = parquet.metadata.row_group(0).column(parquet.schema.names.index("pixels"))
     data = bytearray(file.place.path.read_bytes())
     data[column.data_page_offset + column.total_compressed_size - 100] ^= 4
     file.place.path.write_bytes(data)

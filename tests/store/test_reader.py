@@ -238,6 +238,28 @@ def test_a_summary_says_how_figures_are_spread_and_puts_the_furthest_outlier_fir
     assert summary.modalities[0].flagged == 3
 
 
+def test_what_is_worth_a_look_in_a_4d_scan_is_said_of_its_volumes_in_one_row(tmp_path: Path) -> None:
+    store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS[:1]))
+    rows = [
+        {
+            **Key("a", "01", "")._asdict(),
+            "modality": "dwi",
+            "volume": volume,
+            "stacks": 2,
+            "warnings": ["odd"] if volume == 0 else [],
+            "foreground": 0.9 if volume in (5, 7) else 0.4,
+        }
+        for volume in range(30)
+    ]
+    part = part_of(store.place, "scans", schemas.SCANS, [pa.Table.from_pylist(rows, schemas.SCANS)])
+    made = SliceStore.of_commits(store.place, [Commit(name="x", kind="shard", cohort="a", parts=[part])])
+    summary = summarise(made)
+    (flagged,) = summary.flagged
+    usual = "foreground is 0.9; from 0.4 to 0.4 in half of the dwi of a"
+    assert flagged.warnings == ("volume 0: odd", f"volume 5: {usual}", f"volume 7: {usual}")
+    assert [(row.scans, row.stacks, row.flagged) for row in summary.modalities] == [(1, 60, 1)]
+
+
 def test_no_scan_of_a_few_and_none_of_much_the_same_is_called_an_outlier(tmp_path: Path) -> None:
     store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS[:1]))
     assert len(summarise(scans_of(store, [0.4] * 10 + [0.9])).flagged) == 1

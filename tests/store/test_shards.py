@@ -1,20 +1,32 @@
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
 
+from bfp.batches.plan import units_of
+from bfp.cli.stores import contents_of
 from bfp.cohorts import LabelMap, LeftOut, Scan, Session
-from bfp.cohorts.prepare import prepare
+from bfp.cohorts.prepare import SessionStacks, prepare
 from bfp.cohorts.sessions import Key
 from bfp.errors import Reason
+from bfp.imaging.stacks import Recipe
+from bfp.pretraining.labelled import labelled_stacks
 from bfp.storage import Place, place
-from bfp.store import layout
+from bfp.store import layout, schemas, shards
+from bfp.store.check import check
 from bfp.store.layout import SegmentationInfo
+from bfp.store.prune import survey
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 from bfp.store.shards import commit_shard, session_row
+from bfp.store.summary import summarise
 from bfp.store.writer import commit_sessions
 from tests.cohorts import makers
-from tests.cohorts.makers import entry, write_scan
+from tests.cohorts.makers import EACH, entry, heads, write_scan, write_series
+from tests.store.makers import part_of
 
 PREPROCESSING = {"size": 44, "stacks": {"form": "modalities", "channels": ["T1w", "T2w", "FLAIR"]}}
 RECIPE = replace(makers.RECIPE, register="header")
@@ -38,12 +50,16 @@ def sessions_at(folder: Path) -> list[Session]:
     return [one, Session(Key("c", "02", ""), (Scan("T1w", entry(folder / "02_T1w.nii")),))]
 
 
+def pieces_of(sessions: list[Session], recipe: Recipe) -> Iterator[SessionStacks]:
+    return (piece for session in sessions for piece in prepare(session, recipe=recipe, scan_timeout_s=60))
+
+
 def made(sessions: list[Session], store: Place) -> SliceStore:
     layout.make(store, PREPROCESSING)
     commits = [
         commit_shard(
             store,
-            (prepare(session, recipe=RECIPE, scan_timeout_s=60) for session in sessions),
+            pieces_of(sessions, RECIPE),
             name="first",
             cohort="c",
             size_px=44,
@@ -125,8 +141,7 @@ def test_a_shard_with_an_unreadable_file_does_not_take_the_shards_name(tmp_path:
     flair, aside = tmp_path / "01_FLAIR.nii.gz", tmp_path / "aside"
 
     def committed() -> str:
-        prepared = (prepare(session, recipe=RECIPE, scan_timeout_s=60) for session in sessions)
-        return commit_shard(store, prepared, name="first", cohort="c", size_px=44, version=1).name
+        return commit_shard(store, pieces_of(sessions, RECIPE), name="first", cohort="c", size_px=44, version=1).name
 
     flair.rename(aside)
     flair.mkdir()
@@ -137,3 +152,121 @@ def test_a_shard_with_an_unreadable_file_does_not_take_the_shards_name(tmp_path:
     flair.rmdir()
     aside.rename(flair)
     assert committed() == "first"
+
+
+def series_at(folder: Path) -> list[Session]:
+    """Two sessions: a scan of three volumes with a label map, beside a 3-D one; a scan of two volumes, one blank."""
+    labels = np.zeros((34, 42, 30), np.uint16)
+    labels[12:20, 12:30, 8:20] = 7
+    blank = heads(2)
+    blank[..., 1] = 0
+    return [
+        Session(
+            Key("c", "01", ""),
+            (
+                Scan("T1w", entry(write_scan(folder / "01_T1w.nii"))),
+                Scan("dwi", entry(write_series(folder / "01_dwi.nii.gz", heads(3)))),
+            ),
+            (LabelMap("core", "dwi", entry(write_scan(folder / "01_core.nii", voxels=labels))),),
+        ),
+        Session(Key("c", "02", ""), (Scan("dwi", entry(write_series(folder / "02_dwi.nii", blank))),)),
+    ]
+
+
+def each_made(folder: Path) -> SliceStore:
+    told = {"size": 44, "stacks": {"form": "neighbours", "modalities": ["T1w", "dwi"]}, "volumes": "each"}
+    sessions, store = series_at(folder), place(str(folder / "store"))
+    layout.make(store, told)
+    meaning = {"core": SegmentationInfo(drawn_on="dwi", classes={"core": [7]})}
+    commits = [
+        commit_shard(store, pieces_of(sessions, EACH), name="first", cohort="c", size_px=44, version=1),
+        commit_sessions(store, [session_row(each) for each in sessions], cohort="c", segmentations=meaning),
+    ]
+    layout.take_snapshot(store, commits, cohorts=["c"])
+    return SliceStore.open(store)
+
+
+def all_pixels(store: SliceStore) -> np.ndarray:
+    return np.concatenate(
+        [store.read_pixels(file, group) for file in store.stack_files() for group in range(len(file.row_groups))]
+    )
+
+
+def test_stacks_say_which_volume_they_show_and_each_has_a_row_of_its_own_in_scans(tmp_path: Path) -> None:
+    store = each_made(tmp_path)
+    index, scans = store.stack_index().to_pylist(), store.scans().to_pylist()
+    sets = [(row["subject"], row["modalities"][0], row["volume"]) for row in index]
+    assert list(dict.fromkeys(sets)) == [
+        ("01", "T1w", None),
+        ("01", "dwi", 0),
+        ("01", "dwi", 1),
+        ("01", "dwi", 2),
+        ("02", "dwi", 0),
+    ]
+    assert [(row["subject"], row["modality"], row["volume"]) for row in scans] == list(dict.fromkeys(sets))
+    assert [row["stacks"] for row in scans] == [sets.count(each) for each in dict.fromkeys(sets)]
+    highs = [row["window_high"] for row in scans if row["subject"] == "01" and row["modality"] == "dwi"]
+    assert highs == sorted(set(highs))
+    (row,) = store.rejected().to_pylist()
+    assert (row["subject"], row["modality"], row["reason"]) == ("02", "dwi", str(Reason.EMPTY))
+    groups = {(row["file"], row["row_group"], row["modalities"][0], row["volume"]) for row in index}
+    assert len(groups) == sum(len(file.row_groups) for file in store.stack_files())  # none holds two volumes
+
+
+def test_labels_of_a_4d_scan_are_those_of_all_its_volumes(tmp_path: Path) -> None:
+    store = each_made(tmp_path)
+    found = labelled_stacks(store.stack_index(), store.mask_index("core"))
+    slices = sorted(store.mask_index("core")["slice"].to_pylist())
+    for volume in (0, 1, 2):
+        own = found.stacks.filter(pc.equal(found.stacks["volume"], volume))
+        assert own["slice"].to_pylist() == slices
+    assert found.stacks.num_rows == 3 * len(slices)
+
+
+def test_a_store_of_volumes_is_whole_counts_scans_and_shows_each_volume(tmp_path: Path) -> None:
+    store = each_made(tmp_path)
+    assert check(store.place).faults == []
+    summary = summarise(store)
+    assert [(row.modality, row.scans, row.subjects) for row in summary.modalities] == [("T1w", 1, 1), ("dwi", 2, 2)]
+    assert sum(row.stacks for row in summary.modalities) == store.totals.stacks
+    contents = contents_of(store.place, pictures=place(str(tmp_path / "pictures")))
+    assert (contents.totals["scans"], store.totals.scans) == (3, 5)
+    assert contents.pictures[0].exists()
+
+
+def test_a_stack_of_a_volume_that_is_there_twice_or_not_at_all_is_a_fault(tmp_path: Path) -> None:
+    store = each_made(tmp_path)
+    latest = layout.latest_snapshot(store.place)
+    assert latest is not None
+    shard = next(record for record in latest.snapshot.commits if record.kind == "shard")
+    scans = store.scans()
+    counts = scans["stacks"].to_pylist()
+    counts[2], counts[3] = counts[2] + 1, counts[3] - 1  # of volumes 1 and 2: their sum is as it was
+    changed = scans.set_column(scans.schema.get_field_index("stacks"), "stacks", pa.array(counts, pa.int32()))
+    part = part_of(store.place, "scans", schemas.SCANS, [changed])
+    parts = [part if each.table == "scans" else each for each in shard.parts]
+    layout.take_snapshot(
+        store.place,
+        [
+            layout.commit(store.place, shard.model_copy(update={"name": "changed", "parts": parts})),
+            *(record for record in latest.snapshot.commits if record.kind == "sessions"),
+        ],
+        cohorts=["c"],
+    )
+    found = [fault.found for fault in check(store.place).faults]
+    assert len(found) == 2
+    assert "stacks of 01 dwi volume 1; its row in `scans` says" in found[0]
+
+
+def test_a_shard_is_written_in_parts_that_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = each_made(tmp_path / "whole")
+    monkeypatch.setattr(shards, "LONGEST_PART_BYTES", 40_000)
+    parts = each_made(tmp_path / "parts")
+    assert (len(whole.stack_files()), len(parts.stack_files()) > 2) == (1, True)
+    assert check(parts.place).faults == []
+    columns = [name for name in whole.stack_index().column_names if name not in ("file", "row_group")]
+    assert parts.stack_index().select(columns).equals(whole.stack_index().select(columns))
+    np.testing.assert_array_equal(all_pixels(parts), all_pixels(whole))
+    units = [units_of([store.stack_index()]) for store in (whole, parts)]
+    np.testing.assert_array_equal(units[0].rows, units[1].rows)
+    assert survey(parts.place, keep_snapshots=1, older_than_s=0).waste == []

@@ -38,7 +38,9 @@ TABLES = {
     "store-masks": TableContract(
         "<store>/masks/part-<hash>.parquet", "a stack and a segmentation", schemas.masks(SIZE_PX)
     ),
-    "store-scans": TableContract("<store>/scans/part-<hash>.parquet", "a scan that is in the store", schemas.SCANS),
+    "store-scans": TableContract(
+        "<store>/scans/part-<hash>.parquet", "a scan that is in the store, or a volume of it", schemas.SCANS
+    ),
     "store-sessions": TableContract("<store>/sessions/part-<hash>.parquet", "a session", schemas.SESSIONS),
     "store-rejected": TableContract("<store>/rejected/part-<hash>.parquet", "a scan left out", schemas.REJECTED),
     "finetune-predictions": TableContract(
@@ -73,6 +75,8 @@ MEANINGS = {
         **IDENTITY,
         "modalities": "of the three channels",
         "present": "of the three channels: false where the session lacks the modality and the channel is zeros",
+        "volume": "which one of a 4-D scan whose volumes have stacks each, from 0; null where the scan is one volume, "
+        "and where an earlier bfp wrote it",
         "slice": "index of the centre slice along z of the working grid",
         "position_mm": "of the slice's centre, mm, RAS+: z of an axial one, y of a coronal one, x of a sagittal one",
         "height": "along that axis, 0 at the first slice kept of the scan, 1 at the last",
@@ -84,13 +88,14 @@ MEANINGS = {
         **IDENTITY,
         "segmentation": "its name in the cohort's spec",
         "slice": "as in stacks",
-        "modality": "of the scan on whose working grid it lies",
+        "modality": "of the scan on whose working grid it lies; of a 4-D scan all volumes do",
         "labels": "uint16 (size, size), little-endian, of the stack's centre slice, laid out as pixels; 0 is none of "
         "the labels; here for size 224",
     },
     "store-scans": {
         **IDENTITY,
         **SCAN,
+        "volume": "as in stacks; each has a row of its own",
         "size_bytes": "of the file",
         "etag": "a mark that changes when the file does: the object's etag, or the time of its last change in ns",
         "chosen": "of how many scans of its modality it was taken, and by what rule; empty where it was the only one; "

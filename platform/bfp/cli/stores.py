@@ -56,7 +56,9 @@ def contents_of(at: Place, *, pictures: Place | None) -> Contents:
         from bfp.drivers.ingest_results import pictures_of
 
         made = [pictures / block.file.rpartition("/")[2] for block in pictures_of(store, folder=pictures)]
-    return Contents(at, store.snapshot, store.totals.model_dump(), store.preprocessing, *summary, made)
+    # The snapshot counts rows, of which a 4-D scan may have many.
+    totals = store.totals.model_dump() | {"scans": sum(row.scans for row in summary.modalities)}
+    return Contents(at, store.snapshot, totals, store.preprocessing, *summary, made)
 
 
 def contents_text(contents: Contents) -> Iterator[RenderableType]:

@@ -33,6 +33,7 @@ from bfp.drivers.preparing import (
     minutes,
     not_done,
     too_many,
+    volumes_warnings,
     worker_gb,
 )
 from bfp.drivers.streaming import until_stopped
@@ -96,8 +97,16 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
             "seconds_estimated": round(estimate.seconds),
         },
         warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]]
+        + _volumes_warnings(_preprocessing(told))
         + memory_warnings(estimate.memory_gb),
     )
+
+
+def _volumes_warnings(preprocessing: Preprocessing) -> list[str]:
+    held = [
+        "volumes: each: a worker holds all stacks of a session at once; where they come to 1 GiB it takes about 3.5 GB"
+    ]
+    return volumes_warnings(preprocessing) + (held if preprocessing.volumes == "each" else [])
 
 
 class _Estimate(NamedTuple):

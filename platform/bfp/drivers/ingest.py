@@ -34,6 +34,7 @@ from bfp.drivers.preparing import (
     minutes,
     not_done,
     too_many,
+    volumes_warnings,
     worker_gb,
 )
 from bfp.drivers.streaming import until_stopped
@@ -105,7 +106,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
         "seconds_estimated": round(estimate.seconds),
     }
     warnings = _warnings(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
-    warnings += memory_warnings(estimate.workers * each_gb)
+    warnings += volumes_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
     return Plan(rows=rows, figures=figures, warnings=warnings)
 
 
@@ -266,7 +267,11 @@ def prepare_shard(shard: Shard, *, store: Place, recipe: Recipe, scan_timeout_s:
 
     return commit_shard(
         store,
-        (prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s) for session in shard.sessions),
+        (
+            piece
+            for session in shard.sessions
+            for piece in prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
+        ),
         name=shard.name,
         cohort=shard.cohort,
         size_px=recipe.size_px,

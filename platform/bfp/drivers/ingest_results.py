@@ -163,8 +163,9 @@ def pictures_of(made: SliceStore, *, folder: Place) -> list[Picture]:
 
 
 def _sets(index: pa.Table) -> list[_Set]:
-    """The index cut where cohort, subject, session or the first channel's modality changes."""
+    """The index cut where cohort, subject, session, the first channel's modality or the volume changes."""
     columns = [index["cohort"], index["subject"], index["session"], pc.list_element(index["modalities"], 0)]
+    columns.append(pc.fill_null(index["volume"], -1))
     codes = np.stack([np.asarray(column.combine_chunks().dictionary_encode().indices) for column in columns])
     starts = [0, *(np.flatnonzero((np.diff(codes, axis=1) != 0).any(axis=0)) + 1).tolist()]
     firsts = index.take(starts).to_pylist()
@@ -183,8 +184,11 @@ def _slices(made: SliceStore, each: _Set, channels: list[int]) -> SessionSlices:
     neighbours = made.form == "neighbours"
     names = made.channels if neighbours else each.first["modalities"]
     pixels = np.stack([_pixels(made, each, height=height) for height in SHOWN_HEIGHTS])  # (n, 3, size, size)
+    shown = f" {each.first['modalities'][0]}" if neighbours else ""
+    if each.first["volume"] is not None:
+        shown += f" volume {each.first['volume']}"
     return SessionSlices(
-        _title(each) + (f" {each.first['modalities'][0]}" if neighbours else ""),
+        _title(each) + shown,
         pixels[:, channels],
         tuple(names[channel] for channel in channels),
         tuple(each.first["present"][channel] for channel in channels),
@@ -256,6 +260,12 @@ def _methods(spec: Ingest, summary: Summary) -> str:
             f"Grey values within {how.zscore_limit:g} standard deviations of the foreground's mean, both taken between "
             f"its {low:g}th and {high:g}th percentile, became 0 to 255. "
         )
+    several = {
+        "refuse": "",
+        "first": "Of 4-D scans the first volume was taken. ",
+        "mean": "Of 4-D scans the mean of the volumes was taken. ",
+        "each": "Each volume of a 4-D scan gave samples of its own, in the frame of the first, in its own window. ",
+    }[how.volumes]
     between = ""
     if how.slice_range_mm is not None:
         between = f" from {how.slice_range_mm[0]:g} to {how.slice_range_mm[1]:g} mm of the head's centre"
@@ -273,4 +283,5 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         + (f"Voxels outside {mask} were set to zero. " if mask else "")
         + grey
         + channels
+        + several
     ).strip()

@@ -18,6 +18,7 @@ from bfp.words import counted
 RAY_START_S = 15
 WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session
 DEEPBET_GB = 1.1  # that deepbet's networks and torch took beside it
+SERIES_GB = 0.4  # that the bytes of a 4-D scan took beside it, packed and unpacked: 130 million voxels of int16
 
 CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE, Reason.IGNORED)
 """Reasons that are the user's choice and no fault of a scan: `max_rejected` does not count them."""
@@ -37,7 +38,8 @@ class Cost(NamedTuple):
 def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
 
-    A scan gives 180 mm of slices. Decoding and resampling one took 0.25 s, registering it 0.5 s, deepbet 4 s a session.
+    A scan gives 180 mm of slices; how many volumes it has is not known before it is opened (`volumes_warnings`).
+    Decoding and resampling one took 0.25 s, registering it 0.5 s, deepbet 4 s a session.
     """
     with_scans = [session for session in sessions if session.scans]
     scans = sum(len(session.scans) for session in with_scans)
@@ -52,9 +54,19 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     return Cost(stacks, filled, 0.25 * scans + 0.5 * registered + 4.0 * masked)
 
 
+def volumes_warnings(preprocessing: Preprocessing) -> list[str]:
+    """What to say of an estimate that cannot know how many volumes scans have."""
+    if preprocessing.volumes != "each":
+        return []
+    return [
+        "volumes: each: every scan is counted as one volume here; 4-D ones take as many times the stacks and the time"
+    ]
+
+
 def worker_gb(preprocessing: Preprocessing) -> float:
     """The memory of one worker."""
-    return WORKER_GB + (DEEPBET_GB if preprocessing.brain == "deepbet" else 0.0)
+    deepbet = DEEPBET_GB if preprocessing.brain == "deepbet" else 0.0
+    return WORKER_GB + deepbet + (SERIES_GB if preprocessing.volumes == "each" else 0.0)
 
 
 def check_available(preprocessing: Preprocessing) -> None:

@@ -5,6 +5,7 @@ part files (whose names are their content), the rows and the modalities that are
 that was stopped, computes only what is new.
 
 `part` says which stacks of a session are pooled together: the modality in a store of neighbours, "" in the other form.
+The volumes of a 4-D scan are one part: how many there are differs from session to session.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bfp.features.describe import Describe
 from bfp.store.reader import SliceStore, StackFile, pixels_of
 
 STACKS_PER_CHUNK = 512
+_COLUMNS = ["cohort", "subject", "session", "modalities", "present", "height"]
 
 
 def schema(width: int) -> pa.Schema:
@@ -79,7 +81,8 @@ def describe_chunk(
     """The vectors of a chunk's stacks, in its order, columns as in `schema`."""
     tables = [store.read_row_group(group.file, group.row_group).take(list(group.rows)) for group in chunk.rows]
     pixels = np.concatenate([pixels_of(table) for table in tables])
-    stacks = pa.concat_tables([table.drop_columns("pixels") for table in tables])
+    # Files of several versions of bfp, of which some have further columns, may stand side by side.
+    stacks = pa.concat_tables([table.select(_COLUMNS) for table in tables])
     modalities = np.array(stacks["modalities"].to_pylist())  # (n, C)
     visible = np.array(stacks["present"].to_pylist()) & np.isin(modalities, list(shown))
     vectors = np.concatenate(

@@ -16,6 +16,8 @@ from bfp.models.pooling import Pooling
 def pool_sessions(features: pa.Table, sessions: Sequence[Key], pooling: Pooling) -> np.ndarray:
     """The pooled vectors of these sessions, float32 (len(sessions), F); a session without a stack is all NaN.
 
+    Where a 4-D scan has stacks for each of its volumes, these are pooled as if they were further slices: volumes count
+    alike, and the mean is over all of them, as in inference (`inference.ready`).
     features: rows of `extraction.schema`, in any order.
     """
     rows_of: dict[tuple[str, str, str], list[int]] = defaultdict(list)

@@ -4,7 +4,7 @@ NIfTI-1 and NIfTI-2, whole files (.nii) and pairs (.hdr and .img), plain or gzip
 their name), both byte orders, every real data type. The header is judged before a voxel is inflated. The orientation
 follows the standard (https://nifti.nimh.nih.gov/nifti-1): the sform where its code is positive, else the qform, else
 voxel sizes alone, and what is doubtful about it becomes a warning. Units other than millimetres are converted. Of a
-4-D file one volume is made by a stated choice, or none.
+4-D file one volume is made by a stated choice, or each, or none.
 
 Arrays are (i, j, k) in Fortran order, as the file stores them: i is fastest. Identifying header fields (descrip,
 aux_file, db_name, intent_name, extensions) are never looked at.
@@ -30,8 +30,9 @@ MAX_VOXELS = 1 << 27
 # Twice as many voxels of the widest type: no file needs to be read that is larger.
 MAX_FILE_BYTES = 16 * MAX_VOXELS
 
-Volumes = Literal["refuse", "first", "mean"]
-"""What becomes of a 4-D file."""
+OneVolume = Literal["refuse", "first", "mean"]
+Volumes = Literal["refuse", "first", "mean", "each"]
+"""What becomes of a 4-D file: it makes one volume or none (`decode`), or each of its own (`decode_each`)."""
 
 _HEADER_DTYPES = {348: nifti1_dtype, 540: nifti2_dtype}
 _REAL_TYPES = {
@@ -85,11 +86,31 @@ class Volume:
         return (value - self.intercept) / self.slope
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """The volumes of a file, one where it is 3-D: each is decoded when it is asked for, and none is kept.
+
+    promised: what the header says of all of them. voxels: (i, j, k, n), the numbers as the file stores them.
+    """
+
+    promised: _Promised
+    voxels: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.voxels.shape[3])
+
+    def volume(self, number: int) -> Volume:
+        """The volume of this number, from 0. Raises Unusable (EMPTY) where all of its voxels have one value."""
+        volume = _volume(self.promised, self.voxels[..., number])
+        _check_not_blank(volume)
+        return volume
+
+
 def decode(
     data: bytes | memoryview,
     *,
     voxels: bytes | memoryview | None = None,
-    volumes: Volumes = "refuse",
+    volumes: OneVolume = "refuse",
     may_be_blank: bool = False,
     max_voxels: int = MAX_VOXELS,
 ) -> Volume:
@@ -101,37 +122,19 @@ def decode(
     where one value everywhere is an answer.
     Raises Unusable: NOT_NIFTI, TRUNCATED, CORRUPT, TOO_LARGE, NOT_3D, DATATYPE, GEOMETRY, EMPTY.
     """
-    try:
-        promised = _promised(data, is_pair=voxels is not None, volumes=volumes, max_voxels=max_voxels)
-    except Unusable:
-        check_intact(data)  # what a damaged header says of itself is no reason: the damage is
-        raise
-    if voxels is not None:
-        content_of(data, len(promised.header))  # its checksum too
-    dtype, count = promised.dtype, promised.volumes * int(np.prod(promised.grid.shape))
-    content = content_of(data if voxels is None else voxels, promised.offset + count * dtype.itemsize)
-    series = np.frombuffer(content, dtype, count=count, offset=promised.offset)
-    series = series.reshape(*promised.grid.shape, promised.volumes, order="F")  # (i, j, k, volumes)
-
-    volume = Volume(
-        stored=series[..., 0].astype(dtype.newbyteorder("="), order="K", copy=False),
-        slope=promised.slope,
-        intercept=promised.intercept,
-        grid=promised.grid,
-        header=promised.header,
-        form_distance_mm=promised.form_distance_mm,
-        warnings=promised.warnings,
-    )
-    if promised.volumes > 1:
-        volume = replace(volume, stored=_mean(volume, series), slope=1.0, intercept=0.0)
-    elif dtype.kind == "f":
-        volume = replace(volume, stored=_finite(volume), slope=1.0, intercept=0.0)
-    volume.stored.setflags(write=False)
-    if not may_be_blank and _is_constant(volume):
-        value = float(volume.scaled(volume.stored[0, 0, 0]))
-        found = f"{value:g}" if value else f"zero, not finite or beyond {_LARGEST_VALUE:g}"
-        raise Unusable(Reason.EMPTY, f"all {volume.stored.size:,} voxels are {found}")
+    series = _series(data, voxels=voxels, volumes=volumes, max_voxels=max_voxels)
+    volume = _mean(series) if len(series) > 1 else _volume(series.promised, series.voxels[..., 0])
+    if not may_be_blank:
+        _check_not_blank(volume)
     return volume
+
+
+def decode_each(
+    data: bytes | memoryview, *, voxels: bytes | memoryview | None = None, max_voxels: int = MAX_VOXELS
+) -> Series:
+    """All volumes of a file, of at most `max_voxels` voxels together. data, voxels and what is raised: as in `decode`,
+    but that a volume is looked at when it is asked for."""
+    return _series(data, voxels=voxels, volumes="each", max_voxels=max_voxels)
 
 
 def encode(voxels: np.ndarray, *, grid: Grid, compress: bool = True) -> bytes:
@@ -166,6 +169,23 @@ class _Promised(NamedTuple):
     grid: Grid
     form_distance_mm: float | None
     warnings: tuple[str, ...]
+
+
+def _series(
+    data: bytes | memoryview, *, voxels: bytes | memoryview | None, volumes: Volumes, max_voxels: int
+) -> Series:
+    """The volumes that are to be read. Raises Unusable."""
+    try:
+        promised = _promised(data, is_pair=voxels is not None, volumes=volumes, max_voxels=max_voxels)
+    except Unusable:
+        check_intact(data)  # what a damaged header says of itself is no reason: the damage is
+        raise
+    if voxels is not None:
+        content_of(data, len(promised.header))  # its checksum too
+    dtype, count = promised.dtype, promised.volumes * int(np.prod(promised.grid.shape))
+    content = content_of(data if voxels is None else voxels, promised.offset + count * dtype.itemsize)
+    stored = np.frombuffer(content, dtype, count=count, offset=promised.offset)
+    return Series(promised, stored.reshape(*promised.grid.shape, promised.volumes, order="F"))
 
 
 def _promised(data: bytes | memoryview, *, is_pair: bool, volumes: Volumes, max_voxels: int) -> _Promised:
@@ -214,13 +234,18 @@ def _shape(header: np.void, *, volumes: Volumes, max_voxels: int) -> tuple[int, 
         raise Unusable(Reason.NOT_3D, f"shape {tuple(extents)}")
     i, j, k, count = (*extents, 1)[:4]
     if count > 1 and volumes == "refuse":
-        choices = "`volumes: first` or `volumes: mean` makes one of those of a scan"
+        choices = (
+            "`volumes: first` or `volumes: mean` makes one of those of a scan, `each` takes them all (form neighbours)"
+        )
         raise Unusable(Reason.NOT_3D, f"shape {tuple(extents)}: {count} volumes; {choices}")
     if volumes == "first":
         count = 1
     if i * j * k * count > max_voxels:
         factors = " × ".join(map(str, (i, j, k, count)[: 3 + (count > 1)]))
-        raise Unusable(Reason.TOO_LARGE, f"{factors} = {i * j * k * count:,} voxels; the limit is {max_voxels:,}")
+        remedy = "; `volumes: first` reads one of them" if count > 1 else ""
+        raise Unusable(
+            Reason.TOO_LARGE, f"{factors} = {i * j * k * count:,} voxels; the limit is {max_voxels:,}{remedy}"
+        )
     return i, j, k, count
 
 
@@ -323,6 +348,35 @@ def _is_usable(affine: np.ndarray) -> bool:
     return abs(np.linalg.det(affine[:3, :3] / spacing_mm)) > 0.2
 
 
+def _as_stored(promised: _Promised, stored: np.ndarray) -> Volume:
+    return Volume(
+        stored=stored.astype(promised.dtype.newbyteorder("="), order="K", copy=False),
+        slope=promised.slope,
+        intercept=promised.intercept,
+        grid=promised.grid,
+        header=promised.header,
+        form_distance_mm=promised.form_distance_mm,
+        warnings=promised.warnings,
+    )
+
+
+def _volume(promised: _Promised, stored: np.ndarray) -> Volume:
+    """The volume of stored numbers (i, j, k), as the file holds them."""
+    volume = _as_stored(promised, stored)
+    if promised.dtype.kind == "f":
+        volume = replace(volume, stored=_finite(volume), slope=1.0, intercept=0.0)
+    volume.stored.setflags(write=False)
+    return volume
+
+
+def _check_not_blank(volume: Volume) -> None:
+    """Raise Unusable (EMPTY) where all voxels have one value."""
+    if _is_constant(volume):
+        value = float(volume.scaled(volume.stored[0, 0, 0]))
+        found = f"{value:g}" if value else f"zero, not finite or beyond {_LARGEST_VALUE:g}"
+        raise Unusable(Reason.EMPTY, f"all {volume.stored.size:,} voxels are {found}")
+
+
 def _is_constant(volume: Volume) -> bool:
     """Whether the voxels hold one value, as far as float32 can tell; a few voxels tell in most cases."""
 
@@ -338,15 +392,18 @@ def _finite(volume: Volume) -> np.ndarray:
     return values if usable.all() else np.where(usable, values, np.float32(0))
 
 
-def _mean(volume: Volume, series: np.ndarray) -> np.ndarray:
-    """float32 (i, j, k), scanner units: at each voxel the mean of what is finite in a series (i, j, k, volumes)."""
+def _mean(series: Series) -> Volume:
+    """float32, in scanner units: at each voxel the mean of what is finite in the volumes."""
+    volume = _as_stored(series.promised, series.voxels[..., 0])
     total = np.zeros(volume.stored.shape, np.float32, order="F")
     seen = np.zeros(volume.stored.shape, np.float32, order="F")
-    for stored in np.moveaxis(series, 3, 0):
+    for stored in np.moveaxis(series.voxels, 3, 0):
         values, usable = _values(volume, stored)
         np.add(total, values, out=total, where=usable)
         seen += usable
-    return total / np.maximum(seen, 1)
+    mean = total / np.maximum(seen, 1)
+    mean.setflags(write=False)
+    return replace(volume, stored=mean, slope=1.0, intercept=0.0)
 
 
 def _values(volume: Volume, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,15 +2,16 @@
 
 Form `modalities`: one set of stacks, on the grid of the reference (the first listed modality that can be used); the
 other scans are resampled onto it once, with the registration composed in; a modality that is not there is zeros and
-said to be absent. Form `neighbours`: one set of stacks for each scan, on its own grid.
+said to be absent. Form `neighbours`: one set of stacks for each scan, on its own grid; of a 4-D scan whose volumes are
+wanted each, one for each volume, on the one grid of all.
 
 A scan that cannot be used costs the session only that scan, and is returned with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from bfp.errors import Reason, Unusable
 from bfp.imaging.brain import Brain, find_brain
 from bfp.imaging.foreground import Foreground, find_foreground, masked_foreground
 from bfp.imaging.grid import Grid
-from bfp.imaging.nifti import Volume
+from bfp.imaging.nifti import Series, Volume
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM, Alignment, Overview, align, overview
 from bfp.imaging.resample import Interpolation, planes
 from bfp.imaging.stacks import CHANNELS, BrainMask, Frame, Recipe, Registration, frame_stacks, mirrored, to_pixels
@@ -30,6 +31,9 @@ _MOST_FOREGROUND = 0.9
 # Of 15 pairs of scans of one person the least similar came to 1.148 after registration; of 10 pairs of two people, or
 # with a CT, a statistical map or a scan turned upside down, the most similar came to 1.105.
 _LEAST_SIMILARITY = 1.12
+# Of the stacks of all volumes of a scan, as pixels, which inference holds at once. At about its own voxel size a scan
+# of as many voxels as can be read stays below half of it; finer pixels would show nothing more.
+MAX_SERIES_BYTES = 1 << 30
 # A scan that need not be resampled (`register: none`) lies on its reference's grid up to so much.
 _SAME_GRID_MM = 1e-3
 
@@ -45,6 +49,7 @@ class Segmentation(NamedTuple):
 class ScanFacts:
     """What was found in a scan and done to it; with it, `native` takes maps on the stacks back to the scan.
 
+    volume: which one of a 4-D scan this is, from 0; None where the scan made one volume.
     form_distance_mm: between qform and sform, None unless the file has both. foreground_share: of the volume.
     reference_ras_from_scan_ras: the motion that was applied; the identity for the reference and unless registered.
     shift_mm: how far rigid registration moves the head, applied or not; None for the reference or if not estimated.
@@ -54,6 +59,7 @@ class ScanFacts:
     """
 
     modality: str
+    volume: int | None
     native: Grid
     working: Grid
     form_distance_mm: float | None
@@ -90,6 +96,11 @@ class Prepared:
     working: Grid
     facts: list[ScanFacts]
 
+    @property
+    def volume(self) -> int | None:
+        """Which one of a 4-D scan the stacks show, as in its facts; of several modalities none is one of many."""
+        return self.facts[0].volume
+
 
 class PreparedSession(NamedTuple):
     """prepared: at most one with form modalities, one for each scan with form neighbours.
@@ -114,14 +125,13 @@ def prepare_session(
     looked at with recipe.brain "given" alone. Whatever mask there is decides what is foreground, and what is outside
     becomes black.
     """
-    wanted: tuple[str, ...] = recipe.channels if recipe.form == "modalities" else recipe.modalities
     segmentations = segmentations or {}
     scans: list[_Scan] = []
     rejected: dict[str, Unusable] = {}
-    for modality in sorted(volumes, key=lambda name: wanted.index(name) if name in wanted else len(wanted)):
+    for modality in sorted(volumes, key=recipe.rank):
         try:
-            if modality not in wanted:
-                raise Unusable(Reason.UNWANTED, f"{modality}; the stacks are made of {', '.join(wanted)}")
+            if modality not in recipe.wanted:
+                raise Unusable(Reason.UNWANTED, f"{modality}; the stacks are made of {', '.join(recipe.wanted)}")
             scans.append(_Scan(modality, volumes[modality], find_foreground(volumes[modality])))
         except Unusable as unusable:
             rejected[modality] = unusable
@@ -133,16 +143,82 @@ def prepare_session(
         prepared += of_group.prepared
         rejected |= of_group.rejected
     used = {facts.modality for stacks in prepared for facts in stacks.facts}
-    for name, segmentation in segmentations.items():
-        if segmentation.drawn_on not in used:
-            rejected[name] = Unusable(Reason.MISSING, f"drawn on {segmentation.drawn_on}, which gave no stacks")
-    return PreparedSession(prepared, rejected)
+    return PreparedSession(prepared, rejected | _without_stacks(segmentations, used))
+
+
+def prepare_series(
+    modality: str,
+    series: Series,
+    *,
+    recipe: Recipe,
+    segmentations: Mapping[str, Segmentation] | None = None,
+    brain_mask: Volume | None = None,
+) -> Iterator[PreparedSession]:
+    """The stacks of a 4-D scan in form `neighbours`, of one volume after the other: only one is held at a time.
+
+    The first volume that can be used leads, volume 0 as a rule: grid, crop, slices and brain mask are found in it and
+    are those of all, so that a pixel is the same place in each and volumes can be compared. Motion between them is not
+    corrected. The label slices stand with its stacks and are those of all. The window is each volume's own, by its own
+    head, as it is each scan's: diffusion weighting leaves of b = 0 a fraction, which its window would show as black.
+
+    Of each volume in turn: its stacks, or why it gave none. brain_mask: as of a session.
+    Raises Unusable (TOO_LARGE) where all stacks would come to more than MAX_SERIES_BYTES.
+    """
+    segmentations = segmentations or {}
+    frame: Frame | None = None
+    brain: Brain | None = None
+    for number in range(len(series)):
+        leads = frame is None
+        try:
+            volume = series.volume(number)
+            if not leads:
+                volume = replace(volume, warnings=())  # the header's are told once
+            scan = _Scan(modality, volume, find_foreground(volume), number)
+            if frame is None:
+                placed, frame, brain = _lead(scan, recipe=recipe, given=brain_mask)
+            else:
+                placed = _place(scan, _BY_HEADER, recipe=recipe, brain=brain)
+        except Unusable as unusable:
+            yield PreparedSession([], {modality: unusable})
+            continue
+        labels, lost = dict[str, np.ndarray](), dict[str, Unusable]()
+        if leads:
+            _check_size(frame, volumes=len(series))
+            labels, lost = _labels(segmentations, {modality: placed}, frame)
+            lost |= _without_stacks(segmentations, {modality})
+        yield PreparedSession([_stacked({modality: placed}, frame, labels, recipe=recipe, brain=brain)], lost)
+        brain = brain._replace(warnings=()) if brain else None  # likewise
+
+
+def _check_size(frame: Frame, *, volumes: int) -> None:
+    """Raise Unusable (TOO_LARGE) where the stacks of so many volumes are more than may be held."""
+    size_px, slices = frame.working.shape[0], frame.slices.size
+    size_bytes = volumes * slices * CHANNELS * size_px**2
+    if size_bytes > MAX_SERIES_BYTES:
+        raise Unusable(
+            Reason.TOO_LARGE,
+            f"{volumes:,} volumes of {slices} stacks of {size_px} pixels come to {size_bytes / 1e9:.1f} GB; the limit "
+            f"is {MAX_SERIES_BYTES / 1e9:.1f} GB; spacing_mm and slice_spacing_mm nearer to the scan's own (and a size "
+            "to match) make less of them, `volumes: first` or `mean` those of one volume",
+        )
+
+
+def _without_stacks(segmentations: Mapping[str, Segmentation], used: Collection[str]) -> dict[str, Unusable]:
+    """Why segmentations cannot be used that were drawn on none of the modalities that gave stacks."""
+    return {
+        name: Unusable(Reason.MISSING, f"drawn on {segmentation.drawn_on}, which gave no stacks")
+        for name, segmentation in segmentations.items()
+        if segmentation.drawn_on not in used
+    }
 
 
 class _Scan(NamedTuple):
+    """number: of the volume, where the scan has several."""
+
     modality: str
     volume: Volume
     head: Foreground
+    number: int | None = None
 
 
 class _Motion(NamedTuple):
@@ -162,7 +238,23 @@ class _Placed(NamedTuple):
     window: Window
 
 
+class _Leader(NamedTuple):
+    """The scan that gives its grid to all that share it, and the brain that was found in it."""
+
+    placed: _Placed
+    frame: Frame
+    brain: Brain | None
+
+
 _BY_HEADER = _Motion(np.eye(4), None, ())
+
+
+def _lead(scan: _Scan, *, recipe: Recipe, given: Volume | None) -> _Leader:
+    """given: the brain mask that the cohort brings. Raises Unusable where the scan can be no reference."""
+    for_deepbet = scan.modality == recipe.wanted[0]
+    brain = find_brain(scan.volume, how=recipe.brain, given=given, for_deepbet=for_deepbet)
+    placed = _place(scan, _BY_HEADER, recipe=recipe, brain=brain)
+    return _Leader(placed, frame_stacks(scan.volume.grid, placed.tissue, recipe=recipe), brain)
 
 
 def _prepare_group(
@@ -172,22 +264,19 @@ def _prepare_group(
 
     given: the brain mask that the cohort brings. The brain that is found in the reference is that of all.
     """
-    first = recipe.channels[0] if recipe.form == "modalities" else recipe.modalities[0]
     rejected: dict[str, Unusable] = {}
-    placed: dict[str, _Placed] = {}
     followers = list(scans)
-    frame = None
-    while followers and frame is None:
+    leader = None
+    while followers and leader is None:
         reference = followers.pop(0)
         try:
-            brain = find_brain(reference.volume, how=recipe.brain, given=given, for_deepbet=reference.modality == first)
-            leader = _place(reference, _BY_HEADER, recipe=recipe, brain=brain)
-            frame = frame_stacks(reference.volume.grid, leader.tissue, recipe=recipe)
-            placed[reference.modality] = leader
+            leader = _lead(reference, recipe=recipe, given=given)
         except Unusable as unusable:
             rejected[reference.modality] = unusable
-    if frame is None:
+    if leader is None:
         return PreparedSession([], rejected)
+    frame, brain = leader.frame, leader.brain
+    placed = {reference.modality: leader.placed}
 
     view = overview(reference.volume, reference.head) if followers and recipe.register != "none" else None
     for scan in followers:
@@ -197,15 +286,28 @@ def _prepare_group(
         except Unusable as unusable:
             rejected[scan.modality] = unusable
 
-    labels: dict[str, np.ndarray] = {}
+    labels, lost = _labels(segmentations, placed, frame)
+    return PreparedSession([_stacked(placed, frame, labels, recipe=recipe, brain=brain)], rejected | lost)
+
+
+class _Labels(NamedTuple):
+    """Label slices by the segmentation's name, and why others gave none."""
+
+    planes: dict[str, np.ndarray]
+    lost: dict[str, Unusable]
+
+
+def _labels(segmentations: Mapping[str, Segmentation], placed: Mapping[str, _Placed], frame: Frame) -> _Labels:
+    """Of the segmentations that were drawn on one of these scans."""
+    labels = _Labels({}, {})
     for name, segmentation in segmentations.items():
         try:
             if segmentation.drawn_on in placed:
-                drawn_on = placed[segmentation.drawn_on]
-                labels[name] = _label_planes(segmentation.volume, frame=frame, motion=drawn_on.motion)
+                motion = placed[segmentation.drawn_on].motion
+                labels.planes[name] = _label_planes(segmentation.volume, frame=frame, motion=motion)
         except Unusable as unusable:
-            rejected[name] = unusable
-    return PreparedSession([_stacked(placed, frame, labels, recipe=recipe, brain=brain)], rejected)
+            labels.lost[name] = unusable
+    return labels
 
 
 def _follow(scan: _Scan, reference: _Scan, view: Overview | None, *, register: Registration) -> _Motion:
@@ -372,6 +474,7 @@ def _facts(
     volume, motion, alignment = placed.scan.volume, placed.motion, placed.motion.alignment
     return ScanFacts(
         modality=placed.scan.modality,
+        volume=placed.scan.number,
         native=volume.grid,
         working=frame.working,
         form_distance_mm=volume.form_distance_mm,

@@ -60,7 +60,7 @@ class Recipe:
     a slice's square that must be head.
     intensity "percentiles": window_percentiles of the foreground become black and white. "zscore": zscore_limit
     standard deviations below and above its mean do, which are taken between the percentiles (`window`).
-    volumes: what becomes of 4-D files. interpolation: of grey values.
+    volumes: what becomes of 4-D files; "each" with form "neighbours" alone. interpolation: of grey values.
     """
 
     form: Form
@@ -80,6 +80,15 @@ class Recipe:
     slice_range_mm: tuple[float, float] | None
     volumes: Volumes
     interpolation: Interpolation
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The modalities that stacks are made of."""
+        return self.channels if self.form == "modalities" else self.modalities
+
+    def rank(self, modality: str) -> int:
+        """The place of a modality among those that are wanted, for sorting; the others come last."""
+        return self.wanted.index(modality) if modality in self.wanted else len(self.wanted)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

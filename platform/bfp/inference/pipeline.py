@@ -87,9 +87,9 @@ def prepare_row(row: dict[str, Any], *, recipe: Recipe, shown: Sequence[str], sc
     """A session to one that is ready, or to a failure."""
     inputs, session = pickle.loads(row["session"])
     try:
-        stacks = prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
+        pieces = prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
         by_modality = recipe.form == "neighbours"
-        found = ready(stacks, shown=shown, by_modality=by_modality, size_px=recipe.size_px, inputs=inputs)
+        found = ready(session, pieces, shown=shown, by_modality=by_modality, size_px=recipe.size_px, inputs=inputs)
     except Exception as error:  # Ray Data drops the row of a task that raises, and with it the cause
         return {"ready": pickle.dumps(_failure(error))}
     return {"ready": pickle.dumps(found)}

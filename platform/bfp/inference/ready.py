@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,11 +20,12 @@ from bfp.imaging import IMAGING_VERSION
 from bfp.storage import Place
 
 if TYPE_CHECKING:
-    from bfp.cohorts.prepare import SessionStacks
+    from bfp.cohorts.prepare import ScanRecord, SessionStacks
 
 
 class UsedScan(NamedTuple):
-    """A scan that is in the stacks. shift_mm: how far its header is off, None where that was not looked for."""
+    """A scan that is in the stacks, with all of its volumes. shift_mm: how far its header is off, None where that was
+    not looked for. foreground: the smallest share of a volume."""
 
     modality: str
     uri: str
@@ -70,8 +72,19 @@ def inputs_of(session: Session, *, model: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def ready(stacks: SessionStacks, *, shown: Sequence[str], by_modality: bool, size_px: int, inputs: str) -> Ready:
-    """The stacks that show the model anything.
+def ready(
+    session: Session,
+    pieces: Iterable[SessionStacks],
+    *,
+    shown: Sequence[str],
+    by_modality: bool,
+    size_px: int,
+    inputs: str,
+) -> Ready:
+    """The stacks that show the model anything. pieces: of the session, as it was prepared.
+
+    Of a 4-D scan whose volumes have stacks each, all of them stand side by side: a part is pooled over the volumes as
+    it is over slices, here as in training (`features.sessions`), and each counts alike.
 
     shown: the modalities that it may see. by_modality: whether the stacks of each are pooled for themselves (form
     `neighbours`).
@@ -79,45 +92,55 @@ def ready(stacks: SessionStacks, *, shown: Sequence[str], by_modality: bool, siz
     pixels = [np.zeros((0, 3, size_px, size_px), dtype=np.uint8)]
     visible, heights = [np.zeros((0, 3), dtype=bool)], [np.zeros(0, dtype=np.float32)]
     parts: list[str] = []
-    for each in stacks.prepared:
-        seen = np.array([there and name in shown for name, there in zip(each.modalities, each.present, strict=True)])
-        if not seen.any():
-            continue
-        count = len(each.pixels)
-        pixels.append(each.pixels)
-        visible.append(np.tile(seen, (count, 1)))
-        heights.append(each.height)
-        parts += [each.modalities[0] if by_modality else ""] * count
-    used = [
-        UsedScan(
-            modality=record.scan.modality,
-            uri=record.scan.file.place.uri,
-            shift_mm=record.facts.shift_mm,
-            foreground=record.facts.foreground_share,
-            warnings=record.warnings,
-        )
-        for record in stacks.scans
-        if record.scan.modality in shown
-    ]
+    records: dict[str, list[ScanRecord]] = defaultdict(list)  # by modality: one each, or one for each volume
+    left_out: list[LeftOut] = []
+    passing = False
+    for piece in pieces:
+        left_out += piece.left_out
+        passing |= piece.passing
+        for record in piece.scans:
+            records[record.scan.modality].append(record)
+        for each in piece.prepared:
+            channels = zip(each.modalities, each.present, strict=True)
+            seen = np.array([there and name in shown for name, there in channels])
+            if not seen.any():
+                continue
+            count = len(each.pixels)
+            pixels.append(each.pixels)
+            visible.append(np.tile(seen, (count, 1)))
+            heights.append(each.height)
+            parts += [each.modalities[0] if by_modality else ""] * count
     unseen = [
         LeftOut(
-            stacks.session.key,
-            record.scan.modality,
-            record.scan.file.place.uri,
+            session.key,
+            modality,
+            own[0].scan.file.place.uri,
             Reason.UNWANTED,
             f"the model is shown {', '.join(shown)}",
         )
-        for record in stacks.scans
-        if record.scan.modality not in shown
+        for modality, own in records.items()
+        if modality not in shown
     ]
     return Ready(
-        key=stacks.session.key,
+        key=session.key,
         inputs=inputs,
         pixels=np.concatenate(pixels),
         visible=np.concatenate(visible),
         heights=np.concatenate(heights),
         parts=parts,
-        scans=used,
-        left_out=[*stacks.left_out, *unseen],
-        passing=stacks.passing,
+        scans=[_used(own) for modality, own in records.items() if modality in shown],
+        left_out=[*left_out, *unseen],
+        passing=passing,
+    )
+
+
+def _used(records: Sequence[ScanRecord]) -> UsedScan:
+    """A scan from the records of its volumes."""
+    first = records[0]
+    return UsedScan(
+        modality=first.scan.modality,
+        uri=first.scan.file.place.uri,
+        shift_mm=first.facts.shift_mm,
+        foreground=min(record.facts.foreground_share for record in records),
+        warnings=tuple(warning for record in records for warning in record.warnings),
     )

@@ -76,10 +76,11 @@ class Preprocessing(Strict):
         description="What the three channels of a stack are: three modalities, or three neighbouring slices of one.",
         examples=[{"form": "neighbours", "gap_mm": 1.0}],
     )
-    volumes: Literal["refuse", "first", "mean"] = Field(
+    volumes: Literal["refuse", "first", "mean", "each"] = Field(
         "refuse",
         description="What becomes of a 4-D file. refuse: it is rejected; first: its first volume is taken; mean: the "
-        "mean of its volumes, as they lie.",
+        "mean of its volumes, as they lie; each: every volume gives stacks of its own (form neighbours), in the crop "
+        "and brain mask of the first but a window of its own; a scan whose stacks exceed 1 GiB is rejected.",
     )
     spacing_mm: Positive = Field(1.0, le=20, description="Pixel size of a stack, mm.")
     slice_spacing_mm: Positive | None = Field(
@@ -143,6 +144,15 @@ class Preprocessing(Strict):
         clashes = []
         if self.intensity == "percentiles" and self.zscore_limit != type(self).model_fields["zscore_limit"].default:
             clashes.append(Clash("zscore_limit", "goes with `intensity: zscore` only", ("intensity",)))
+        if self.volumes == "each" and isinstance(self.stacks, ModalityStacks):
+            clashes.append(
+                Clash(
+                    "volumes",
+                    "each goes with `stacks: {form: neighbours}` only: which volumes of three modalities would make "
+                    "one stack is not known; first and mean make one volume of each scan",
+                    ("stacks",),
+                )
+            )
         if self.brain == "deepbet" and (expected := self._unfit_for_deepbet()):
             by_preset = PREPROCESSING_PRESETS.get(self.preset or "", {})
             field, other = (

@@ -2,7 +2,8 @@
 
 Of each live part: it is there, has the size and the SHA-256 of its commit, opens as Parquet, has the row groups that
 the commit says and the columns that the contract says. Of each commit: its file says what the snapshot says. Of a
-shard's tables: each scan has as many stacks as its row says, no slice stands there twice, labels lie on stacks. Of a
+shard's tables: each scan, or volume of one, has as many stacks as its row says, no slice of it stands there twice,
+labels lie on stacks. Of a
 cohort: each session stands in one shard and has a row in `sessions`, and every scan that was found is in the store or
 rejected. Of the store: every JSON file can be read, and the totals are the sums.
 
@@ -35,12 +36,14 @@ RESTORE = "put back a good copy"
 REPORT = "bfp never writes this: please report it"
 
 SCAN = ("subject", "session", "modality")
-SLICE = ("subject", "session", "slice", "modality")
+SLICE = ("subject", "session", "modality", "slice")
 
 _REMOTE_READS = 16  # at once, which on object storage mostly wait
 
 Name = tuple[str, str]  # subject, session
 Scan = tuple[str, str, str]  # subject, session, modality
+Volume = tuple[str, str, str, int | None]  # and which volume of a 4-D scan
+Slice = tuple[str, str, str, int]  # and which slice
 Told = dict[Name, tuple[str, ...]]  # the modalities of each session
 Progress = Callable[[int, int], None]
 
@@ -200,41 +203,42 @@ def _columns(at: Place, part: Part, schema: pa.Schema) -> Iterator[Fault]:
 def _tables(own: SliceStore, record: Commit, told: Told | None) -> _Look:
     """Whether the tables of one shard agree with one another, and with what the cohort says of its sessions."""
     shown, slices = _shown(own.stack_index())
-    scans: Counter[Scan] = Counter()
-    for *key, stacks in _rows(own.scans(), *SCAN, "stacks"):
-        scans[tuple(key)] += stacks
+    told_of: Counter[Volume] = Counter()
+    for *key, stacks in _rows(own.scans(), *SCAN, "volume", "stacks"):
+        told_of[tuple(key)] += stacks
+    scans = {key[:3] for key in told_of}
     rejected = {key for key in _rows(own.rejected(), *SCAN) if key[0]}
     masks = own.mask_index()
-    stray = [key for key in _rows(masks, *SLICE) if key not in slices]
+    there = {(*volume[:3], number) for volume, number in slices}  # labels are those of all volumes
+    stray = [key for key in _rows(masks, *SLICE) if key not in there]
     wrong = [
-        f"{counted(shown[key], 'stack')} of {_words(key)}; its row in `scans` says {scans[key]}"
-        for key in sorted(shown.keys() | scans.keys())
-        if shown[key] != scans[key]
+        f"{counted(shown[key], 'stack')} of {_volume(key)}; its row in `scans` says {told_of[key]}"
+        for key in sorted(shown.keys() | told_of.keys(), key=_place)
+        if shown[key] != told_of[key]
     ]
     if twice := [key for key, count in slices.items() if count > 1]:
-        wrong.append(
-            f"slice {twice[0][2]} of {_words((*twice[0][:2], twice[0][3]))} stands there {slices[twice[0]]} times"
-        )
+        wrong.append(f"slice {twice[0][1]} of {_volume(twice[0][0])} stands there {slices[twice[0]]} times")
     if stray:
-        wrong.append(f"labels of {_words((*stray[0][:2], stray[0][3]))} at slice {stray[0][2]}, where no stack is")
+        wrong.append(f"labels of {_words(stray[0][:3])} at slice {stray[0][3]}, where no stack is")
     cohorts = {name for table in (own.scans(), own.rejected()) for name in table["cohort"].unique().to_pylist()}
     if others := sorted(cohorts - {record.cohort}):
         wrong.append(f"a shard of cohort {record.cohort} with rows of {', '.join(others)}")
     if told is not None:
-        wrong += _untold(told, scans.keys(), rejected)
+        wrong += _untold(told, scans, rejected)
     file = f"commits/{record.name}.json"
-    sessions = {(subject, session) for subject, session, _ in scans.keys() | rejected}
+    sessions = {(subject, session) for subject, session, _ in scans | rejected}
     return _Look([Fault(file, each, REPORT) for each in wrong], sessions)
 
 
-def _shown(index: pa.Table) -> tuple[Counter[Scan], Counter[tuple[str, str, int, str]]]:
-    """How many stacks show each scan, and how often each of its slices stands there."""
-    shown: Counter[Scan] = Counter()
-    slices: Counter[tuple[str, str, int, str]] = Counter()
-    for subject, session, number, modalities, present in _rows(index, *SLICE[:3], "modalities", "present"):
+def _shown(index: pa.Table) -> tuple[Counter[Volume], Counter[tuple[Volume, int]]]:
+    """How many stacks show each volume, and how often each of its slices stands there."""
+    shown: Counter[Volume] = Counter()
+    slices: Counter[tuple[Volume, int]] = Counter()
+    columns = ("subject", "session", "volume", "slice", "modalities", "present")
+    for subject, session, volume, number, modalities, present in _rows(index, *columns):
         seen = {name for name, there in zip(modalities, present, strict=True) if there}
-        shown.update((subject, session, name) for name in seen)
-        slices.update((subject, session, number, name) for name in seen)
+        shown.update((subject, session, name, volume) for name in seen)
+        slices.update(((subject, session, name, volume), number) for name in seen)
     return shown, slices
 
 
@@ -281,6 +285,15 @@ def _rows(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:
 
 def _words(key: tuple[str, ...]) -> str:
     return " ".join(filter(None, key))
+
+
+def _volume(key: Volume) -> str:
+    return _words(key[:3]) + ("" if key[3] is None else f" volume {key[3]}")
+
+
+def _place(key: Volume) -> tuple[str, str, str, int]:
+    """For sorting: a scan that is one volume has no number."""
+    return (*key[:3], -1 if key[3] is None else key[3])
 
 
 def _said(error: BfpError, at: Place) -> str:

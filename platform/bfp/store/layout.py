@@ -83,6 +83,8 @@ class Commit(Stored):
 
 
 class Totals(Stored):
+    """The rows of each table. A 4-D scan with stacks for each of its volumes has so many rows in `scans`."""
+
     stacks: int
     scans: int
     sessions: int

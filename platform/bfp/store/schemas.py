@@ -17,12 +17,17 @@ _MATRIX = pa.list_(pa.float64(), 16)
 
 
 def stacks(size_px: int) -> pa.Schema:
-    """One row per stack; `slice` is its index in the working grid, `height` 0 at the first one kept, 1 at the last."""
+    """One row per stack; `slice` is its index in the working grid, `height` 0 at the first one kept, 1 at the last.
+
+    `volume` counts those of a 4-D scan that have stacks each, from 0. It is null, and not 0, where a scan is one
+    volume: files from before there was the column read so too, and 0 tells that the scan has others.
+    """
     return pa.schema(
         [
             *IDENTITY,
             pa.field("modalities", pa.list_(pa.string(), CHANNELS)),
             pa.field("present", pa.list_(pa.bool_(), CHANNELS)),
+            pa.field("volume", pa.int32()),
             pa.field("slice", pa.int32()),
             pa.field("position_mm", pa.float32()),
             pa.field("height", pa.float32()),
@@ -33,7 +38,10 @@ def stacks(size_px: int) -> pa.Schema:
 
 
 def masks(size_px: int) -> pa.Schema:
-    """One row per stack and segmentation; `modality` is the scan whose working grid it lies on."""
+    """One row per stack and segmentation; `modality` is the scan whose working grid it lies on.
+
+    The volumes of a 4-D scan share its grid, and its one set of labels.
+    """
     return pa.schema(
         [
             *IDENTITY,
@@ -49,6 +57,7 @@ SCANS = pa.schema(
     [
         *IDENTITY,
         pa.field("modality", pa.string()),
+        pa.field("volume", pa.int32()),
         pa.field("uri", pa.string()),
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
@@ -74,7 +83,8 @@ SCANS = pa.schema(
         pa.field("warnings", pa.list_(pa.string())),
     ]
 )
-"""One row per scan that is in the store. shift_mm: how far registration moved it, or by header alone would have."""
+"""One row per scan that is in the store, or per volume of it where `volume` is not null: each has a window and figures
+of its own. shift_mm: how far registration moved it, or by header alone would have."""
 
 SESSIONS = pa.schema(
     [

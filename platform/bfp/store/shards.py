@@ -1,7 +1,9 @@
 """One shard into the store: prepared sessions become rows, rows become parts, and the commit is written last.
 
-Sessions come one by one and only their compressed rows are kept, so that a shard needs the memory of one session and of
-its own files. A process that dies before the commit leaves parts that nobody refers to; the next one writes the same.
+Sessions come one by one, and 4-D scans volume by volume; only their compressed rows are kept, of each table until they
+make a part of LONGEST_PART_BYTES, which is then written. So a shard needs the memory of one session, or of one volume,
+and of a part of each table, however much it holds. A process that dies before the commit leaves parts that nobody
+refers to; the next one writes the same.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from bfp.cohorts.sessions import Key, Session
 from bfp.imaging.session import Prepared
 from bfp.storage import Place
 from bfp.store import schemas
-from bfp.store.layout import Commit, commit
+from bfp.store.layout import Commit, Part, Table, commit
 from bfp.store.writer import PartWriter, mask_table, stack_table
+
+LONGEST_PART_BYTES = 1 << 28  # twice as much as the stacks of 16 heads take, at 1 mm and three modalities to a stack
 
 
 def commit_shard(
@@ -26,15 +30,12 @@ def commit_shard(
 ) -> Commit:
     """Write the sessions as the shard of this name, and commit it; `version` is that of `imaging`.
 
+    The pieces of a session follow one another.
     With a session that lacks what may be there the next time, the commit has a name of its own: that of the shard is
     not taken, and the shard is made again.
     """
-    writers = {
-        "stacks": PartWriter("stacks", schemas.stacks(size_px)),
-        "masks": PartWriter("masks", schemas.masks(size_px)),
-        "scans": PartWriter("scans", schemas.SCANS),
-        "rejected": PartWriter("rejected", schemas.REJECTED),
-    }
+    tables: tuple[Table, ...] = ("stacks", "masks", "scans", "rejected")
+    writers = {table: _Parts(store, table, schemas.of_table(table, size_px)) for table in tables}
     passing = False
     for each in sessions:
         passing |= each.passing
@@ -46,12 +47,33 @@ def commit_shard(
         writers["scans"].add(pa.Table.from_pylist([_scan_row(key, record) for record in each.scans], schemas.SCANS))
         left_out = [schemas.rejected_row(row) for row in each.left_out]
         writers["rejected"].add(pa.Table.from_pylist(left_out, schemas.REJECTED))
-    parts = [part for writer in writers.values() if (part := writer.write(store))]
+    parts = [part for writer in writers.values() for part in writer.end()]
     record = Commit(name=name, kind="shard", cohort=cohort, parts=parts, imaging=version)
     if passing:
         content = hashlib.sha256(record.encoded()).hexdigest()
         record = record.model_copy(update={"name": f"{name}-{content[:8]}"})
     return commit(store, record)
+
+
+class _Parts:
+    """The parts of one table of a shard, in the order of its rows."""
+
+    def __init__(self, store: Place, table: Table, schema: pa.Schema) -> None:
+        self._store, self._table, self._schema = store, table, schema
+        self._written: list[Part] = []
+        self._writer = PartWriter(table, schema)
+
+    def add(self, rows: pa.Table) -> None:
+        self._writer.add(rows)
+        if self._writer.size_bytes >= LONGEST_PART_BYTES:
+            self.end()
+            self._writer = PartWriter(self._table, self._schema)
+
+    def end(self) -> list[Part]:
+        """Write what is left; all parts, none of them empty."""
+        if part := self._writer.write(self._store):
+            self._written.append(part)
+        return self._written
 
 
 def session_row(session: Session) -> dict[str, Any]:
@@ -68,6 +90,7 @@ def _stacks(key: Key, prepared: Prepared) -> pa.Table:
         key,
         modalities=prepared.modalities,
         present=prepared.present,
+        volume=prepared.volume,
         slices=prepared.slices,
         position_mm=prepared.position_mm,
         height=prepared.height,
@@ -88,6 +111,7 @@ def _scan_row(key: Key, record: ScanRecord) -> dict[str, Any]:
     return {
         **key._asdict(),
         "modality": facts.modality,
+        "volume": facts.volume,
         "uri": record.scan.file.place.uri,
         "size_bytes": sum(file.size for file in files),
         "etag": " ".join(file.etag for file in files),

@@ -1,5 +1,7 @@
 """What is in a store, in a few tables: scans by cohort and modality, what was rejected and why, which scans to look at.
 
+A 4-D scan with stacks for each of its volumes is one scan; its figures are one each for the volumes.
+
 For `bfp store show` and the report of an ingest: plain rows, which those two render.
 """
 
@@ -71,7 +73,8 @@ class RejectedRow(NamedTuple):
 
 
 class FlaggedRow(NamedTuple):
-    """A scan in the store that is worth a look: its warnings, and what sets it apart from its like, as sentences."""
+    """A scan in the store that is worth a look: its warnings, and what sets it apart from its like, as sentences, with
+    the number of the volume where it is one of several."""
 
     cohort: str
     subject: str
@@ -124,7 +127,7 @@ def _modalities(groups: Mapping[tuple[str, str], pa.Table], flagged: list[Flagge
     return [
         ModalityRow(
             *key,
-            scans=own.num_rows,
+            scans=own.group_by(["subject", "session"]).aggregate([]).num_rows,  # a scan may have a row for each volume
             subjects=pc.count_distinct(own["subject"]).as_py(),
             stacks=pc.sum(own["stacks"]).as_py(),
             shift_mm=_median(own["shift_mm"]),
@@ -182,13 +185,20 @@ def _flagged(scans: pa.Table, groups: Mapping[tuple[str, str], pa.Table]) -> lis
         apart.setdefault(row, []).append((away, sentence))
     warned = np.flatnonzero(np.asarray(pc.greater(pc.list_value_length(scans["warnings"]), 0)))
     numbers = sorted({*warned.tolist(), *apart})
-    names = ["cohort", "subject", "session", "modality", "shift_mm", "warnings"]
-    found = []
+    names = ["cohort", "subject", "session", "modality", "shift_mm", "warnings", "volume"]
+    looks: dict[tuple[str, ...], tuple[float, FlaggedRow]] = {}
     for number, row in zip(numbers, scans.select(names).take(pa.array(numbers, pa.int64())).to_pylist(), strict=True):
-        why = (*row["warnings"], *(sentence for _, sentence in apart.get(number, ())))
+        volume = row.pop("volume")
+        which = "" if volume is None else f"volume {volume}: "
+        sentences = (*row["warnings"], *(sentence for _, sentence in apart.get(number, ())))
+        row["warnings"] = tuple(which + sentence for sentence in sentences)
         furthest = max((away for away, _ in apart.get(number, ())), default=0.0)
-        found.append((-furthest, -(row["shift_mm"] or 0.0), FlaggedRow(**{**row, "warnings": why})))
-    return [row for *_, row in sorted(found)]
+        scan = (row["cohort"], row["subject"], row["session"], row["modality"])
+        if scan in looks:
+            before, first = looks[scan]
+            furthest, row["warnings"] = max(before, furthest), first.warnings + row["warnings"]
+        looks[scan] = furthest, FlaggedRow(**row)
+    return [row for *_, row in sorted((-away, -(row.shift_mm or 0.0), row) for away, row in looks.values())]
 
 
 def _whose(row: Mapping[str, str]) -> str:

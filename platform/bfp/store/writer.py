@@ -33,19 +33,24 @@ def stack_table(
     *,
     modalities: Sequence[str],
     present: Sequence[bool],
+    volume: int | None,
     slices: np.ndarray,
     position_mm: np.ndarray,
     height: np.ndarray,
     foreground: np.ndarray,
     pixels: np.ndarray,
 ) -> pa.Table:
-    """Rows of `stacks`: slices, position_mm, height and foreground (n,), pixels uint8 (n, 3, size, size)."""
+    """Rows of `stacks`: slices, position_mm, height and foreground (n,), pixels uint8 (n, 3, size, size).
+
+    volume: which one of a 4-D scan they show, None where the scan is one.
+    """
     count, _, size_px, _ = pixels.shape
     schema = schemas.stacks(size_px)
     columns = [
         *_identity(key, count),
         pa.array([list(modalities)] * count, schema.field("modalities").type),
         pa.array([list(present)] * count, schema.field("present").type),
+        pa.array([volume] * count, pa.int32()),
         pa.array(slices, pa.int32()),
         pa.array(position_mm, pa.float32()),
         pa.array(height, pa.float32()),
@@ -91,6 +96,11 @@ class PartWriter:
             **({"data_page_size": widths[0], "write_batch_size": 1} if widths else {}),
         )
         self._small: list[pa.Table] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """How long it is by now, compressed."""
+        return self._buffer.tell()
 
     def add(self, rows: pa.Table) -> None:
         """Add the rows of one session. Those with pixels or labels begin a row group; all others wait for the end."""
