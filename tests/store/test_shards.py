@@ -188,7 +188,11 @@ def each_made(folder: Path) -> SliceStore:
 
 def all_pixels(store: SliceStore) -> np.ndarray:
     return np.concatenate(
-        [store.read_pixels(file, group) for file in store.stack_files() for group in range(len(file.row_groups))]
+        [
+            pixels_of(store.read_row_group(file, group))
+            for file in store.stack_files()
+            for group in range(len(file.row_groups))
+        ]
     )
 
 
