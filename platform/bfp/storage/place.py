@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -402,16 +403,41 @@ class Place:
         return aside
 
 
+_AUTHORITY = re.compile(r"([\w+.-]+)://(?:\[[^/]*?\])?([^/?#]*)")
+_SIGNED = re.compile(
+    r"[?&;#](?:[\w-]*(?:signature|credential|token|secret|password|api[_-]?key)|sig|AWSAccessKeyId|Key-Pair-Id)=", re.I
+)
+
+
 def place(text: str, *, base: Path | None = None) -> Place:
-    """The place that a user named: a URI as it is, a path made absolute from `base` (else the working directory)."""
+    """The place that a user named: a URI as it is, a path made absolute from `base` (else the working directory).
+
+    Raises InputError for a URI that carries a secret: places stand in errors, events and tables.
+    """
     if "://" in text:
         scheme, _, rest = text.partition("://")
+        if secret := _secret(text):
+            shown = re.split("[?#]", text)[0].rpartition("/")[2].rpartition("@")[2].rpartition(":")[2]
+            raise InputError(
+                f"{scheme}://…/{shown}: holds a {secret}, which would stand in logs and tables; name the place without "
+                "it, and give the credentials to the client (s3://: AWS_PROFILE; others: a file in ~/.config/fsspec)"
+            )
         if scheme == "file":
             return Place(os.path.abspath(rest))
         if not rest.strip("/"):
             raise InputError(f"{text}: names no bucket; expected {scheme}://bucket/key")
         return Place(text.rstrip("/"))
     return Place(os.path.abspath(os.path.join(base or Path.cwd(), os.path.expanduser(text))))
+
+
+def _secret(uri: str) -> str:
+    """What kind of secret a URI carries; "" for none. `name@host` is none but for http, where tokens are given so."""
+    for scheme, authority in _AUTHORITY.findall(uri):
+        user, at, _ = authority.rpartition("@")
+        # keys of AWS may hold a "/": what comes before it is then no host with a port
+        if ":" in user or (at and scheme in ("http", "https")) or re.search(r":\d*[^\d]", authority):
+            return "password"
+    return "signature" if _SIGNED.search(uri) else ""
 
 
 def _local_entry(here: Place) -> Entry | None:
