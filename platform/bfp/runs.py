@@ -10,12 +10,12 @@
 
 `Run` is the one writer. A driver tells it phases, progress, warnings and figures; a listener (the live display) hears
 the same events. On disk a journal is appended to; on object storage, where nothing can be, it is a row of numbered
-segments that are folded into one file at the end.
+segments, one at most each heartbeat, that are folded into one file at the end.
 
 One submitter at a time: whoever wants to run it creates the next lease, which only one can, and goes on when no other
-lease is held. A lease is held by a living process of this machine, or by another machine's while it is renewed; one
-that is not is passed over, so a run is taken up again after a kill. Who finds a lease above its own has been taken for
-dead: it stops, and writes no more.
+lease is held. A lease is held by a living process of this machine, or by another machine's while it is renewed, by the
+storage's clock: those of machines differ. One that is not held is passed over, so a run is taken up again after a kill.
+Who finds a lease above its own has been taken for dead: it stops, and writes no more.
 
 An event is a flat JSON object: `time` (UTC), `event` (start, phase, progress, warning, note, failure, end) and:
 
@@ -34,12 +34,13 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,9 +53,9 @@ from bfp.storage import Place, intact, plainly
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 10.0  # the lease is renewed, and on object storage events and figures become visible
 LEASE_EXPIRES_S = 60.0  # a lease from another machine that was not renewed for so long is taken over
-SEGMENT_S = 10.0  # on object storage, events become visible after this long at the latest
+BOARD_S = 10.0  # TensorBoard's file is flushed at most so often
 PROGRESS_S = 1.0  # progress is written at most so often; the listener hears all of it
 
 # whose versions are recorded with each submission
@@ -67,68 +68,82 @@ def utc_now() -> str:
 
 
 class Journal:
-    """JSON lines that only grow: one file on disk, numbered segments beside it on object storage."""
+    """JSON lines that only grow: one file on disk, numbered segments beside it on object storage.
+
+    On disk a row is visible once it is appended; on object storage after the next `flush`, which one thread may do
+    while another appends.
+    """
 
     def __init__(self, file: Place) -> None:
         self._file = file
         self._pending: list[str] = []
-        self._segment = max((int(segment.name.rpartition(".")[2]) for segment in self._segments()), default=0)
-        self._written_at = time.monotonic()
+        self._writing = threading.Lock()
+        self._segment = max(self._segments(), default=0)
 
     def append(self, row: Mapping[str, Any]) -> None:
         self._pending.append(json.dumps(_finite(row), ensure_ascii=False))
-        if self._file.is_local or time.monotonic() - self._written_at > SEGMENT_S:
+        if self._file.is_local:
             self.flush()
 
     def flush(self) -> None:
-        """Make everything appended so far visible to readers."""
-        if not self._pending:
-            return
-        data = ("\n".join(self._pending) + "\n").encode()
-        self._pending.clear()
-        self._written_at = time.monotonic()
-        if self._file.is_local:
-            self._file.append(data)
-            return
-        self._segment += 1
-        while not self._segment_place(self._segment).create(data):
-            self._segment += 1
+        """Make everything appended so far visible to readers; what cannot be written waits for the next time."""
+        with self._writing:
+            self._write_pending()
 
     def fold(self) -> None:
         """Turn the segments into the one file."""
-        self.flush()
-        if self._file.is_local or not self._segment:
-            return
-        self._file.write(b"".join(line + b"\n" for line in self._lines()))
-        for segment in self._segments():
-            segment.delete()
-        self._segment = 0
+        with self._writing:
+            self._write_pending()
+            if self._file.is_local or not self._segment:
+                return
+            segments = self._segments().values()
+            self._file.write(b"".join(line + b"\n" for line in self._lines(segments)))
+            for segment in segments:
+                segment.delete()
+            self._segment = 0
 
     def rows(self) -> list[dict[str, Any]]:
         """Every row that is visible, oldest first; a line cut short by a crash, or damaged, is left out."""
         rows = []
-        for line in self._lines():
+        for line in self._lines(self._segments().values()):
             with suppress(ValueError):
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
 
     def delete(self) -> None:
-        for part in (self._file, *self._segments()):
+        for part in (self._file, *self._segments().values()):
             part.delete()
 
-    def _lines(self) -> list[bytes]:
-        """The lines of the file and of its segments, but for segments that a killed `fold` left behind."""
-        folded = self._file.read().splitlines() if self._file.exists() else []
-        known = set(folded)  # a line holds its time of day: none is said twice
-        return folded + [
-            line for segment in self._segments() for line in segment.read().splitlines() if line not in known
-        ]
-
-    def _segments(self) -> list[Place]:
+    def _write_pending(self) -> None:
+        lines = list(self._pending)
+        if not lines:
+            return
+        data = ("\n".join(lines) + "\n").encode()
         if self._file.is_local:
-            return []
-        prefix = f"{self._file.name}."
-        return [self._file.parent / name for name in self._file.parent.names() if name.startswith(prefix)]
+            self._file.append(data)
+        else:
+            self._segment += 1
+            while not self._segment_place(self._segment).create(data):
+                self._segment += 1
+        del self._pending[: len(lines)]  # what was appended meanwhile stays
+
+    def _lines(self, segments: Iterable[Place]) -> list[bytes]:
+        """The lines of the file and of these segments, each once: a line holds its time of day.
+
+        It stands in both after a `fold` that was killed, and in two segments where a reply was lost. The file is read
+        last: a segment that is gone by then was folded into it.
+        """
+        parts = [segment.read_if_there() or b"" for segment in segments]
+        parts = [self._file.read_if_there() or b"", *parts]
+        return list(dict.fromkeys(line for part in parts for line in part.splitlines()))
+
+    def _segments(self) -> dict[int, Place]:
+        """By number, in its order."""
+        if self._file.is_local:
+            return {}
+        numbered = re.compile(rf"{re.escape(self._file.name)}[.](\d{{6,}})")
+        found = (numbered.fullmatch(name) for name in self._file.parent.names())
+        return {number: self._segment_place(number) for number in sorted(int(each[1]) for each in found if each)}
 
     def _segment_place(self, number: int) -> Place:
         return self._file.parent / f"{self._file.name}.{number:06d}"
@@ -152,7 +167,7 @@ class EventFile:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         summary = self._summary(value=[self._summary.Value(tag=name, simple_value=v) for name, v in values.items()])
         self._records.write(self._event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
-        if time.monotonic() - self._flushed_at > SEGMENT_S:
+        if time.monotonic() - self._flushed_at > BOARD_S:
             self._records.flush()
             self._flushed_at = time.monotonic()
 
@@ -189,13 +204,13 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every logged figure: rows of step, name, value (float), time; a step logged twice counts as logged last."""
+        late = Journal(self.folder / "metrics.jsonl").rows()  # read first: what is gone from it stands in the table
         rows: list[dict[str, Any]] = []
         folded = self.folder / "metrics.parquet"
         if folded.exists():
             with folded.open_parquet() as file, plainly(folded, "read"), intact(folded, "a table of figures"):
                 rows = file.read().to_pylist()
-        rows += Journal(self.folder / "metrics.jsonl").rows()
-        return list({(row["name"], row["step"]): row for row in rows}.values())
+        return list({(row["name"], row["step"]): row for row in rows + late}.values())
 
     def results(self) -> dict[str, Any]:
         """What the driver put into results.json; empty while nothing has come out."""
@@ -218,22 +233,36 @@ class RunFolder:
 
     def holder(self) -> dict[str, Any] | None:
         """Who runs this now ({host, pid, since, beat}), or None."""
-        return next((lease for lease in self._leases().values() if _is_held(lease)), None)
+        return next((lease for number, lease in self._leases().items() if self._is_held(number, lease)), None)
+
+    def _lease_file(self, number: int) -> Place:
+        return self.folder / f"lease.{number}.json"
 
     def _leases(self) -> dict[int, dict[str, Any]]:
         """All leases that lie here, by number, held or not."""
         found = {}
         for name in self.folder.names():
-            if not name.startswith("lease."):
+            if not (named := re.fullmatch(r"lease[.](\d+)[.]json", name)):
                 continue
             file = self.folder / name
-            try:
+            # one that is gone was let go of since the listing
+            if (text := file.read_if_there()) is not None:
                 with intact(file, "a lease"):
-                    found[int(name.split(".")[1])] = json.loads(file.read())
-            except StorageError:
-                if file.exists():  # else it was let go of between the listing and here
-                    raise
+                    found[int(named[1])] = json.loads(text)
         return found
+
+    def _is_held(self, number: int, lease: Mapping[str, Any]) -> bool:
+        if lease["host"] == socket.gethostname():
+            return is_alive(lease["pid"], lease["born"])
+        renewed_s = self._lease_file(number).modified_s()
+        return renewed_s is not None and self._now_s() - renewed_s < LEASE_EXPIRES_S
+
+    def _now_s(self) -> float:
+        """By the storage's clock; who may look at a run and not write there has no other clock than his own."""
+        try:
+            return self.folder.now_s()
+        except StorageError:
+            return time.time()
 
 
 class Run(RunFolder):
@@ -367,9 +396,6 @@ class Run(RunFolder):
 
     # the lease ---------------------------------------------------------------------------------------------------
 
-    def _lease_file(self, number: int) -> Place:
-        return self.folder / f"lease.{number}.json"
-
     def _lease(self) -> bytes:
         pid = os.getpid()
         fields = {
@@ -406,15 +432,15 @@ class Run(RunFolder):
             self._lease_file(self._number).delete()
 
     def _refuse_if_held(self, leases: Mapping[int, dict[str, Any]]) -> None:
-        for lease in leases.values():
-            if _is_held(lease):
+        for number, lease in leases.items():
+            if self._is_held(number, lease):
                 raise InputError(
                     f"{self.folder}: this run is already going on (process {lease['pid']} on {lease['host']}, "
                     f"since {lease['since']}); wait for it, stop it, or give --name another"
                 )
 
     def _beat(self) -> None:
-        """Renew the lease for as long as the run goes on, unless somebody has taken it for expired."""
+        """Renew the lease and show what was said, for as long as the run goes on, unless it was taken for expired."""
         while not self._ended.wait(HEARTBEAT_S):
             with suppress(StorageError):  # the store is away for a while: what happened meanwhile is seen next time
                 if max(self._leases(), default=0) != self._number:
@@ -422,6 +448,8 @@ class Run(RunFolder):
                     self.ask_to_stop()
                     return
                 self._lease_file(self._number).write(self._lease())
+                self._events.flush()
+                self._metrics.flush()
 
     # its end -----------------------------------------------------------------------------------------------------
 
@@ -472,13 +500,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return value
-
-
-def _is_held(lease: Mapping[str, Any]) -> bool:
-    if lease["host"] == socket.gethostname():
-        return is_alive(lease["pid"], lease["born"])
-    beat = datetime.fromisoformat(lease["beat"])
-    return (datetime.now(UTC) - beat).total_seconds() < LEASE_EXPIRES_S
 
 
 def is_alive(pid: int, born: str) -> bool:

@@ -124,6 +124,15 @@ class Place:
                 return s3.read(self.bucket, self.key)
             return bytes(patiently(lambda: _fsspec(self.scheme).cat_file(self.uri), store=self.scheme))
 
+    def read_if_there(self) -> bytes | None:
+        """The whole file; None where there is none."""
+        try:
+            return self.read()
+        except StorageError as error:
+            if _is_absence(error):
+                return None
+            raise
+
     def pieces(self, size: int = 1 << 22) -> Iterator[bytes]:
         """The file's bytes in turn, so many at once at most; all of them, or StorageError is raised."""
         with plainly(self, "read"):
@@ -350,7 +359,7 @@ class Place:
             else:
                 self.write(self.read())
         except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if _is_absence(error):
                 return False
             raise
         return True
@@ -428,6 +437,11 @@ def place(text: str, *, base: Path | None = None) -> Place:
             raise InputError(f"{text}: names no bucket; expected {scheme}://bucket/key")
         return Place(text.rstrip("/"))
     return Place(os.path.abspath(os.path.join(base or Path.cwd(), os.path.expanduser(text))))
+
+
+def _is_absence(error: StorageError) -> bool:
+    """Whether it says that there is no such file; there is none below a file either."""
+    return isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
 
 
 def _secret(uri: str) -> str:
