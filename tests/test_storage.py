@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import resource
+import signal
 from pathlib import Path
 
 import fsspec
@@ -58,6 +60,33 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -
     file.write(b"old")
     file.write(b"new")
     assert file.read() == b"new"
+    assert os.listdir(tmp_path / "x") == ["file.json"]
+
+
+@pytest.mark.parametrize("way", ["write", "upload", "create", "create without unnamed files"])
+def test_a_file_that_could_not_be_written_leaves_nothing_beside_it(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, big = place("x/file.json", base=tmp_path), tmp_path / "big"
+    big.write_bytes(bytes(5000))
+    file.write(b"old")
+    if way == "create without unnamed files":
+        monkeypatch.delattr(os, "O_TMPFILE")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"json: cannot write it: .*File too large; check the disk$"):
+            if way == "write":
+                file.write(bytes(5000))
+            elif way == "upload":
+                file.upload(big)
+            else:
+                (file.parent / "other.json").create(bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert file.read() == b"old"
     assert os.listdir(tmp_path / "x") == ["file.json"]
 
 
