@@ -80,6 +80,15 @@ def test_pyarrow_signs_with_the_credentials_of_a_role_once_they_are_renewed(bare
         assert aws.asked[-1].token == f"token{aws.assumed}"
 
 
+def test_a_table_and_a_page_of_it_cost_three_requests(bare: dict[str, str]) -> None:
+    with FakeAws({"part.parquet": table()}).serving() as aws:
+        with clients({**bare, "AWS_NO_SIGN_REQUEST": "YES", "AWS_ENDPOINT_URL": aws.endpoint}):
+            parquet, raw = FILE.open_parquet_and_bytes()
+            column = parquet.metadata.row_group(0).column(0)
+            assert len(raw.read_at(column.total_compressed_size, column.data_page_offset)) > 100
+        assert [asked.method for asked in aws.asked] == ["HEAD", "GET", "GET"]
+
+
 def test_a_machine_s_role_is_found(bare: dict[str, str]) -> None:
     with FakeAws({"part.parquet": table()}).serving() as aws:
         own = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": aws.endpoint, "AWS_ENDPOINT_URL": aws.endpoint}

@@ -181,7 +181,11 @@ class Place:
             return remote.open_arrow(self.uri)
 
     def open_parquet(self, *, pre_buffer: bool = False) -> Any:
-        """A pyarrow.parquet.ParquetFile; close it, or use it in `with`.
+        """A pyarrow.parquet.ParquetFile; close it, or use it in `with`. As in `open_parquet_and_bytes`."""
+        return self.open_parquet_and_bytes(pre_buffer=pre_buffer)[0]
+
+    def open_parquet_and_bytes(self, *, pre_buffer: bool = False) -> tuple[Any, Any]:
+        """A pyarrow.parquet.ParquetFile, and the pyarrow file that it reads, opened once for both.
 
         pre_buffer joins the reads of neighbouring columns and does them side by side: right for many small ones.
         Raises DamagedFile where what stands there is no Parquet file.
@@ -189,11 +193,10 @@ class Place:
         import pyarrow.parquet
 
         with plainly(self, "read"), intact(self, "a Parquet file"):
-            if self.is_local:
-                return pyarrow.parquet.ParquetFile(self.uri, filesystem=_local_arrow(), pre_buffer=pre_buffer)
             if self.scheme == "s3":
                 return s3.open_parquet(self.bucket, self.key, pre_buffer=pre_buffer)
-            return pyarrow.parquet.ParquetFile(remote.open_arrow(self.uri), pre_buffer=pre_buffer)
+            source = self.open_arrow()
+            return pyarrow.parquet.ParquetFile(source, pre_buffer=pre_buffer), source
 
     def files(self) -> Iterator[Entry]:
         """Every file below this folder, in order of URI, from one flat listing, of which a page is held at a time.

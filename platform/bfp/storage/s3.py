@@ -11,7 +11,9 @@ credentials, or with AWS_NO_SIGN_REQUEST=YES, requests are not signed, as public
 
 A put that must be the first one (`create`), and an upload in parts, carry a mark, drawn for them, in the object's
 metadata. A reply can be lost after the store did what was asked; what is sent again then (aiohttp does so by itself) is
-told that the object is there, or that the upload is no more, and the mark says whose the object is.
+told that the object is there, or that the upload is no more, and the mark says whose the object is. An upload whose
+beginning was answered to nobody cannot be told from another's to the same name, and is left: it holds no part, and a
+lifecycle rule of the bucket (AbortIncompleteMultipartUpload) clears it.
 """
 
 from __future__ import annotations
@@ -111,14 +113,17 @@ def open_arrow(bucket: str, key: str) -> Any:
     return patiently(lambda: _arrow().open_input_file(f"{bucket}/{key}"), store="s3")
 
 
-def open_parquet(bucket: str, key: str, *, pre_buffer: bool) -> Any:
-    """A pyarrow.parquet.ParquetFile, read piece by piece by pyarrow, which tries again by itself."""
+def open_parquet(bucket: str, key: str, *, pre_buffer: bool) -> tuple[Any, Any]:
+    """A pyarrow.parquet.ParquetFile, and the file of `open_arrow` that it reads.
+
+    Two requests: pyarrow asks for the size, which cannot be told it, and reads the end.
+    """
     from pyarrow.parquet import ParquetFile
 
-    def open_it() -> Any:
+    def open_it() -> tuple[Any, Any]:
         source = _arrow().open_input_file(f"{bucket}/{key}")
         try:
-            return ParquetFile(source, pre_buffer=pre_buffer)
+            return ParquetFile(source, pre_buffer=pre_buffer), source
         except ValueError:
             # pyarrow takes an answer that was cut short among its headers for that of an empty file
             if (found := head(bucket, key)) and source.size() != found["ContentLength"]:
