@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from bfp import runs
 from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Event, Journal, Run, RunFolder
+from bfp.runs import run as run_module
 from bfp.storage import Place
 
 LONG_AGO = "2026-01-01T00:00:00.000Z"
@@ -147,7 +147,7 @@ def test_who_may_only_look_on_sees_who_runs_it(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_that_was_taken_over_stops_and_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(run_module, "HEARTBEAT_S", 0.01)
     with pytest.raises(JobFailed, match="another submitter has taken this run over"), _run(tmp_path / "a") as run:
         other = _lease_of_another_machine(2, tmp_path / "a", renewed_s_ago=0)
         deadline = time.monotonic() + 10
@@ -163,7 +163,7 @@ def test_a_lease_is_renewed_again_once_a_lost_store_is_back(tmp_path: Path, monk
     def away(self: Place) -> bytes:
         raise StorageError(f"{self}: cannot read it: the store is away")
 
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(run_module, "HEARTBEAT_S", 0.01)
     with _run(tmp_path / "a") as run:
         lease = tmp_path / "a/lease.1.json"
         with monkeypatch.context() as outage:
@@ -304,7 +304,7 @@ def bucket() -> Iterator[Place]:
 def test_on_object_storage_events_and_figures_are_seen_while_the_driver_says_nothing_more(
     bucket: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(run_module, "HEARTBEAT_S", 0.01)
     with _run(bucket.uri) as run:
         run.note("the last word for hours")
         run.figures(1, {"loss": 1.0})
