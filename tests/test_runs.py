@@ -375,6 +375,18 @@ def test_who_reads_while_a_journal_is_folded_sees_every_row_once(
     assert reader.rows() == rows
 
 
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_what_is_said_twice_in_a_millisecond_stands_twice(where: str, bucket: Place, tmp_path: Path) -> None:
+    journal = Journal((bucket if where == "bucket" else Place(str(tmp_path))) / "events.jsonl")
+    rows = [{"time": "1", "event": "warning"}] * 2
+    for row in rows:
+        journal.append(row)
+    journal.flush()
+    assert journal.rows() == rows
+    journal.fold()
+    assert journal.rows() == rows
+
+
 def test_what_others_put_beside_a_journal_is_no_part_of_it(bucket: Place) -> None:
     (bucket / "events.jsonl.gz").write(b"")
     (bucket / "events.jsonl.000001").write(b'{"event": "start"}\n')

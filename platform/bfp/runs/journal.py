@@ -6,6 +6,7 @@ import json
 import math
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -80,14 +81,22 @@ class Journal:
         del self._pending[: len(lines)]  # what was appended meanwhile stays
 
     def _lines(self, segments: Iterable[Place]) -> list[bytes]:
-        """The lines of the file and of these segments, each once: a line holds its time of day.
+        """The lines of the file and of these segments, each as often as the part has it that has it most often.
 
-        It stands in both after a `fold` that was killed, and in two segments where a reply was lost. The file is read
-        last: a segment that is gone by then was folded into it.
+        The same row stands in file and segment after a `fold` that was killed, and in two segments where a reply was
+        lost. The file is read last: a segment that is gone by then was folded into it.
         """
         parts = [segment.read_if_there() or b"" for segment in segments]
         parts = [self._file.read_if_there() or b"", *parts]
-        return list(dict.fromkeys(line for part in parts for line in part.splitlines()))
+        lines, known = list[bytes](), Counter[bytes]()
+        for part in parts:
+            own = Counter[bytes]()
+            for line in part.splitlines():
+                own[line] += 1
+                if own[line] > known[line]:
+                    lines.append(line)
+            known |= own
+        return lines
 
     def _segments(self) -> dict[int, Place]:
         """By number, in its order."""
