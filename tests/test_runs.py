@@ -8,16 +8,18 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from bfp import runs
 from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Event, Journal, Run, RunFolder
+from bfp.runs import run as run_module
 from bfp.storage import Place
 
 LONG_AGO = "2026-01-01T00:00:00.000Z"
@@ -74,20 +76,22 @@ def test_two_submitters_never_run_one_run(tmp_path: Path) -> None:
         pass
 
 
-def _lease_of_another_machine(number: int, folder: Path, *, beat: str) -> Path:
+def _lease_of_another_machine(number: int, folder: Path, *, renewed_s_ago: float, beat: str = LONG_AGO) -> Path:
+    """beat: what that machine's clock said when it was renewed."""
     file = folder / f"lease.{number}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(
         json.dumps({"host": f"not-{socket.gethostname()}", "pid": 1, "born": "", "since": LONG_AGO, "beat": beat})
     )
+    os.utime(file, (0, time.time() - renewed_s_ago))
     return file
 
 
-@pytest.mark.parametrize("turn", range(7))
+@pytest.mark.parametrize("turn", range(13))
 def test_of_two_submitters_that_find_a_dead_one_s_lease_one_runs_however_their_steps_fall(
     turn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _lease_of_another_machine(1, tmp_path / "a", beat=LONG_AGO)
+    _lease_of_another_machine(1, tmp_path / "a", renewed_s_ago=3600)
     with ExitStack() as running:
         one, other, entered = _run(tmp_path / "a"), _run(tmp_path / "a"), []
         steps = iter(range(100))
@@ -105,7 +109,7 @@ def test_of_two_submitters_that_find_a_dead_one_s_lease_one_runs_however_their_s
             return acting
 
         with monkeypatch.context() as interleaved:
-            for name in ("names", "read", "create", "delete"):
+            for name in ("names", "read", "create", "delete", "modified_s"):
                 interleaved.setattr(Place, name, step_by_step(getattr(Place, name)))
             enter(one)
         assert next(steps) > turn
@@ -113,18 +117,39 @@ def test_of_two_submitters_that_find_a_dead_one_s_lease_one_runs_however_their_s
 
 
 def test_another_machine_s_lease_counts_while_it_is_renewed(tmp_path: Path) -> None:
-    _lease_of_another_machine(1, tmp_path / "a", beat=runs.utc_now())
+    _lease_of_another_machine(1, tmp_path / "a", renewed_s_ago=30)
     with pytest.raises(InputError, match="already going on \\(process 1 on not-"), _run(tmp_path / "a"):
         pass
-    _lease_of_another_machine(1, tmp_path / "a", beat=LONG_AGO)
+    _lease_of_another_machine(1, tmp_path / "a", renewed_s_ago=90)
     with _run(tmp_path / "a"):
         assert [file.name for file in (tmp_path / "a").glob("lease.*")] == ["lease.2.json"]
 
 
+@pytest.mark.parametrize("off_s", [-7200, 7200])
+def test_a_lease_is_as_old_as_the_storage_says_whatever_the_clocks_of_machines_say(
+    off_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(Place(str(tmp_path)))
+    beat = (datetime.now(UTC) + timedelta(seconds=off_s)).isoformat()
+    for renewed_s_ago, held in ((5, True), (90, False)):
+        _lease_of_another_machine(1, tmp_path, renewed_s_ago=renewed_s_ago, beat=beat)
+        assert bool(run.holder()) is held
+    assert os.listdir(tmp_path) == ["lease.1.json"]
+
+
+def test_who_may_only_look_on_sees_who_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Place, data: bytes) -> None:
+        raise StorageError(f"{self}: cannot write it: no permission")
+
+    _lease_of_another_machine(1, tmp_path, renewed_s_ago=5)
+    monkeypatch.setattr(Place, "write", refuse)
+    assert RunFolder(Place(str(tmp_path))).holder()
+
+
 def test_a_run_that_was_taken_over_stops_and_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(run_module, "HEARTBEAT_S", 0.01)
     with pytest.raises(JobFailed, match="another submitter has taken this run over"), _run(tmp_path / "a") as run:
-        other = _lease_of_another_machine(2, tmp_path / "a", beat=runs.utc_now())
+        other = _lease_of_another_machine(2, tmp_path / "a", renewed_s_ago=0)
         deadline = time.monotonic() + 10
         while not run.stopping:
             assert time.monotonic() < deadline
@@ -138,7 +163,7 @@ def test_a_lease_is_renewed_again_once_a_lost_store_is_back(tmp_path: Path, monk
     def away(self: Place) -> bytes:
         raise StorageError(f"{self}: cannot read it: the store is away")
 
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(run_module, "HEARTBEAT_S", 0.01)
     with _run(tmp_path / "a") as run:
         lease = tmp_path / "a/lease.1.json"
         with monkeypatch.context() as outage:
@@ -267,6 +292,126 @@ def test_a_line_after_one_cut_short_stands_by_itself(tmp_path: Path) -> None:
     assert journal.rows() == [{"event": "start"}, {"event": "note"}]
 
 
+@pytest.fixture
+def bucket() -> Iterator[Place]:
+    """A folder where nothing can be appended to, as on object storage, in the memory of this process."""
+    folder = Place("memory://runs/journal")
+    yield folder
+    for entry in list(folder.files()):
+        entry.place.delete()
+
+
+def test_on_object_storage_events_and_figures_are_seen_while_the_driver_says_nothing_more(
+    bucket: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "HEARTBEAT_S", 0.01)
+    with _run(bucket.uri) as run:
+        run.note("the last word for hours")
+        run.figures(1, {"loss": 1.0})
+        deadline = time.monotonic() + 10
+        while [event["event"] for event in run.events()] != ["start", "note"] or not run.metrics():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_rows_that_could_not_be_written_are_written_next_time(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(self: Place, data: bytes) -> bool:
+        raise StorageError(f"{self}: cannot write it: the store is away")
+
+    journal = Journal(bucket / "events.jsonl")
+    journal.append({"event": "start"})
+    with monkeypatch.context() as outage, pytest.raises(StorageError, match="away"):
+        outage.setattr(Place, "create", away)
+        journal.flush()
+    journal.append({"event": "note"})
+    journal.flush()
+    assert Journal(bucket / "events.jsonl").rows() == [{"event": "start"}, {"event": "note"}]
+
+
+def test_a_segment_whose_writing_was_answered_to_nobody_counts_once(
+    bucket: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Place.create
+
+    def lost(self: Place, data: bytes) -> bool:
+        create(self, data)
+        raise StorageError(f"{self}: cannot write it: the reply was lost")
+
+    journal = Journal(bucket / "events.jsonl")
+    journal.append({"event": "start"})
+    with monkeypatch.context() as outage, pytest.raises(StorageError, match="lost"):
+        outage.setattr(Place, "create", lost)
+        journal.flush()
+    journal.flush()
+    assert journal.rows() == [{"event": "start"}]
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_who_reads_while_a_journal_is_folded_sees_every_row_once(
+    turn: int, bucket: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"time": str(number)} for number in range(3)]
+    journal = Journal(bucket / "events.jsonl")
+    for row in rows[:2]:
+        journal.append(row)
+        journal.flush()
+    journal.append(rows[2])
+    steps = iter(range(100))
+
+    def step_by_step(act: Callable) -> Callable:
+        def acting(*arguments: object) -> object:
+            if next(steps) == turn:
+                journal.fold()  # between two steps of the reader
+            return act(*arguments)
+
+        return acting
+
+    reader = Journal(bucket / "events.jsonl")
+    for name in ("names", "read", "exists"):
+        monkeypatch.setattr(Place, name, step_by_step(getattr(Place, name)))
+    seen = reader.rows()
+    assert next(steps) > turn
+    assert seen in (rows[:2], rows)
+    assert reader.rows() == rows
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_what_is_said_twice_in_a_millisecond_stands_twice(where: str, bucket: Place, tmp_path: Path) -> None:
+    journal = Journal((bucket if where == "bucket" else Place(str(tmp_path))) / "events.jsonl")
+    rows = [{"time": "1", "event": "warning"}] * 2
+    for row in rows:
+        journal.append(row)
+    journal.flush()
+    assert journal.rows() == rows
+    journal.fold()
+    assert journal.rows() == rows
+
+
+def test_what_others_put_beside_a_journal_is_no_part_of_it(bucket: Place) -> None:
+    (bucket / "events.jsonl.gz").write(b"")
+    (bucket / "events.jsonl.000001").write(b'{"event": "start"}\n')
+    (bucket / "events.jsonl.0001.bak").write(b'{"event": "end"}\n')
+    assert Journal(bucket / "events.jsonl").rows() == [{"event": "start"}]
+
+
+def test_one_thread_may_append_while_another_flushes(bucket: Place) -> None:
+    journal, ended = Journal(bucket / "events.jsonl"), threading.Event()
+
+    def flush() -> None:
+        while not ended.is_set():
+            journal.flush()
+
+    flushing = threading.Thread(target=flush)
+    flushing.start()
+    rows = [{"time": str(number)} for number in range(500)]
+    for row in rows:
+        journal.append(row)
+    ended.set()
+    flushing.join()
+    journal.fold()
+    assert journal.rows() == rows
+
+
 def test_a_fold_killed_before_its_segments_were_deleted_doubles_nothing(s3_bucket: str) -> None:
     file = Place(s3_bucket) / "folding/events.jsonl"
     journal = Journal(file)
@@ -291,6 +436,22 @@ def test_two_writers_of_one_journal_overwrite_none_of_each_other_s_segments(s3_b
     for journal, time_ in ((one, "1"), (other, "2")):
         journal.append({"time": time_})
         journal.flush()
+    assert [row["time"] for row in Journal(file).rows()] == ["1", "2"]
+
+
+def test_a_fold_removes_no_segment_that_came_meanwhile(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, write = bucket / "events.jsonl", Place.write
+    one, other = Journal(file), Journal(file)
+    one.append({"time": "1"})
+    other.append({"time": "2"})
+
+    def meanwhile(self: Place, data: bytes) -> None:
+        write(self, data)
+        other.flush()
+
+    with monkeypatch.context() as interleaved:
+        interleaved.setattr(Place, "write", meanwhile)
+        one.fold()
     assert [row["time"] for row in Journal(file).rows()] == ["1", "2"]
 
 

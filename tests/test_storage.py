@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import resource
+import signal
 from pathlib import Path
 
 import fsspec
@@ -11,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bfp.errors import DamagedFile, InputError, StorageError
 from bfp.storage import Place, place
+from tests.storage.makers import CarelessStore
 
 
 def test_a_path_is_made_absolute_and_a_uri_is_left_alone(tmp_path: Path) -> None:
@@ -18,6 +21,33 @@ def test_a_path_is_made_absolute_and_a_uri_is_left_alone(tmp_path: Path) -> None
     assert place("s3://bucket/key/").uri == "s3://bucket/key"
     assert (place("s3://bucket") / "a.json").parent.uri == "s3://bucket"
     assert pickle.loads(pickle.dumps(place("s3://bucket/key"))) == Place("s3://bucket/key")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://reader:SECRET@host/scan.nii",
+        "https://SECRET@host/scan.nii",
+        "ftp://reader:SECRET@host/x",
+        "s3://KEY:SECRET/x@bucket/scan",
+        "simplecache::http://reader:SECRET@host/scan.nii",
+        "https://bucket.s3.amazonaws.com/scan?X-Amz-Credential=A&X-Amz-Signature=SECRET",
+        "https://storage/scan?versionId=1&x-goog-signature=SECRET",
+        "https://account.blob/scan?sv=2024&sig=SECRET",
+        "https://host/scan?access_token=SECRET#part",
+    ],
+)
+def test_a_uri_that_carries_a_secret_is_refused_without_repeating_it(uri: str) -> None:
+    with pytest.raises(InputError, match=r"holds a (password|signature).*; name the place without it") as refused:
+        place(uri)
+    assert "SECRET" not in str(refused.value)
+    assert "reader" not in str(refused.value)
+
+
+def test_a_uri_that_only_looks_so_is_taken(tmp_path: Path) -> None:
+    for uri in ("s3://bucket/a@b:c?d=e#f", "abfs://container@account.dfs.core.windows.net/x", "sftp://reader@host/x"):
+        assert place(uri).uri == uri
+    assert place("a:b@c?sig=1", base=tmp_path).uri == f"{tmp_path}/a:b@c?sig=1"
 
 
 def test_a_uri_without_a_bucket_is_refused() -> None:
@@ -30,6 +60,33 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -
     file.write(b"old")
     file.write(b"new")
     assert file.read() == b"new"
+    assert os.listdir(tmp_path / "x") == ["file.json"]
+
+
+@pytest.mark.parametrize("way", ["write", "upload", "create", "create without unnamed files"])
+def test_a_file_that_could_not_be_written_leaves_nothing_beside_it(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, big = place("x/file.json", base=tmp_path), tmp_path / "big"
+    big.write_bytes(bytes(5000))
+    file.write(b"old")
+    if way == "create without unnamed files":
+        monkeypatch.delattr(os, "O_TMPFILE")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"json: cannot write it: .*File too large; check the disk$"):
+            if way == "write":
+                file.write(bytes(5000))
+            elif way == "upload":
+                file.upload(big)
+            else:
+                (file.parent / "other.json").create(bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert file.read() == b"old"
     assert os.listdir(tmp_path / "x") == ["file.json"]
 
 
@@ -147,15 +204,6 @@ def test_an_unknown_scheme_is_said_in_words() -> None:
 def test_a_package_that_a_scheme_needs_is_named() -> None:
     with pytest.raises(InputError, match="needs a package that is not installed: Please install gcsfs"):
         Place("gs://bucket/x").exists()
-
-
-class CarelessStore(MemoryFileSystem):
-    """A store that ignores `If-None-Match`."""
-
-    protocol = "careless"
-
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: object) -> None:
-        super().pipe_file(path, value, mode="overwrite", **more)
 
 
 def test_a_store_that_lets_everybody_create_is_found_out_and_nothing_is_left_there(tmp_path: Path) -> None:

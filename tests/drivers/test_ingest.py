@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from bfp.store.check import check
 from bfp.store.prune import remove, survey
 from bfp.store.reader import SliceStore, pixels_of
 from tests.cohorts.makers import heads, write, write_bids, write_scan, write_series
+from tests.storage.makers import CarelessStore
 
 SUBJECTS = 6
 GREY_IS_1, GREY_IS_2 = (
@@ -104,6 +106,14 @@ def test_a_plan_imports_neither_ray_nor_numpy(dataset: Path, tmp_path: Path) -> 
         "print([name for name in ('ray', 'torch', 'numpy', 'pyarrow') if name in sys.modules])\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_store_that_could_lose_a_snapshot_is_refused(dataset: Path, tmp_path: Path) -> None:
+    fsspec.register_implementation("careless", CarelessStore)
+    with pytest.raises(InputError, match=r"^store: careless://brains/store: .*If-None-Match.*; choose"):
+        ingest.plan(spec_of(tmp_path, dataset, store="careless://brains/store"))
+    assert Place("careless://brains/store").names() == []
+    assert ingest.plan(spec_of(tmp_path, dataset, store="memory://brains/store")).figures["shards_to_do"]
 
 
 def test_links_to_nothing_are_warned_of(dataset: Path, tmp_path: Path) -> None:

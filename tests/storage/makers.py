@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from fsspec.implementations.memory import MemoryFileSystem
+
 from bfp.storage import patience, s3
 from tests.ceph import Gateway, in_environment
 from tests.faults import FaultProxy
 
 LIMIT_S = 1  # how long a client waits for an answer here
+
+
+class CarelessStore(MemoryFileSystem):
+    """A store that ignores `If-None-Match`."""
+
+    protocol = "careless"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: object) -> None:
+        super().pipe_file(path, value, mode="overwrite", **more)
 
 
 @contextmanager

@@ -101,14 +101,24 @@ def test_a_fifth_of_all_requests_may_fail(folder: Place, proxy: FaultProxy) -> N
     assert repeats() > repeated
 
 
-def test_a_table_is_read_whole_through_faults(folder: Place, proxy: FaultProxy) -> None:
+@ONCE
+def test_a_table_is_read_whole_whichever_request_fails(fault: Fault, folder: Place, proxy: FaultProxy) -> None:
     table = pa.table({"value": range(200_000)})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, row_group_size=20_000)
     (folder / "part.parquet").write(buffer.getvalue().to_pybytes())
-    proxy.plan = share_of(0.2, seed=3, kinds=tuple(fault for fault in PASSING if fault is not Fault.TIMEOUT))
-    with (folder / "part.parquet").open_parquet(pre_buffer=True) as file:
-        assert file.read().equals(table)
+
+    def read() -> pa.Table:
+        with (folder / "part.parquet").open_parquet(pre_buffer=True) as file:
+            return file.read()
+
+    proxy.plan = from_on(1000, fault)
+    assert read().equals(table)
+    size, footer, columns = range(1, proxy.requests + 1)
+    for number in (size, footer, columns):
+        proxy.plan, dealt = only(number, fault), proxy.dealt[fault]
+        assert read().equals(table)
+        assert proxy.dealt[fault] == dealt + 1
 
 
 def test_a_store_that_stays_away_ends_patience_and_is_named(s3_gateway: Gateway, s3_bucket: str) -> None:

@@ -71,6 +71,11 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     layout.check_same(store, preprocessing)
     sessions = sessions_of(spec.cohorts, spec.preprocessing)
     store.check_writable()
+    if not store.creates_once():
+        raise InputError(
+            f"store: {store}: this object store ignores conditional writes (If-None-Match), so of two ingests at once "
+            "one could lose the other's snapshot; choose a bucket that heeds them, as on AWS and Ceph, or a disk"
+        )
     shards = _shards(spec, sessions)
     committed = layout.whole(store, [shard.name for shard in shards])
     todo = [shard for shard in shards if shard.name not in committed]

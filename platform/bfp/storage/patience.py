@@ -34,6 +34,8 @@ _PASSING = {
     "IncompleteReadError",  # botocore: the body is cut short
     "ResponseParserError",  # botocore: the body of an answer is no XML
     "ClientConnectionError",  # aiohttp
+    "error_temp",  # ftplib: try again later
+    "EOFError",  # ftplib: the connection was closed
     "ClientPayloadError",  # aiohttp: the body is cut short
     "FSTimeoutError",  # fsspec
 }
@@ -101,12 +103,14 @@ def may_pass(error: BaseException) -> bool:
 
 
 def answer_of(error: BaseException) -> tuple[str, int]:
-    """The code and HTTP status that an S3 server answered with; "" and 0 where the error is no answer of one."""
+    """The code of S3 and the HTTP status that a server answered with; "" and 0 where the error is no answer of one."""
     for each in (error, error.__cause__):
         response = getattr(each, "response", None)
         if isinstance(response, dict):
             code = str(response.get("Error", {}).get("Code", ""))
             return code, int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if isinstance(status := getattr(each, "status", None), int):  # aiohttp's, of a web server
+            return "", status
     return "", 0
 
 

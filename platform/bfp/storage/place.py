@@ -1,15 +1,15 @@
 """Every folder and file that bfp touches, by URI, on disk or in an object store.
 
 A `Place` is to URIs what `pathlib.Path` is to files: a value that can be compared, pickled and joined with `/`. Local
-places use the operating system, `s3://` what stands in `s3`, other schemes fsspec. Importing this module imports none
-of their clients.
+places use the operating system, `s3://` what stands in `s3`, other schemes what stands in `remote`. Importing this
+module imports none of their clients.
 
 Promises that everything above builds on:
 
 - `write` replaces a file whole: a reader sees the old bytes or the new ones, never a mixture;
 - `create` writes a file only if there is none, and says whether it did (POSIX link, S3 `If-None-Match: *`);
-- what may pass is tried again for a while (`patience`), and whatever goes wrong then, or would not pass, is a
-  `StorageError` that names the place and the remedy.
+- what may pass is tried again for a while (`patience`), but for a `create` outside s3://, and whatever goes wrong then,
+  or would not pass, is a `StorageError` that names the place and the remedy.
 
 Credentials come from where the client library looks for them (environment, profile); none is ever read here.
 """
@@ -25,13 +25,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from bfp.errors import DamagedFile, InputError, StorageError
-from bfp.storage import s3
-from bfp.storage.patience import patiently
+from bfp.storage import remote, s3
+from bfp.storage.patience import Exhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ class Place:
             if self.scheme == "s3":
                 found = s3.head(self.bucket, self.key)
                 return Entry(self, int(found["ContentLength"]), found["ETag"].strip('"')) if found else None
-            info = patiently(lambda: _info(self), store=self.scheme)
-        return _remote_entry(self.uri, info) if info and info.get("type", "file") == "file" else None
+            other = remote.entry(self.uri)
+            return Entry(self, other.size, other.etag) if other else None
 
     def read(self) -> bytes:
         """The whole file."""
@@ -122,7 +122,16 @@ class Place:
                 return self.path.read_bytes()
             if self.scheme == "s3":
                 return s3.read(self.bucket, self.key)
-            return bytes(patiently(lambda: _fsspec(self.scheme).cat_file(self.uri), store=self.scheme))
+            return remote.read(self.uri)
+
+    def read_if_there(self) -> bytes | None:
+        """The whole file; None where there is none."""
+        try:
+            return self.read()
+        except StorageError as error:
+            if _is_absence(error):
+                return None
+            raise
 
     def pieces(self, size: int = 1 << 22) -> Iterator[bytes]:
         """The file's bytes in turn, so many at once at most; all of them, or StorageError is raised."""
@@ -148,10 +157,7 @@ class Place:
                 return self.path.stat().st_mtime if self.path.exists() else None
             if self.scheme == "s3":
                 return s3.modified_s(self.bucket, self.key)
-            try:
-                return float(_fsspec(self.scheme).modified(self.uri).timestamp())
-            except FileNotFoundError:
-                return None
+            return remote.modified_s(self.uri)
 
     def now_s(self) -> float:
         """The time by the clock that `modified_s` tells, which need not be this machine's: that of a file made here."""
@@ -167,17 +173,19 @@ class Place:
 
     def open_arrow(self) -> Any:
         """A pyarrow file that is read at any place; close it, or use it in `with`."""
-        import pyarrow
-
         with plainly(self, "read"):
             if self.is_local:
                 return _local_arrow().open_input_file(self.uri)
             if self.scheme == "s3":
                 return s3.open_arrow(self.bucket, self.key)
-            return pyarrow.PythonFile(_fsspec(self.scheme).open(self.uri, "rb"), mode="r")
+            return remote.open_arrow(self.uri)
 
     def open_parquet(self, *, pre_buffer: bool = False) -> Any:
-        """A pyarrow.parquet.ParquetFile; close it, or use it in `with`.
+        """A pyarrow.parquet.ParquetFile; close it, or use it in `with`. As in `open_parquet_and_bytes`."""
+        return self.open_parquet_and_bytes(pre_buffer=pre_buffer)[0]
+
+    def open_parquet_and_bytes(self, *, pre_buffer: bool = False) -> tuple[Any, Any]:
+        """A pyarrow.parquet.ParquetFile, and the pyarrow file that it reads, opened once for both.
 
         pre_buffer joins the reads of neighbouring columns and does them side by side: right for many small ones.
         Raises DamagedFile where what stands there is no Parquet file.
@@ -187,10 +195,8 @@ class Place:
         with plainly(self, "read"), intact(self, "a Parquet file"):
             if self.scheme == "s3":
                 return s3.open_parquet(self.bucket, self.key, pre_buffer=pre_buffer)
-            checked = partial(pyarrow.parquet.ParquetFile, pre_buffer=pre_buffer, page_checksum_verification=True)
-            if self.is_local:
-                return checked(self.uri, filesystem=_local_arrow())
-            return checked(_fsspec(self.scheme).open(self.uri, "rb"))
+            source = self.open_arrow()
+            return pyarrow.parquet.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True), source
 
     def files(self) -> Iterator[Entry]:
         """Every file below this folder, in order of URI, from one flat listing, of which a page is held at a time.
@@ -210,11 +216,8 @@ class Place:
                         yield Entry(here, int(found["Size"]), found["ETag"].strip('"'))
             return
         with plainly(self, "list"):
-            found = patiently(lambda: _fsspec(self.scheme).find(self.uri, detail=True), store=self.scheme)
-        for key in sorted(found):
-            info = found[key]
-            if info.get("type", "file") == "file":
-                yield _remote_entry(f"{self.scheme}://{key.removeprefix(self.scheme + '://')}", info)
+            for other in remote.files(self.uri):
+                yield Entry(Place(other.uri), other.size, other.etag)
 
     def _s3_listing(self, kind: Literal["Contents", "CommonPrefixes"], *, delimiter: str = "") -> Iterator[dict]:
         """What a listing of this folder says of its objects, or, with a delimiter, of the folders in it."""
@@ -246,11 +249,7 @@ class Place:
             if self.scheme == "s3":
                 keys = (found["Key"] for found in self._s3_listing("Contents", delimiter="/"))
                 return sorted(key.rpartition("/")[2] for key in keys if not key.endswith("/"))
-            try:
-                found = patiently(lambda: _fsspec(self.scheme).ls(self.uri, detail=True), store=self.scheme)
-            except FileNotFoundError:
-                return []
-            return sorted(info["name"].rpartition("/")[2] for info in found if info["type"] == "file")
+            return remote.names(self.uri, "file")
 
     def folders(self) -> list[str]:
         """The names of the folders directly in this folder, sorted; none where the folder does not exist."""
@@ -262,11 +261,7 @@ class Place:
             if self.scheme == "s3":
                 prefixes = (found["Prefix"] for found in self._s3_listing("CommonPrefixes", delimiter="/"))
                 return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes)
-            try:
-                found = patiently(lambda: _fsspec(self.scheme).ls(self.uri, detail=True), store=self.scheme)
-            except FileNotFoundError:
-                return []
-            return sorted(info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory")
+            return remote.names(self.uri, "directory")
 
     # writing ---------------------------------------------------------------------------------------------------
 
@@ -277,10 +272,12 @@ class Place:
                 s3.put(self.bucket, self.key, data)
                 return
             if not self.is_local:
-                patiently(lambda: _fsspec(self.scheme).pipe_file(self.uri, data), store=self.scheme)
+                remote.write(self.uri, data)
                 return
-            aside = self._write_aside(data)
-            os.replace(aside, self.path)
+            with self._aside() as (file, name):
+                file.write(data)
+                _flush(file)
+                os.replace(name, self.path)
 
     def append(self, data: bytes) -> None:
         """Add whole lines to a local file; a last line that a crash cut short is ended first."""
@@ -299,11 +296,7 @@ class Place:
                 return self._create_local(data)
             if self.scheme == "s3":
                 return s3.create(self.bucket, self.key, data)
-            try:
-                _fsspec(self.scheme).pipe_file(self.uri, data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            return remote.create(self.uri, data)
 
     def _create_local(self, data: bytes) -> bool:
         """A file without a name until it is whole: a process that is killed leaves nothing behind (Linux).
@@ -314,11 +307,10 @@ class Place:
         try:
             handle = os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
         except (AttributeError, OSError):
-            aside = self._write_aside(data)
-            try:
-                return _link(str(aside), self.path)
-            finally:
-                aside.unlink()
+            with self._aside() as (file, name):
+                file.write(data)
+                _flush(file)
+                return _link(str(name), self.path)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             _flush(file)
@@ -332,15 +324,13 @@ class Place:
                 s3.put_file(self.bucket, self.key, file)
                 return
             if not self.is_local:
-                patiently(lambda: _fsspec(self.scheme).put_file(str(file), self.uri), store=self.scheme)
+                remote.upload(self.uri, file)
                 return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            aside = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
-            with open(file, "rb") as source, open(aside, "wb") as target:
+            with open(file, "rb") as source, self._aside() as (target, name):
                 while block := source.read(1 << 22):
                     target.write(block)
                 _flush(target)
-            os.replace(aside, self.path)
+                os.replace(name, self.path)
 
     def touch(self) -> bool:
         """Make the file count as written now, its content as it is; False where there is none."""
@@ -351,7 +341,7 @@ class Place:
             else:
                 self.write(self.read())
         except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if _is_absence(error):
                 return False
             raise
         return True
@@ -363,8 +353,8 @@ class Place:
                 self.path.unlink(missing_ok=True)
             elif self.scheme == "s3":
                 s3.delete(self.bucket, self.key)
-            elif _fsspec(self.scheme).exists(self.uri):
-                _fsspec(self.scheme).rm_file(self.uri)
+            else:
+                remote.delete(self.uri)
 
     def check_writable(self) -> None:
         """Raise StorageError, having left nothing behind, where this folder could not be written to."""
@@ -395,25 +385,58 @@ class Place:
         probe.delete()
         return kept
 
-    def _write_aside(self, data: bytes) -> Path:
+    @contextmanager
+    def _aside(self) -> Iterator[tuple[IO[bytes], Path]]:
+        """A new file beside a local one, under a name that is gone at the end, whatever happens."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
-        with open(aside, "wb") as file:
-            file.write(data)
-            _flush(file)
-        return aside
+        name = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
+        try:
+            with open(name, "wb") as file:
+                yield file, name
+        finally:
+            name.unlink(missing_ok=True)
+
+
+_AUTHORITY = re.compile(r"([\w+.-]+)://(?:\[[^/]*?\])?([^/?#]*)")
+_SIGNED = re.compile(
+    r"[?&;#](?:[\w-]*(?:signature|credential|token|secret|password|api[_-]?key)|sig|AWSAccessKeyId|Key-Pair-Id)=", re.I
+)
 
 
 def place(text: str, *, base: Path | None = None) -> Place:
-    """The place that a user named: a URI as it is, a path made absolute from `base` (else the working directory)."""
+    """The place that a user named: a URI as it is, a path made absolute from `base` (else the working directory).
+
+    Raises InputError for a URI that carries a secret: places stand in errors, events and tables.
+    """
     if "://" in text:
         scheme, _, rest = text.partition("://")
+        if secret := _secret(text):
+            shown = re.split("[?#]", text)[0].rpartition("/")[2].rpartition("@")[2].rpartition(":")[2]
+            raise InputError(
+                f"{scheme}://…/{shown}: holds a {secret}, which would stand in logs and tables; name the place without "
+                "it, and give the credentials to the client (s3://: AWS_PROFILE; others: a file in ~/.config/fsspec)"
+            )
         if scheme == "file":
             return Place(os.path.abspath(rest))
         if not rest.strip("/"):
             raise InputError(f"{text}: names no bucket; expected {scheme}://bucket/key")
         return Place(text.rstrip("/"))
     return Place(os.path.abspath(os.path.join(base or Path.cwd(), os.path.expanduser(text))))
+
+
+def _is_absence(error: StorageError) -> bool:
+    """Whether it says that there is no such file; there is none below a file either."""
+    return isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+
+
+def _secret(uri: str) -> str:
+    """What kind of secret a URI carries; "" for none. `name@host` is none but for http, where tokens are given so."""
+    for scheme, authority in _AUTHORITY.findall(uri):
+        user, at, _ = authority.rpartition("@")
+        # keys of AWS may hold a "/": what comes before it is then no host with a port
+        if ":" in user or (at and scheme in ("http", "https")) or re.search(r":\d*[^\d]", authority):
+            return "password"
+    return "signature" if _SIGNED.search(uri) else ""
 
 
 def _local_entry(here: Place) -> Entry | None:
@@ -435,11 +458,6 @@ def _holds(folder: str, path: str) -> bool:
     return os.path.commonpath([folder, path]) == folder
 
 
-def _remote_entry(uri: str, info: dict[str, Any]) -> Entry:
-    etag = str(info.get("ETag") or info.get("etag") or info.get("mtime") or "").strip('"')
-    return Entry(Place(uri), int(info["size"]), etag)
-
-
 def _link(source: str, target: Path, *, src_dir_fd: int | None = None) -> bool:
     """Give a file its name; False where the name is taken."""
     try:
@@ -455,36 +473,14 @@ def _flush(file: IO[bytes]) -> None:
 
 
 @cache
-def _fsspec(scheme: str) -> Any:
-    import fsspec
-
-    try:
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-        # in fsspec's words, which name the package to install
-        raise InputError(f"{scheme}:// needs a package that is not installed: {error}") from error
-    except ValueError as error:
-        raise InputError(
-            f"{scheme}:// is no scheme that fsspec knows; use a path, s3:// or another of its schemes"
-        ) from error
-
-
-def _info(here: Place) -> dict[str, Any] | None:
-    """What fsspec says of a file; None where there is none."""
-    try:
-        return dict(_fsspec(here.scheme).info(here.uri))
-    except FileNotFoundError as error:
-        # fsspec's http calls whatever goes wrong an absent file
-        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-            raise error.__cause__ from None
-        return None
-
-
-@cache
 def _local_arrow() -> Any:
     from pyarrow import fs
 
     return fs.LocalFileSystem(use_mmap=True)
+
+
+# clients of stores, whose errors share no base and cannot be imported where they are not installed
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "ftplib", "paramiko", "gcsfs", "google", "azure")
 
 
 @contextmanager
@@ -500,14 +496,24 @@ def plainly(here: Place, verb: str) -> Iterator[None]:
     except (NotADirectoryError, FileExistsError) as error:
         raise StorageError(f"{here}: cannot {verb} it: a file stands where a folder should be") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageError(f"{here}: cannot {verb} it: no space left") from error
-        raise StorageError(f"{here}: cannot {verb} it: {error}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"{here}: cannot {verb} it: no space left; make room there") from error
+        raise StorageError(f"{here}: cannot {verb} it: {error}{_remedy(here, error)}") from error
+    except NotImplementedError as error:
+        raise StorageError(f"{here}: cannot {verb} it: {here.scheme}:// cannot do that; use a path or s3://") from error
     except Exception as error:
-        # botocore's errors share no base with the rest and cannot be imported without the extra.
-        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+        if type(error).__module__.split(".")[0] not in _CLIENTS:
             raise
-        raise StorageError(f"{here}: cannot {verb} it: {error}") from error
+        raise StorageError(f"{here}: cannot {verb} it: {error}{_remedy(here, error)}") from error
+
+
+def _remedy(here: Place, error: Exception) -> str:
+    """What to do about what a client says in its own words."""
+    if isinstance(error, s3.Refused):
+        return ""  # the words are ours, and say it
+    if isinstance(error, Exhausted):
+        return "; see that the store can be reached, then do it again"
+    return "; check the disk" if here.is_local else "; check the address, the credentials and the network"
 
 
 _DAMAGED_PAGE = re.compile("page integrity|decompress|[Cc]orrupt|[Tt]hrift")

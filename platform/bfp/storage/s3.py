@@ -4,13 +4,16 @@ s3fs carries the requests, one by one, and finds an answer that was cut short. p
 would read a whole object at two thirds of the CPU time, 9 ms for 10 MB, and takes a HEAD that was cut short for that of
 an empty object.)
 
-Where the store is and who asks is found by botocore, in the environment and in the files of named profiles
-(AWS_PROFILE, AWS_ENDPOINT_URL, `endpoint_url`, `region`, `addressing_style`), and pyarrow is given the same. Without
-any credentials, or with AWS_NO_SIGN_REQUEST=YES, requests are not signed, as public buckets want it.
+Where the store is and who asks is found by botocore: in the environment (AWS_PROFILE, AWS_ENDPOINT_URL), the files of
+named profiles (`endpoint_url`, `region`, `addressing_style`, `role_arn`) and with the cloud that the machine stands in.
+pyarrow is given the same: it knows fewer ways by itself, and reads unsigned where they lead nowhere. Without any
+credentials, or with AWS_NO_SIGN_REQUEST=YES, requests are not signed, as public buckets want it.
 
 A put that must be the first one (`create`), and an upload in parts, carry a mark, drawn for them, in the object's
 metadata. A reply can be lost after the store did what was asked; what is sent again then (aiohttp does so by itself) is
-told that the object is there, or that the upload is no more, and the mark says whose the object is.
+told that the object is there, or that the upload is no more, and the mark says whose the object is. An upload whose
+beginning was answered to nobody cannot be told from another's to the same name, and is left: it holds no part, and a
+lifecycle rule of the bucket (AbortIncompleteMultipartUpload) clears it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,14 +113,17 @@ def open_arrow(bucket: str, key: str) -> Any:
     return patiently(lambda: _arrow().open_input_file(f"{bucket}/{key}"), store="s3")
 
 
-def open_parquet(bucket: str, key: str, *, pre_buffer: bool) -> Any:
-    """A pyarrow.parquet.ParquetFile, read piece by piece by pyarrow, which tries again by itself."""
+def open_parquet(bucket: str, key: str, *, pre_buffer: bool) -> tuple[Any, Any]:
+    """A pyarrow.parquet.ParquetFile, and the file of `open_arrow` that it reads.
+
+    Two requests: pyarrow asks for the size, which cannot be told it, and reads the end.
+    """
     from pyarrow.parquet import ParquetFile
 
-    def open_it() -> Any:
+    def open_it() -> tuple[Any, Any]:
         source = _arrow().open_input_file(f"{bucket}/{key}")
         try:
-            return ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True)
+            return ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True), source
         except ValueError:
             # pyarrow takes an answer that was cut short among its headers for that of an empty file
             if (found := head(bucket, key)) and source.size() != found["ContentLength"]:
@@ -250,7 +256,7 @@ def _refusal(code: str, status: int, bucket: str) -> str:
     if code in _REFUSALS:
         return _REFUSALS[code].format(check=_CHECK, bucket=bucket, endpoint=endpoint)
     if status in (401, 403):
-        if _unsigned():
+        if _credentials() is None:
             return f"no permission without credentials; {_CHECK}"
         return "no permission with these credentials; ask the owner of the bucket"
     if 400 <= status < 500 and status != 404:
@@ -262,18 +268,45 @@ def _refusal(code: str, status: int, bucket: str) -> str:
 
 
 @cache
-def _filesystem() -> Any:
+def _session() -> Any:
+    """botocore's session, which knows where the store is and who asks."""
+    # Ceph and other gateways answer 411 to the checksums that newer clients send by default.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     try:
-        import s3fs
+        import s3fs  # noqa: F401  its absence, too, is told here
         from aiobotocore.session import AioSession
     except ImportError as error:
         raise InputError(f"s3:// needs a package that is not installed: {error}; pip install 'bfp[s3]'") from error
     session = AioSession()
     # a listing says when each object was made, which took half of the time to read
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+    return session
+
+
+@cache
+def _credentials() -> Any:
+    """What signs requests, which renews itself; None where they go unsigned: the user says so, or has no credentials.
+
+    A machine that nothing else names credentials for asks its cloud for those of its role. Where there is no cloud,
+    botocore has given that up after two tries of 1 s (AWS_METADATA_SERVICE_TIMEOUT, AWS_METADATA_SERVICE_NUM_ATTEMPTS).
+    """
+    session = _session()
+    if os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("yes", "true", "on", "1"):
+        return None
+    from fsspec.asyn import get_loop, sync
+
+    return sync(get_loop(), session.get_credentials)
+
+
+@cache
+def _filesystem() -> Any:
+    credentials = _credentials()
+    import s3fs
+
     filesystem = s3fs.S3FileSystem(
-        session=session,
-        anon=_unsigned(),
+        session=_session(),
+        anon=credentials is None,
         use_listings_cache=False,
         skip_instance_cache=True,
         config_kwargs={
@@ -286,15 +319,32 @@ def _filesystem() -> Any:
     return filesystem
 
 
-@cache
 def _arrow() -> Any:
-    """pyarrow's filesystem; paths in it are "bucket/key"."""
+    """pyarrow's filesystem, which signs as `_filesystem` does now; paths in it are "bucket/key".
+
+    A file that it has opened keeps the credentials of that time: botocore renews them 10 minutes before they expire.
+    """
+    credentials = _credentials()
+    if credentials is None:
+        return _arrow_signing("", "", "")
+    from fsspec.asyn import sync
+
+    now = sync(_filesystem().loop, credentials.get_frozen_credentials)
+    return _arrow_signing(now.access_key, now.secret_key, now.token or "")
+
+
+@lru_cache(maxsize=1)
+def _arrow_signing(access_key: str, secret_key: str, token: str) -> Any:
+    """Without an access key it does not sign."""
     from pyarrow import fs
 
     meta = _filesystem().s3.meta
     host = urlsplit(meta.endpoint_url).hostname or ""
     return fs.S3FileSystem(
-        anonymous=_unsigned(),
+        anonymous=not access_key,
+        access_key=access_key or None,
+        secret_key=secret_key or None,
+        session_token=token or None,
         endpoint_override=None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else meta.endpoint_url,
         region=None if meta.region_name == "aws-global" else meta.region_name,
         force_virtual_addressing=(meta.config.s3 or {}).get("addressing_style") == "virtual",
@@ -304,22 +354,7 @@ def _arrow() -> Any:
     )
 
 
-@cache
-def _unsigned() -> bool:
-    """Whether requests go without a signature: because the user says so, or nobody has credentials."""
-    # Ceph and other gateways answer 411 to the checksums that newer clients send by default, and without
-    # credentials the client hangs on the cloud's metadata address.
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
-    if said := os.environ.get("AWS_NO_SIGN_REQUEST"):
-        return said.lower() in ("yes", "true", "on", "1")
-    import botocore.session
-
-    return botocore.session.Session().get_credentials() is None
-
-
 def forget_clients() -> None:
     """Make new clients at the next request, from the environment as it is then."""
-    for made in (_filesystem, _arrow, _unsigned):
+    for made in (_session, _credentials, _filesystem, _arrow_signing):
         made.cache_clear()

@@ -47,8 +47,8 @@ class _Opened(NamedTuple):
 
 
 def _opened(place: Place) -> _Opened:
-    parquet = place.open_parquet()
-    return _Opened(parquet, place.open_arrow(), parquet.schema.names.index("pixels"))
+    parquet, raw = place.open_parquet_and_bytes()
+    return _Opened(parquet, raw, parquet.schema.names.index("pixels"))
 
 
 class SliceStore:
