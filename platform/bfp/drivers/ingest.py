@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bfp.cohorts import Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
+from bfp.drivers.attempts import Lost, attempts
 from bfp.drivers.inputs import recipe_of, sessions_of
 from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import (
@@ -54,6 +55,8 @@ Task = Callable[[dict[str, Any]], dict[str, Any]]
 # of scans with skull and noise, on one core
 COMPRESSED = 0.3  # what zstd left of the channels that are not empty
 COMPRESSION_RATE = 250e6  # bytes of pixels a second
+
+SMALLER = "lower sessions_per_shard, whose files a worker holds beside the session it prepares"
 
 
 # what will be done ----------------------------------------------------------------------------------------------------
@@ -290,8 +293,12 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
     commits: dict[str, str] = {}
     stacks = rejected = repeated = 0
     failures: list[str] = []
+    lost = Lost()
     rows = on_ray(todo, task=task, workers=spec.compute.workers, retries=spec.compute.retries)
     for done in until_stopped(rows, lambda: run.stopping):
+        if isinstance(done, Lost):
+            lost = done
+            continue
         repeated += done["repeats"]
         if done["failure"]:
             failures.append(done["failure"])
@@ -304,26 +311,34 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
         run.warn(f"{counted(repeated, 'request')} to object storage failed and were made again")
     if run.stopping:
         raise Interrupted("stopped: the shards that are committed stay; submit again to go on with the others")
-    if message := not_done(len(todo), len(commits), failures, unit="shard", verb="prepared"):
+    if message := not_done(len(todo), failures, lost, unit="shard", verb="prepared", smaller=SMALLER):
         raise JobFailed(message)
     return commits
 
 
-def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int) -> Iterator[dict[str, Any]]:
-    """What `task` returns of each shard, in the order they are done; nothing of one whose worker died each time."""
-    if not shards:
-        return
+def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int) -> Iterator[dict[str, Any] | Lost]:
+    """What `task` returns of each shard, as they are done, and how many are lost: their worker died each time.
+
+    task: takes a row with the pickled `shard`, returns one with its `name`. retries: of a shard whose worker died.
+    """
+    if shards:
+        todo = {shard.name: shard for shard in shards}
+        once = partial(_once_on_ray, task)
+        yield from attempts(todo, once, name_of=lambda row: str(row["name"]), workers=workers, retries=retries)
+
+
+def _once_on_ray(task: Task, shards: list[Shard], workers: int | None) -> Iterator[dict[str, Any]]:
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
     context = ray.data.DataContext.get_current().copy()
-    context.max_errored_blocks = -1  # a worker that dies costs its shard only; the caller sees which are missing
+    context.max_errored_blocks = -1  # a worker that dies costs its shard only; `attempts` sees which are missing
     with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 wants its arguments named, and has no name for this one; its default repeats for ever.
+        # Ray 2.60 wants its arguments named, and has no name for this one; by default it repeats for ever.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         rows = ray.data.from_items(
             [{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards)
-        ).map(task, num_cpus=1, concurrency=workers, max_retries=retries)
+        ).map(task, num_cpus=1, concurrency=workers, max_retries=0)  # `attempts` says why
     yield from rows.iter_rows()
 
 
