@@ -138,6 +138,18 @@ def test_a_file_that_changed_since_the_listing_is_no_rejection_but_an_error(tmp_
         prepared(session)
 
 
+def test_a_file_that_was_replaced_by_one_of_its_length_is_an_error_too(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w")
+    file = tmp_path / "T1w.nii.gz"
+    other = bytearray(file.read_bytes())
+    other[-100] ^= 1
+    (tmp_path / "new").write_bytes(other)
+    os.utime(tmp_path / "new", ns=(0, file.stat().st_mtime_ns + 1))
+    (tmp_path / "new").replace(file)
+    with pytest.raises(StorageError, match="T1w.nii.gz: not the file that it was when it was listed"):
+        prepared(session)
+
+
 def label_map(file: Path, name: str, *, drawn_on: str = "T1w") -> LabelMap:
     return LabelMap(name, drawn_on, entry(file))
 

@@ -169,15 +169,10 @@ def _read(file: Entry) -> bytes:
     if file.size > MAX_FILE_BYTES:
         raise Unusable(Reason.TOO_LARGE, f"a file of {file.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
     try:
-        data = file.place.read()
+        return file.read()
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise Unusable(Reason.UNREADABLE, "it was listed, and is gone") from error
         if file.place.is_local and isinstance(error.__cause__, OSError):
             raise Unusable(Reason.UNREADABLE, f"{error.__cause__.strerror}") from error
         raise
-    if len(data) != file.size:
-        raise StorageError(
-            f"{file.place}: {len(data)} bytes, but {file.size} when it was listed: it is being written to; submit again"
-        )
-    return data

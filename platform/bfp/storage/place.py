@@ -41,6 +41,19 @@ class Entry:
     size: int
     etag: str
 
+    def read(self) -> bytes:
+        """The file as it was listed.
+
+        Raises StorageError also where it is another by now: by its length, or by the mark of what was read (the time
+        of writing of the opened file, the ETag of the answer; of other schemes what is said of the file afterwards).
+        A copy that takes over the length and the time of writing is not told from what it replaces.
+        """
+        data, etag = self.place._read()
+        if len(data) != self.size or (self.etag and etag and etag != self.etag):
+            now = f"{len(data)} bytes, but {self.size}" if len(data) != self.size else "not the file that it was"
+            raise StorageError(f"{self.place}: {now} when it was listed: it is being written to; submit again")
+        return data
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
@@ -120,8 +133,20 @@ class Place:
             if self.is_local:
                 return self.path.read_bytes()
             if self.scheme == "s3":
-                return s3.read(self.bucket, self.key)
+                return s3.read(self.bucket, self.key).data
             return bytes(patiently(lambda: _fsspec(self.scheme).cat_file(self.uri), store=self.scheme))
+
+    def _read(self) -> tuple[bytes, str]:
+        """The whole file, and the mark of an `Entry` of what was read; "" where none is known."""
+        with plainly(self, "read"):
+            if self.is_local:
+                with open(self.path, "rb") as file:
+                    return file.read(), _local_mark(os.fstat(file.fileno()))
+            if self.scheme == "s3":
+                found = s3.read(self.bucket, self.key)
+                return found.data, found.etag
+        data, after = self.read(), self.entry()
+        return data, after.etag if after else ""
 
     def pieces(self, size: int = 1 << 22) -> Iterator[bytes]:
         """The file's bytes in turn, so many at once at most; all of them, or StorageError is raised."""
@@ -420,7 +445,11 @@ def _local_entry(here: Place) -> Entry | None:
         found = here.path.stat()
     except OSError:
         return Entry(here, -1, "")
-    return Entry(here, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
+    return Entry(here, found.st_size, _local_mark(found)) if stat.S_ISREG(found.st_mode) else None
+
+
+def _local_mark(found: os.stat_result) -> str:
+    return str(found.st_mtime_ns)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
