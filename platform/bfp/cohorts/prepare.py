@@ -1,6 +1,7 @@
-"""Preparing a session: its files are read, decoded and made into stacks, within a time limit.
+"""Preparing sessions: their files are read, decoded and made into stacks, within time limits.
 
-What `ingest` and `infer` do to every session, as an ordinary function of one. A scan that cannot be used is left out
+What `ingest` and `infer` do to every session, as an ordinary function. The files of the next scans are read meanwhile
+(`reading`). A scan that cannot be used is left out
 with its reason, and the others go on; a label map that cannot be used is a warning on a scan of the session.
 
 What the bytes of a file are at fault for stays so. What they are not (no permission, a disk that fails, a time limit)
@@ -11,17 +12,18 @@ store that fails is neither: it raises, since it would fail for every scan.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, absent
-from bfp.errors import Reason, StorageError, Unusable
-from bfp.imaging.nifti import MAX_FILE_BYTES, Volume, decode
-from bfp.imaging.session import Prepared, ScanFacts, Segmentation, prepare_session
+from bfp.cohorts.reading import Contents, ReadAhead
+from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session
+from bfp.errors import Reason, Unusable
+from bfp.imaging.nifti import Volume, decode
+from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, Segmentation, prepare_session
 from bfp.imaging.stacks import Recipe
-from bfp.storage import Entry
 from bfp.words import counted
 
 MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)
@@ -54,27 +56,29 @@ class SessionStacks:
 
 
 def prepare(session: Session, *, recipe: Recipe, scan_timeout_s: float) -> SessionStacks:
-    """The stacks of a session from its files.
+    """The stacks of one session: see `prepare_in_turn`."""
+    (done,) = prepare_in_turn([session], recipe=recipe, scan_timeout_s=scan_timeout_s)
+    return done
 
-    A session that takes longer than scan_timeout_s a scan is left out as a whole. Raises StorageError when a file that
-    discovery saw cannot be fetched, or is another by now.
+
+def prepare_in_turn(sessions: Sequence[Session], *, recipe: Recipe, scan_timeout_s: float) -> Iterator[SessionStacks]:
+    """The stacks of each session from its files, in the order of the sessions.
+
+    A scan or label map that is not read and decoded in scan_timeout_s is left out, and the others go on without it. So
+    long for each of these they may take together to become stacks, where one waits for another, or all are left out.
+    Raises StorageError when a file that discovery saw cannot be fetched, or is another by now.
     """
-    limit_s = scan_timeout_s * max(len(session.scans), 1)
-    try:
-        return within(limit_s, lambda: _prepare(session, recipe))
-    except TimeoutError:
-        detail = f"not ready after {limit_s:g} s ({counted(len(session.scans), 'scan')} of {scan_timeout_s:g} s)"
-        late = [
-            LeftOut(session.key, scan.modality, scan.file.place.uri, Reason.TIMEOUT, detail) for scan in session.scans
-        ]
-        return SessionStacks(session, (), (), (*session.left_out, *late), passing=True)
+    ahead = ReadAhead(source for session in sessions for source in (*session.scans, *session.label_maps))
+    for session in sessions:
+        yield _prepare(session, recipe, _Timely(ahead, scan_timeout_s))
 
 
 def within(seconds: float, work: Callable[[], Value]) -> Value:
     """What `work` returns or raises, or TimeoutError when that takes longer.
 
     Works in any thread of any process, where a signal would not. A thread cannot be ended from outside: what was too
-    slow goes on in the background to its own end, which the largest size of a volume bounds.
+    slow goes on in the background, with the memory that it holds. Computing comes to its end, since the size of a
+    volume is bounded; reading that hangs (`reading` does it elsewhere, with nothing else to hold) may stay for ever.
     """
     outcome: Future[Value] = Future()
 
@@ -90,7 +94,35 @@ def within(seconds: float, work: Callable[[], Value]) -> Value:
     return outcome.result(seconds)
 
 
-def _prepare(session: Session, recipe: Recipe) -> SessionStacks:
+@dataclass(frozen=True, slots=True)
+class _Timely:
+    """The steps of preparing a session, each within its time limit; limit_s: of a scan."""
+
+    ahead: ReadAhead
+    limit_s: float
+
+    def decoded(self, source: Scan | LabelMap, how: Callable[[Contents], Value]) -> Value:
+        """What `how` makes of a file's contents. Raises Unusable where they are not read, and that is not made, in
+        time."""
+        began = time.monotonic()
+        try:
+            contents = self.ahead.take(source, timeout_s=self.limit_s)
+            return within(began + self.limit_s - time.monotonic(), lambda: how(contents))
+        except TimeoutError:
+            raise Unusable(Reason.TIMEOUT, f"not read and decoded after {self.limit_s:g} s") from None
+
+    def prepared(self, volumes: Mapping[str, Volume], work: Callable[[], PreparedSession]) -> PreparedSession:
+        """What `work` makes of these, by modality; of a session that is too slow nothing."""
+        limit_s = self.limit_s * max(len(volumes), 1)
+        try:
+            return within(limit_s, work)
+        except TimeoutError:
+            scans = f"{counted(len(volumes), 'scan')} of its session, {self.limit_s:g} s each"
+            late = Unusable(Reason.TIMEOUT, f"no stacks after {limit_s:g} s ({scans})")
+            return PreparedSession([], dict.fromkeys(volumes, late))
+
+
+def _prepare(session: Session, recipe: Recipe, timely: _Timely) -> SessionStacks:
     left_out = list(session.left_out)
 
     def leave_out(scan: Scan, unusable: Unusable) -> None:
@@ -99,8 +131,9 @@ def _prepare(session: Session, recipe: Recipe) -> SessionStacks:
     volumes: dict[str, Volume] = {}
     for scan in session.scans:
         try:
-            header, voxels = _contents(scan)
-            volumes[scan.modality] = decode(header, voxels=voxels, volumes=recipe.volumes)
+            volumes[scan.modality] = timely.decoded(
+                scan, lambda found: decode(found.file, voxels=found.voxels, volumes=recipe.volumes)
+            )
         except Unusable as unusable:
             leave_out(scan, unusable)
 
@@ -108,13 +141,16 @@ def _prepare(session: Session, recipe: Recipe) -> SessionStacks:
     unusable_maps: dict[str, Unusable] = {}
     for label_map in session.label_maps:
         try:
-            label_maps[label_map.name] = _segmentation(label_map)
+            # a blank label map is one all the same: it says that there is nothing
+            labels = timely.decoded(label_map, lambda found: decode(found.file, voxels=found.voxels, may_be_blank=True))
+            label_maps[label_map.name] = Segmentation(labels, label_map.drawn_on)
         except Unusable as unusable:
             unusable_maps[label_map.name] = unusable
 
     mask = label_maps.pop(BRAIN, None) if recipe.brain == "given" else None
-    done = prepare_session(
-        volumes, recipe=recipe, segmentations=label_maps, brain_mask=mask.volume if mask is not None else None
+    brain_mask = mask.volume if mask is not None else None
+    done = timely.prepared(
+        volumes, lambda: prepare_session(volumes, recipe=recipe, segmentations=label_maps, brain_mask=brain_mask)
     )
     for scan in session.scans:
         if scan.modality in volumes and scan.modality in done.rejected:
@@ -149,30 +185,3 @@ def _records(session: Session, prepared: list[Prepared], unusable_maps: dict[str
         scan = files[facts.modality]
         records.append(ScanRecord(scan, facts, len(stacks.slices), (*scan.warnings, *facts.warnings, *own)))
     return tuple(records)
-
-
-def _segmentation(label_map: LabelMap) -> Segmentation:
-    """A blank label map is one all the same: it says that there is nothing."""
-    header, voxels = _contents(label_map)
-    return Segmentation(decode(header, voxels=voxels, may_be_blank=True), label_map.drawn_on)
-
-
-def _contents(source: Scan | LabelMap) -> tuple[bytes, bytes | None]:
-    """The bytes of the file, and of the other where they are a pair."""
-    return _read(source.file), _read(source.voxels) if source.voxels else None
-
-
-def _read(file: Entry) -> bytes:
-    """The bytes of a file that discovery saw."""
-    if file.size < 0:
-        raise absent(file)
-    if file.size > MAX_FILE_BYTES:
-        raise Unusable(Reason.TOO_LARGE, f"a file of {file.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
-    try:
-        return file.read()
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise Unusable(Reason.UNREADABLE, "it was listed, and is gone") from error
-        if file.place.is_local and isinstance(error.__cause__, OSError):
-            raise Unusable(Reason.UNREADABLE, f"{error.__cause__.strerror}") from error
-        raise

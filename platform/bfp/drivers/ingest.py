@@ -264,12 +264,12 @@ def execute(spec: Ingest, run: Run) -> None:
 
 def prepare_shard(shard: Shard, *, store: Place, recipe: Recipe, scan_timeout_s: float) -> Commit:
     """Prepare the sessions of a shard and commit it: the whole work of one task."""
-    from bfp.cohorts.prepare import prepare
+    from bfp.cohorts.prepare import prepare_in_turn
     from bfp.store.shards import commit_shard
 
     return commit_shard(
         store,
-        (prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s) for session in shard.sessions),
+        prepare_in_turn(shard.sessions, recipe=recipe, scan_timeout_s=scan_timeout_s),
         name=shard.name,
         cohort=shard.cohort,
         size_px=recipe.size_px,
