@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from bfp.cohorts import LabelMap, Scan, Session
+from bfp.cohorts import LabelMap, Scan, Session, Source, discover
 from bfp.cohorts.prepare import SessionStacks, prepare, prepare_in_turn, within
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError, Reason, StorageError
@@ -218,6 +218,69 @@ def test_a_brain_mask_is_the_segmentation_of_that_name(tmp_path: Path) -> None:
     assert (stacks.pixels[:, 0] > 0).mean() < 0.5
     without = prepared(session_of(tmp_path / "other", "T1w"), recipe=recipe)
     assert [row.reason for row in without.left_out] == [Reason.NO_BRAIN_MASK]
+
+
+def runs(root: Path, *, broken: tuple[int, ...]) -> Session:
+    """A session with three runs of T1w and a FLAIR, of which some runs are cut short."""
+    for run in (1, 2, 3):
+        file = write_scan(root / f"sub-01/anat/sub-01_run-{run}_T1w.nii.gz", spacing_mm=SPACING_MM, seed=run)
+        if run in broken:
+            file.write_bytes(file.read_bytes()[:2000])
+    write_scan(root / "sub-01/anat/sub-01_FLAIR.nii.gz", spacing_mm=SPACING_MM, seed=9)
+    source = Source("c", "bids", Place(str(root)))
+    (session,) = discover(source, wanted=("T1w", "T2w", "FLAIR"))
+    return session
+
+
+def left_out(done: SessionStacks) -> dict[str, Reason]:
+    return {row.uri.rpartition("_run-")[2]: row.reason for row in done.left_out}
+
+
+def test_a_scan_that_cannot_be_used_gives_its_place_to_the_next_of_its_duplicates(tmp_path: Path) -> None:
+    done = prepared(runs(tmp_path / "one", broken=(1,)))
+    taken = {record.scan.modality: record.scan for record in done.scans}
+    assert taken["T1w"].file.place.name == "sub-01_run-2_T1w.nii.gz"
+    assert taken["T1w"].chosen.startswith("of 3: no contrast agent")
+    assert taken["T1w"].chosen.endswith("; one before it was refused")
+    assert taken["FLAIR"].chosen == ""
+    assert left_out(done) == {"1_T1w.nii.gz": Reason.TRUNCATED, "3_T1w.nii.gz": Reason.DUPLICATE}
+
+    done = prepared(runs(tmp_path / "two", broken=(1, 2)))
+    assert {record.scan.file.place.name for record in done.scans} == {"sub-01_FLAIR.nii.gz", "sub-01_run-3_T1w.nii.gz"}
+    assert left_out(done) == {"1_T1w.nii.gz": Reason.TRUNCATED, "2_T1w.nii.gz": Reason.TRUNCATED}
+
+    done = prepared(runs(tmp_path / "all", broken=(1, 2, 3)))
+    assert [record.scan.modality for record in done.scans] == ["FLAIR"]
+    assert set(left_out(done).values()) == {Reason.TRUNCATED}
+    assert not done.passing
+
+
+def test_a_scan_that_imaging_refuses_gives_its_place_too(tmp_path: Path) -> None:
+    runs(tmp_path / "moved", broken=())
+    moved = write_scan(
+        tmp_path / "moved/sub-01/anat/sub-01_run-1_FLAIR.nii.gz", spacing_mm=SPACING_MM, shift_mm=(0, 2, 0)
+    )
+    (tmp_path / "moved/sub-01/anat/sub-01_FLAIR.nii.gz").rename(moved.with_name("sub-01_run-2_FLAIR.nii.gz"))
+    (session,) = discover(Source("c", "bids", Place(f"{tmp_path}/moved")), wanted=("T1w", "T2w", "FLAIR"))
+    done = prepared(session)
+    assert [record.scan.file.place.name for record in done.scans][1] == "sub-01_run-2_FLAIR.nii.gz"
+    assert [row.reason for row in done.left_out if row.modality == "FLAIR"] == [Reason.OFF_GRID]
+
+
+def test_a_scan_that_may_be_read_the_next_time_keeps_its_place(tmp_path: Path) -> None:
+    session = runs(tmp_path, broken=())
+    (tmp_path / "sub-01/anat/sub-01_run-1_T1w.nii.gz").unlink()
+    done = prepared(session)
+    assert [record.scan.modality for record in done.scans] == ["FLAIR"]
+    assert left_out(done)["1_T1w.nii.gz"] is Reason.UNREADABLE
+    assert done.passing
+
+
+def test_labels_that_may_be_another_runs_are_doubted(tmp_path: Path) -> None:
+    labels = write_scan(tmp_path / "m.nii", spacing_mm=SPACING_MM, voxels=np.ones((34, 42, 30), np.uint8))
+    session = replace(runs(tmp_path, broken=(1,)), label_maps=(label_map(labels, "core"),))
+    warnings = {record.scan.modality: record.warnings for record in prepared(session).scans}
+    assert warnings["T1w"] == ("core: perhaps drawn on the scan that was refused in favour of this one",)
 
 
 @pytest.fixture

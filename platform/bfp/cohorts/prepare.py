@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from bfp.cohorts.reading import Contents, ReadAhead
-from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session
+from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, with_spare
 from bfp.errors import Reason, Unusable
 from bfp.imaging.nifti import Volume, decode
 from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, Segmentation, prepare_session
@@ -66,11 +66,27 @@ def prepare_in_turn(sessions: Sequence[Session], *, recipe: Recipe, scan_timeout
 
     A scan or label map that is not read and decoded in scan_timeout_s is left out, and the others go on without it. So
     long for each of these they may take together to become stacks, where one waits for another, or all are left out.
+    A scan that cannot be used gives its place to the next of its duplicates, and the session is prepared anew: that is
+    rare, and so costs no more than twice a session, while what fits a session's grid and mask only shows with the others
+    at hand. One that may be usable the next time keeps its place: the store would hold now this one, now that.
+
     Raises StorageError when a file that discovery saw cannot be fetched, or is another by now.
     """
     ahead = ReadAhead(source for session in sessions for source in (*session.scans, *session.label_maps))
     for session in sessions:
-        yield _prepare(session, recipe, _Timely(ahead, scan_timeout_s))
+        done = _prepare(session, recipe, _Timely(ahead, scan_timeout_s))
+        while (other := _with_spares(done)) is not None:
+            done = _prepare(other, recipe, _Timely(ahead, scan_timeout_s))
+        yield done
+
+
+def _with_spares(done: SessionStacks) -> Session | None:
+    """The session with other scans in place of those that have no use now or later; None where it has none."""
+    session: Session | None = None
+    for row in done.left_out:
+        if row.reason not in (*MAY_PASS, Reason.NO_BRAIN_MASK):  # a mask that is missing is so for all
+            session = with_spare(session or done.session, row) or session
+    return session
 
 
 def within(seconds: float, work: Callable[[], Value]) -> Value:
