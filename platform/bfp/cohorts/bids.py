@@ -21,10 +21,11 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from bfp.cohorts.bidsignore import ignored_by, read_bidsignore
-from bfp.cohorts.labels import Labels, read_labels
+from bfp.cohorts.labels import READS_AT_ONCE, Labels, read_labels
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place
@@ -100,8 +101,8 @@ def sessions(
             first_names.append("/".join(path))
         folder, is_image = path[:-1], _IMAGE.fullmatch(path[-1])
         if is_image is None:
-            if path == ["participants.tsv"] or re.fullmatch(r"sub-[^_]+_sessions\.tsv", path[-1]):
-                tables.append((path[-1], file))
+            if (subject := _subject_of_table(path)) is not None:
+                tables.append((subject, file))
             continue
         stem = is_image["stem"]
         name = parse_name(stem)
@@ -146,12 +147,24 @@ def sessions(
 
 
 def _files(root: Place) -> Iterator[tuple[list[str], Entry]]:
-    """The files of a dataset with the parts of their path below its root."""
+    """The files of a dataset with the parts of their path below its root.
+
+    Hidden folders are not even listed where that can be helped: a DataLad dataset has one with all of its files.
+    """
     start = len(root.uri.rstrip("/")) + 1
-    for file in root.files():
+    for file in root.files(hidden=False):
         path = file.place.uri[start:].split("/")
         if path[0] not in _ELSEWHERE and not any(part.startswith(".") for part in path):
             yield path, file
+
+
+def _subject_of_table(path: list[str]) -> str | None:
+    """Of whom a table of the dataset itself speaks: participants.tsv of all, "", sub-01/sub-01_sessions.tsv of 01."""
+    if path == ["participants.tsv"]:
+        return ""
+    if len(path) == 2 and path[0].startswith("sub-") and path[1] == f"{path[0]}_sessions.tsv":
+        return path[0].removeprefix("sub-")
+    return None
 
 
 def _is_anatomy(folder: list[str]) -> bool:
@@ -190,12 +203,15 @@ def _label_maps(
 
 
 def _labels(tables: list[tuple[str, Entry]]) -> Labels:
-    participants, visits = Labels(), Labels()
-    for name, file in tables:
-        if name == "participants.tsv":
-            participants = read_labels(file.place, cohort_column=None)
-        else:
-            subject = name.removesuffix("_sessions.tsv").removeprefix("sub-")
-            own = read_labels(file.place, subject=subject, cohort_column=None)
-            visits = Labels({**visits.rows, **own.rows})
-    return participants.joined(visits)
+    """What these say together. tables: `participants.tsv` with "", `sessions.tsv` with its subject."""
+
+    def read(table: tuple[str, Entry]) -> Labels:
+        subject, file = table
+        return read_labels(file.place, subject=subject or None, cohort_column=None)
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        found = list(pool.map(read, tables))
+    participants = [labels for (subject, _), labels in zip(tables, found, strict=True) if not subject]
+    visits = [labels for (subject, _), labels in zip(tables, found, strict=True) if subject]
+    visited = Labels({key: row for labels in visits for key, row in labels.rows.items()})
+    return participants[0].joined(visited) if participants else visited

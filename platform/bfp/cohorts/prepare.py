@@ -66,9 +66,9 @@ def prepare_in_turn(sessions: Sequence[Session], *, recipe: Recipe, scan_timeout
 
     A scan or label map that is not read and decoded in scan_timeout_s is left out, and the others go on without it. So
     long for each of these they may take together to become stacks, where one waits for another, or all are left out.
-    A scan that cannot be used gives its place to the next of its duplicates, and the session is prepared anew: that is
-    rare, and so costs no more than twice a session, while what fits a session's grid and mask only shows with the others
-    at hand. One that may be usable the next time keeps its place: the store would hold now this one, now that.
+    A scan that cannot be used gives its place to the next of its duplicates, and the session is prepared anew: it is
+    rare, and whether a scan fits its session's grid only shows with the others at hand. One that may be usable the next
+    time keeps its place: the store would hold now this one, now that.
 
     Raises StorageError when a file that discovery saw cannot be fetched, or is another by now.
     """

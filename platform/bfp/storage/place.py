@@ -215,15 +215,16 @@ class Place:
                 return s3.open_parquet(self.bucket, self.key, pre_buffer=pre_buffer)
             return pyarrow.parquet.ParquetFile(_fsspec(self.scheme).open(self.uri, "rb"), pre_buffer=pre_buffer)
 
-    def files(self) -> Iterator[Entry]:
+    def files(self, *, hidden: bool = True) -> Iterator[Entry]:
         """Every file below this folder, in order of URI, from one flat listing, of which a page is held at a time.
 
         A dangling link is listed with size -1, so that whoever reads it can say so; what is no regular file (a FIFO,
-        a socket) is not listed, and a link to a folder that holds it is not followed. Raises StorageError where the
-        folder does not exist or cannot be listed.
+        a socket) is not listed, and a link to a folder that holds it is not followed. hidden: False leaves out, on
+        disk, what lies in folders whose name begins with a dot; an object store lists it all the same. Raises
+        StorageError where the folder does not exist or cannot be listed.
         """
         if self.is_local:
-            yield from self._local_files((os.path.realpath(self.uri),))
+            yield from self._local_files((os.path.realpath(self.uri),), hidden=hidden)
             return
         if self.scheme == "s3":
             with plainly(self, "list"):
@@ -245,7 +246,7 @@ class Place:
         for page in s3.listed(self.bucket, prefix, delimiter=delimiter):
             yield from page.get(kind, ())
 
-    def _local_files(self, real: tuple[str, ...]) -> Iterator[Entry]:
+    def _local_files(self, real: tuple[str, ...], *, hidden: bool) -> Iterator[Entry]:
         """real: the real path of this folder, and before it of the folders from which links led here."""
         with plainly(self, "list"):
             entries = [(entry, _is_folder(entry)) for entry in os.scandir(self.path)]
@@ -254,10 +255,12 @@ class Place:
             if not is_folder:
                 if (file := _local_entry(here)) is not None:
                     yield file
+            elif entry.name.startswith(".") and not hidden:
+                continue
             elif not entry.is_symlink():
-                yield from here._local_files((*real[:-1], os.path.join(real[-1], entry.name)))
+                yield from here._local_files((*real[:-1], os.path.join(real[-1], entry.name)), hidden=hidden)
             elif not any(_holds(os.path.realpath(entry.path), folder) for folder in real):
-                yield from here._local_files((*real, os.path.realpath(entry.path)))
+                yield from here._local_files((*real, os.path.realpath(entry.path)), hidden=hidden)
 
     def names(self) -> list[str]:
         """The names of the files directly in this folder, sorted; none where the folder does not exist."""
