@@ -107,9 +107,9 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
         "bytes_estimated": estimate.size_bytes,
         "seconds_estimated": round(estimate.seconds),
     }
-    warnings = _warnings(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
-    warnings += memory_warnings(estimate.workers * each_gb)
-    return Plan(rows=rows, figures=figures, warnings=warnings)
+    doubts = _doubts(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
+    doubts += memory_warnings(estimate.workers * each_gb)
+    return Plan(rows=rows, figures=figures, warnings=doubts)
 
 
 class _Estimate(NamedTuple):
@@ -166,7 +166,7 @@ def _found(sessions: list[Session]) -> str:
     return f"{counted(subjects, 'subject')}, {counted(len(sessions), 'session')}: {scans}"
 
 
-def _warnings(spec: Ingest, sessions: list[Session], left_out: Counter[Reason]) -> list[str]:
+def _doubts(spec: Ingest, sessions: list[Session], left_out: Counter[Reason]) -> list[str]:
     found = []
     if count := left_out[Reason.DANGLING]:
         links = counted(count, "file is a link", "files are links")
@@ -291,7 +291,7 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
     )
     scans_of = {shard.name: shard.scans for shard in todo}
     commits: dict[str, str] = {}
-    stacks = rejected = repeated = 0
+    scans = stacks = rejected = repeated = 0
     failures: list[str] = []
     lost = Lost()
     rows = on_ray(todo, task=task, workers=spec.compute.workers, retries=spec.compute.retries)
@@ -304,9 +304,10 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
             failures.append(done["failure"])
             continue
         commits[done["name"]] = done["commit"]
+        scans += scans_of[done["name"]]
         stacks, rejected = stacks + done["stacks"], rejected + done["rejected"]
         shards = f"{len(commits)} of {len(todo)}"
-        run.progress(sum(map(scans_of.__getitem__, commits)), shards=shards, stacks=stacks, rejected=rejected)
+        run.progress(scans, shards=shards, stacks=stacks, rejected=rejected)
     if repeated:
         run.warn(f"{counted(repeated, 'request')} to object storage failed and were made again")
     if run.stopping:
