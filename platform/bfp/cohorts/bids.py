@@ -23,8 +23,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from bfp.cohorts.bidsignore import ignored_by, read_bidsignore
+from bfp.cohorts.bidsignore import Rule, ignored_by, read_bidsignore
 from bfp.cohorts.labels import READS_AT_ONCE, Labels, read_labels
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
 from bfp.errors import InputError, Reason
@@ -99,32 +100,21 @@ def sessions(
     for path, file in _files(root):
         if len(first_names) < 3:
             first_names.append("/".join(path))
-        folder, is_image = path[:-1], _IMAGE.fullmatch(path[-1])
-        if is_image is None:
-            if (subject := _subject_of_table(path)) is not None:
-                tables.append((subject, file))
+        if (subject := _subject_of_table(path)) is not None:
+            tables.append((subject, file))
+        if (image := _image(path, cohort)) is None:
             continue
-        stem = is_image["stem"]
-        name = parse_name(stem)
-        if name is not None:
-            key = Key(cohort, name.entities["sub"], name.entities.get("ses", ""))
-            for segmentation in segmentations:
-                if stem.endswith(f"_{segmentation.suffix}"):
-                    maps[key, segmentation.name].append((name, file))
-        if not _is_anatomy(folder):
+        drawn = [each for each in segmentations if image.stem.endswith(f"_{each.suffix}")]
+        if image.name is not None and image.key is not None:
+            for segmentation in drawn:
+                maps[image.key, segmentation.name].append((image.name, file))
+        if image.here is None:
             continue
-        here = Key(cohort, folder[0].removeprefix("sub-"), folder[1].removeprefix("ses-") if len(folder) == 3 else "")
-        if name is None or key != here:
-            detail = f"expected {_expected(here)}_<suffix>.nii.gz"
-            left_out[here].append(LeftOut(here, "", file.place.uri, Reason.NAME, detail))
-            continue
-        if any(stem.endswith(f"_{segmentation.suffix}") for segmentation in segmentations):
-            continue
-        modality = sys.intern(modalities.get(name.suffix, name.suffix))
-        if line := ignored_by(ignored, "/".join(path)):
-            left_out[here].append(LeftOut(here, modality, file.place.uri, Reason.IGNORED, f"by its line {line}"))
-        else:
-            scans[key].append(Candidate(modality, file, (*name.rank(prefer), stem), tuple(name.doubts(prefer))))
+        what = _scan(path, file, image, ignored=ignored, modalities=modalities, prefer=prefer)
+        if isinstance(what, LeftOut) and (what.reason is Reason.NAME or not drawn):
+            left_out[image.here].append(what)
+        elif isinstance(what, Candidate) and not drawn:
+            scans[image.here].append(what)
 
     if not scans and not left_out:
         found = f"found {', '.join(first_names)}, …" if first_names else "the folder is empty"
@@ -144,6 +134,51 @@ def sessions(
         )
         for key in sorted({**scans, **left_out})
     ]
+
+
+class _Image(NamedTuple):
+    """An image of a dataset by its path. name: None where it is none of BIDS; key: whose it is by its name; here: whose
+    by its folder, None where that is none of scans."""
+
+    stem: str
+    name: Name | None
+    key: Key | None
+    here: Key | None
+
+
+def _image(path: list[str], cohort: str) -> _Image | None:
+    """None where it is no image."""
+    found = _IMAGE.fullmatch(path[-1])
+    if found is None:
+        return None
+    name, folder = parse_name(found["stem"]), path[:-1]
+    key = Key(cohort, name.entities["sub"], name.entities.get("ses", "")) if name else None
+    here = None
+    if _is_anatomy(folder):
+        session = folder[1].removeprefix("ses-") if len(folder) == 3 else ""
+        here = Key(cohort, folder[0].removeprefix("sub-"), session)
+    return _Image(found["stem"], name, key, here)
+
+
+def _scan(
+    path: list[str],
+    file: Entry,
+    image: _Image,
+    *,
+    ignored: Sequence[Rule],
+    modalities: Mapping[str, str],
+    prefer: Mapping[str, str | None],
+) -> Candidate | LeftOut:
+    """What an image in a folder of scans is: a candidate, unless its name or `.bidsignore` says otherwise."""
+    assert image.here is not None
+    if image.name is None or image.key != image.here:
+        detail = f"expected {_expected(image.here)}_<suffix>.nii.gz"
+        return LeftOut(image.here, "", file.place.uri, Reason.NAME, detail)
+    name = image.name
+    modality = sys.intern(modalities.get(name.suffix, name.suffix))
+    if line := ignored_by(ignored, "/".join(path)):
+        return LeftOut(image.here, modality, file.place.uri, Reason.IGNORED, f"by its line {line}")
+    return Candidate(modality, file, (*name.rank(prefer), image.stem), tuple(name.doubts(prefer)))
 
 
 def _files(root: Place) -> Iterator[tuple[list[str], Entry]]:

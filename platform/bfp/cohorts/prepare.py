@@ -72,7 +72,10 @@ def prepare_in_turn(sessions: Sequence[Session], *, recipe: Recipe, scan_timeout
 
     Raises StorageError when a file that discovery saw cannot be fetched, or is another by now.
     """
-    ahead = ReadAhead(source for session in sessions for source in (*session.scans, *session.label_maps))
+    sources: list[Scan | LabelMap] = []
+    for session in sessions:
+        sources += [*session.scans, *session.label_maps]
+    ahead = ReadAhead(sources)
     for session in sessions:
         done = _prepare(session, recipe, _Timely(ahead, scan_timeout_s))
         while (other := _with_spares(done)) is not None:

@@ -53,7 +53,7 @@ def sessions(
     for key, own in grouped.items():
         here = [(row, found_at[row["uri"]]) for row in own]
         distinct = dict.fromkeys((row["modality"], files) for row, files in here if files)
-        session = session_of(
+        made = session_of(
             key,
             [
                 Candidate(modality, files.file, rank, voxels=files.voxels)
@@ -64,10 +64,10 @@ def sessions(
             label_maps=_label_maps(own, found_at, segmentations, base=file.parent),
             left_out=[_missing(key, row, file.parent) for row, files in here if files is None],
         )
-        taken = {(scan.modality, Files(scan.file, scan.voxels)) for scan in session.scans}
+        taken = {(scan.modality, Files(scan.file, scan.voxels)) for scan in made.scans}
         first = sorted(here, key=lambda each: (each[0]["modality"], each[1]) not in taken)
         labels = _labels([row for row, _ in first], {*_NEEDED, "session", *label_columns})
-        found.append(replace(session, labels=dict(sorted(labels.items()))))
+        found.append(replace(made, labels=dict(sorted(labels.items()))))
     return found
 
 
