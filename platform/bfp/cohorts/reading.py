@@ -18,8 +18,9 @@ from bfp.errors import Reason, StorageError, Unusable
 from bfp.imaging.nifti import MAX_FILE_BYTES
 from bfp.storage import Entry
 
-AHEAD_SCANS = 6  # two sessions of three: enough to hide 0.1 s a request behind 0.25 s a scan
-AHEAD_BYTES = 64 << 20  # as they lie in the store, where a zipped head at 1 mm takes 5 to 10 MB
+# Of reads of 0.3 s each, beside 0.05 s of work a scan, 18 scans took 1.3 s, where 0.9 s is the work and 6.3 s all of it.
+AHEAD_SCANS = 6
+AHEAD_BYTES = 32 << 20  # as they lie in the store: a session of three zipped heads at 1 mm, 5 % of a worker's memory
 
 
 class Contents(NamedTuple):
