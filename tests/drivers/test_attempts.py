@@ -63,17 +63,21 @@ def test_what_is_lost_is_counted_by_what_ended_it():
     assert machine.run("big", "poison", retries=1) == [Lost(out_of_memory=1, died=1)]
 
 
-def test_the_log_is_heard_and_stays_as_quiet_as_it_was(caplog):
-    quiet, level = logging.getLogger("ray.data"), logging.getLogger("ray.data").level
-    quiet.setLevel(logging.CRITICAL)
+def test_the_log_is_heard_and_stays_as_quiet_as_it_was():
+    above, shown = logging.getLogger("ray.data"), list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = shown.append
+    level = above.level
+    LOG.addHandler(handler)
     try:
-        Machine({"big": OutOfMemoryError()}).run("big", retries=0)
-        assert not caplog.records
-        assert (LOG.level, LOG.filters) == (logging.NOTSET, [])
+        for level_above, told in ((logging.CRITICAL, 0), (logging.INFO, 1)):
+            above.setLevel(level_above)
+            assert Machine({"big": OutOfMemoryError()}).run("big", retries=0) == [Lost(out_of_memory=1)]
+            assert len(shown) == told
+            assert (LOG.level, LOG.filters) == (logging.NOTSET, [])
     finally:
-        quiet.setLevel(level)
-    Machine({"big": OutOfMemoryError()}).run("big", retries=0)
-    assert len(caplog.records) == 1
+        above.setLevel(level)
+        LOG.removeHandler(handler)
 
 
 OUT_OF_MEMORY = """
