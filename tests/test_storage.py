@@ -177,6 +177,30 @@ def test_a_file_s_mark_changes_with_its_content(tmp_path: Path) -> None:
     assert before.etag != after.etag
 
 
+def test_what_was_listed_is_read_as_it_was_or_not_at_all(tmp_path: Path) -> None:
+    check_entries_are_read_as_listed(Place(str(tmp_path)) / "scan")
+
+
+def test_where_a_scheme_has_no_marks_the_length_tells_another_file() -> None:
+    file = Place("memory://marks/scan")
+    file.write(b"aa")
+    (listed,) = Place("memory://marks").files()
+    assert listed.read() == b"aa"
+    file.write(b"aaa")
+    with pytest.raises(StorageError, match="3 bytes, but 2 when it was listed"):
+        listed.read()
+
+
+def check_entries_are_read_as_listed(file: Place) -> None:
+    file.write(b"aa")
+    (listed,) = file.parent.files()
+    assert listed.read() == b"aa"
+    for other, message in ((b"bb", "not the file that it was"), (b"bbb", "3 bytes, but 2")):
+        file.write(other)
+        with pytest.raises(StorageError, match=f"{message} when it was listed: .*; submit again"):
+            listed.read()
+
+
 def test_a_missing_folder_is_said_in_words(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no-such: cannot list it: nothing is there"):
         list(Place(str(tmp_path / "no-such")).files())
@@ -234,6 +258,7 @@ def test_an_object_store_keeps_the_same_promises(s3_bucket: str, tmp_path: Path)
     folder.check_writable()
     assert folder.creates_once()
     assert folder.names() == ["commit.json"]
+    check_entries_are_read_as_listed(folder / "marks" / "scan")
     file.delete()
     file.delete()
     assert not file.exists()

@@ -1,10 +1,12 @@
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from bfp.cohorts import SegmentationSource, Session, Source, discover
 from bfp.errors import InputError, Reason
-from bfp.storage import place
+from bfp.storage import Place, place
 from tests.cohorts.makers import touch, write
 
 WANTED = ("T1w", "T2w", "FLAIR")
@@ -241,3 +243,43 @@ def test_a_dataset_without_a_wanted_scan_says_why_the_first_was_left_out(tmp_pat
 def test_a_dataset_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: cannot list it: nothing is there"):
         found_in(tmp_path / "nowhere")
+
+
+def test_a_table_of_sessions_speaks_where_the_standard_puts_it_and_nowhere_else(tmp_path: Path) -> None:
+    root = touch(tmp_path, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    write(root / "sub-01/sub-01_sessions.tsv", "session_id\tage\nses-a\t50\n")
+    for elsewhere in (
+        "derivatives/x/sub-01/sub-01_sessions.tsv",
+        "sub-01_sessions.tsv",
+        "sub-01/ses-a/sub-01_sessions.tsv",
+        "sub-01/sub-02_sessions.tsv",
+        "x/sub-01_sessions.tsv",
+    ):
+        write(root / elsewhere, "session_id\tqc\nses-a\tbad\n")
+    (session,) = found_in(root)
+    assert session.labels == {"age": "50"}
+
+
+def test_hidden_folders_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", ".git/annex/objects/x/y.nii.gz", "derivatives/.cache/z")
+    listed: list[str] = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scan(path))
+    found_in(root)
+    assert not [path for path in listed if "/." in path.removeprefix(str(tmp_path))]
+
+
+def test_many_tables_of_sessions_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that wait for each other are both read."""
+    for subject in ("01", "02"):
+        touch(tmp_path, f"sub-{subject}/ses-a/anat/sub-{subject}_ses-a_T1w.nii.gz")
+        write(tmp_path / f"sub-{subject}/sub-{subject}_sessions.tsv", f"session_id\tage\nses-a\t{subject}\n")
+    both, reads = threading.Barrier(2, timeout=10), Place.read
+
+    def read(file: Place) -> bytes:
+        if file.name.endswith("_sessions.tsv"):
+            both.wait()
+        return reads(file)
+
+    monkeypatch.setattr(Place, "read", read)
+    assert [session.labels for session in found_in(tmp_path)] == [{"age": "01"}, {"age": "02"}]

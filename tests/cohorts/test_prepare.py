@@ -1,24 +1,27 @@
+import contextlib
 import os
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
 import bfp.cohorts.prepare as cohorts_prepare
-from bfp.cohorts import LabelMap, LeftOut, Scan, Session
-from bfp.cohorts.prepare import SessionStacks, prepare, within
+from bfp.cohorts import LabelMap, LeftOut, Scan, Session, Source, discover
+from bfp.cohorts.prepare import SessionStacks, prepare, prepare_in_turn, within
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError, Reason, StorageError
-from bfp.imaging.nifti import MAX_FILE_BYTES
+from bfp.imaging.nifti import MAX_FILE_BYTES, Volume, decode
 from bfp.imaging.session import PreparedSession, prepare_series
 from bfp.imaging.stacks import Recipe
 from bfp.storage import Entry, Place
-from tests.cohorts.makers import EACH, RECIPE, entry, head, heads, write_scan, write_series
+from tests.cohorts.makers import EACH, RECIPE, as_pair, entry, head, heads, write_scan, write_series
 
 SPACING_MM = (5.0, 5.0, 6.0)
 
@@ -178,7 +181,7 @@ def test_a_4d_scan_that_takes_too_long_keeps_the_volumes_that_are_ready(tmp_path
     assert late.passing
     (row,) = late.left_out
     assert row.reason is Reason.TIMEOUT
-    assert row.detail == "volume 1 was in the stacks, those after it not ready after 0.7 s (1 scan of 0.7 s)"
+    assert row.detail == "2 of 4 volumes (from number 2, counted from 0); the first: no stacks after 0.7 s"
 
 
 def test_memory_grows_by_the_bytes_of_the_file_alone_however_many_volumes_there_are(tmp_path: Path) -> None:
@@ -253,6 +256,18 @@ def test_a_file_that_changed_since_the_listing_is_no_rejection_but_an_error(tmp_
         prepared(session)
 
 
+def test_a_file_that_was_replaced_by_one_of_its_length_is_an_error_too(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w")
+    file = tmp_path / "T1w.nii.gz"
+    other = bytearray(file.read_bytes())
+    other[-100] ^= 1
+    (tmp_path / "new").write_bytes(other)
+    os.utime(tmp_path / "new", ns=(0, file.stat().st_mtime_ns + 1))
+    (tmp_path / "new").replace(file)
+    with pytest.raises(StorageError, match=r"T1w\.nii\.gz: not the file that it was when it was listed"):
+        prepared(session)
+
+
 def label_map(file: Path, name: str, *, drawn_on: str = "T1w") -> LabelMap:
     return LabelMap(name, drawn_on, entry(file))
 
@@ -319,22 +334,158 @@ def test_a_brain_mask_is_the_segmentation_of_that_name(tmp_path: Path) -> None:
     assert [row.reason for row in without.left_out] == [Reason.NO_BRAIN_MASK]
 
 
-def test_a_session_that_takes_too_long_is_left_out_as_a_whole(tmp_path: Path) -> None:
+def runs(root: Path, *, broken: tuple[int, ...]) -> Session:
+    """A session with three runs of T1w and a FLAIR, of which some runs are cut short."""
+    for run in (1, 2, 3):
+        file = write_scan(root / f"sub-01/anat/sub-01_run-{run}_T1w.nii.gz", spacing_mm=SPACING_MM, seed=run)
+        if run in broken:
+            file.write_bytes(file.read_bytes()[:2000])
+    write_scan(root / "sub-01/anat/sub-01_FLAIR.nii.gz", spacing_mm=SPACING_MM, seed=9)
+    source = Source("c", "bids", Place(str(root)))
+    (session,) = discover(source, wanted=("T1w", "T2w", "FLAIR"))
+    return session
+
+
+def left_out(done: SessionStacks) -> dict[str, Reason]:
+    return {row.uri.rpartition("_run-")[2]: row.reason for row in done.left_out}
+
+
+def test_a_scan_that_cannot_be_used_gives_its_place_to_the_next_of_its_duplicates(tmp_path: Path) -> None:
+    done = prepared(runs(tmp_path / "one", broken=(1,)))
+    taken = {record.scan.modality: record.scan for record in done.scans}
+    assert taken["T1w"].file.place.name == "sub-01_run-2_T1w.nii.gz"
+    assert taken["T1w"].chosen.startswith("of 3: no contrast agent")
+    assert taken["T1w"].chosen.endswith("; one before it was refused")
+    assert taken["FLAIR"].chosen == ""
+    assert left_out(done) == {"1_T1w.nii.gz": Reason.TRUNCATED, "3_T1w.nii.gz": Reason.DUPLICATE}
+
+    done = prepared(runs(tmp_path / "two", broken=(1, 2)))
+    assert {record.scan.file.place.name for record in done.scans} == {"sub-01_FLAIR.nii.gz", "sub-01_run-3_T1w.nii.gz"}
+    assert left_out(done) == {"1_T1w.nii.gz": Reason.TRUNCATED, "2_T1w.nii.gz": Reason.TRUNCATED}
+
+    done = prepared(runs(tmp_path / "all", broken=(1, 2, 3)))
+    assert [record.scan.modality for record in done.scans] == ["FLAIR"]
+    assert set(left_out(done).values()) == {Reason.TRUNCATED}
+    assert not done.passing
+
+
+def test_a_scan_that_imaging_refuses_gives_its_place_too(tmp_path: Path) -> None:
+    runs(tmp_path / "moved", broken=())
+    moved = write_scan(
+        tmp_path / "moved/sub-01/anat/sub-01_run-1_FLAIR.nii.gz", spacing_mm=SPACING_MM, shift_mm=(0, 2, 0)
+    )
+    (tmp_path / "moved/sub-01/anat/sub-01_FLAIR.nii.gz").rename(moved.with_name("sub-01_run-2_FLAIR.nii.gz"))
+    (session,) = discover(Source("c", "bids", Place(f"{tmp_path}/moved")), wanted=("T1w", "T2w", "FLAIR"))
+    done = prepared(session)
+    assert [record.scan.file.place.name for record in done.scans][1] == "sub-01_run-2_FLAIR.nii.gz"
+    assert [row.reason for row in done.left_out if row.modality == "FLAIR"] == [Reason.OFF_GRID]
+
+
+def test_a_scan_that_may_be_read_the_next_time_keeps_its_place(tmp_path: Path) -> None:
+    session = runs(tmp_path, broken=())
+    (tmp_path / "sub-01/anat/sub-01_run-1_T1w.nii.gz").unlink()
+    done = prepared(session)
+    assert [record.scan.modality for record in done.scans] == ["FLAIR"]
+    assert left_out(done)["1_T1w.nii.gz"] is Reason.UNREADABLE
+    assert done.passing
+
+
+def test_labels_that_may_be_another_runs_are_doubted(tmp_path: Path) -> None:
+    labels = write_scan(tmp_path / "m.nii", spacing_mm=SPACING_MM, voxels=np.ones((34, 42, 30), np.uint8))
+    session = replace(runs(tmp_path, broken=(1,)), label_maps=(label_map(labels, "core"),))
+    warnings = {record.scan.modality: record.warnings for record in prepared(session).scans}
+    assert warnings["T1w"] == ("core: perhaps drawn on the scan that was refused in favour of this one",)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Entry]:
+    """A file that whoever reads it waits for, until the test is over."""
     fifo = tmp_path / "slow.nii"
     os.mkfifo(fifo)  # opening it to read waits for a writer, for ever
-    session = session_of(tmp_path, "T1w")
-    session = replace(session, scans=(*session.scans, Scan("T2w", Entry(Place(str(fifo)), 0, ""))))
+    yield Entry(Place(str(fifo)), 0, "")
+    with contextlib.suppress(OSError):  # nobody waits
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # lets all that wait end
+
+
+def test_a_scan_that_hangs_is_left_out_and_its_siblings_stay(tmp_path: Path, hanging: Entry) -> None:
+    session = session_of(tmp_path, "T1w", "FLAIR")
+    session = replace(session, scans=(session.scans[0], Scan("T2w", hanging), session.scans[1]))
     start = time.monotonic()
-    done = prepared(session, scan_timeout_s=0.1)
-    assert time.monotonic() - start < 2
-    assert [(row.modality, row.reason) for row in done.left_out] == [("T1w", Reason.TIMEOUT), ("T2w", Reason.TIMEOUT)]
+    done = prepared(session, scan_timeout_s=1)
+    assert time.monotonic() - start < 5
+    assert [(row.modality, row.reason, row.detail) for row in done.left_out] == [
+        ("T2w", Reason.TIMEOUT, "not read and decoded after 1 s")
+    ]
+    assert [record.scan.modality for record in done.scans] == ["T1w", "FLAIR"]
     assert done.passing
-    assert done.left_out[0].detail == "not ready after 0.2 s (2 scans of 0.1 s)"
-    alone = prepared(replace(session, scans=session.scans[1:]), scan_timeout_s=0.1)
-    assert alone.left_out[0].detail == "not ready after 0.1 s (1 scan of 0.1 s)"
-    for _ in range(2):
-        with open(fifo, "wb"):  # lets a waiting thread end
-            pass
+
+
+def test_a_label_map_that_hangs_is_a_warning_and_may_be_there_the_next_time(tmp_path: Path, hanging: Entry) -> None:
+    done = prepared(session_of(tmp_path, "T1w", label_maps=(LabelMap("core", "T1w", hanging),)), scan_timeout_s=1)
+    (record,) = done.scans
+    assert record.warnings == ("no labels of core: took longer than the limit: not read and decoded after 1 s",)
+    assert done.passing
+
+
+def test_scans_that_take_too_long_together_are_left_out_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr("bfp.cohorts.prepare.prepare_session", lambda *volumes, **how: over.wait(20))
+    session = session_of(tmp_path, "T1w", "FLAIR")
+    (tmp_path / "FLAIR.nii.gz").unlink()
+    done = prepared(session, scan_timeout_s=0.5)
+    over.set()
+    assert [(row.modality, row.reason, row.detail) for row in done.left_out] == [
+        ("FLAIR", Reason.UNREADABLE, "it was listed, and is gone"),
+        ("T1w", Reason.TIMEOUT, "no stacks after 0.5 s (1 scan of its session, 0.5 s each)"),
+    ]
+    assert done.passing
+
+
+def test_the_next_session_is_read_while_one_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the other here, and would for ever if they took turns."""
+    first, second = (session_of(tmp_path / name, "T1w") for name in ("first", "second"))
+    reads, is_decoding, is_reading = Place._read, threading.Event(), threading.Event()
+    overlaps = []
+
+    def read(file: Place) -> tuple[bytes, str]:
+        if file == second.scans[0].file.place:
+            is_reading.set()
+            overlaps.append(is_decoding.wait(10))
+        return reads(file)
+
+    def decoded(data: bytes, **how: Any) -> Volume:
+        is_decoding.set()
+        overlaps.append(is_reading.wait(10))
+        return decode(data, **how)
+
+    monkeypatch.setattr(Place, "_read", read)
+    monkeypatch.setattr("bfp.cohorts.prepare.decode", decoded)
+    done = list(prepare_in_turn([first, second], recipe=RECIPE, scan_timeout_s=60))
+    assert [len(each.scans) for each in done] == [1, 1]
+    assert overlaps == [True, True, True]
+
+
+def test_sessions_in_turn_give_what_they_give_alone(tmp_path: Path, hanging: Entry) -> None:
+    """Whatever the files: a broken one, a gone one, a hanging one and a pair among them."""
+    sessions = [session_of(tmp_path / str(number), "T1w", "T2w", "FLAIR") for number in range(4)]
+    (tmp_path / "0/T2w.nii.gz").unlink()
+    (tmp_path / "1/FLAIR.nii.gz").write_bytes(b"hello")
+    sessions[1] = replace(
+        sessions[1], scans=(*sessions[1].scans[:2], Scan("FLAIR", entry(tmp_path / "1/FLAIR.nii.gz")))
+    )
+    sessions[2] = replace(sessions[2], scans=(Scan("T1w", hanging), *sessions[2].scans[1:]))
+    header = as_pair(tmp_path / "3/T1w.nii.gz")
+    pair = Scan("T1w", entry(header), voxels=entry(header.with_suffix(".img")))
+    sessions[3] = replace(sessions[3], scans=(pair, *sessions[3].scans[1:]))
+    together = prepare_in_turn(sessions, recipe=RECIPE, scan_timeout_s=2)
+    for session, done in zip(sessions, together, strict=True):
+        alone = prepared(session, scan_timeout_s=2)
+        assert done.session == session
+        assert (done.left_out, done.passing) == (alone.left_out, alone.passing)
+        for here, there in zip(done.prepared, alone.prepared, strict=True):
+            np.testing.assert_array_equal(here.pixels, there.pixels)
 
 
 def test_what_work_raises_within_its_limit_is_raised() -> None:

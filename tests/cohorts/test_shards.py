@@ -76,3 +76,10 @@ def test_what_is_doubtful_by_a_scans_name_is_part_of_the_shards_name() -> None:
     (scan,) = plain.scans
     doubtful = replace(plain, scans=(replace(scan, warnings=("with a contrast agent",)),))
     assert planned([plain])[0].name != planned([doubtful])[0].name
+
+
+def test_duplicates_are_part_of_a_shards_name_since_one_may_take_the_place_of_its_scan() -> None:
+    plain, spare = Scan("T1w", Entry(Place("/1"), 1, "a")), Scan("T1w", Entry(Place("/2"), 1, "a"))
+    other = replace(spare, file=Entry(Place("/2"), 1, "b"))
+    sessions = [Session(Key("c", "01", ""), (plain,), spares=spares) for spares in ((), (spare,), (other,))]
+    assert len({planned([session])[0].name for session in sessions}) == 3

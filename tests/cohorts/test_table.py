@@ -131,3 +131,18 @@ def test_bytes_that_are_no_text_are_no_table(tmp_path: Path) -> None:
     file.write_bytes(b"subject,modality,uri\n\xff\xfe")
     with pytest.raises(InputError, match="not a text file in UTF-8"):
         found_in(file)
+
+
+def test_labels_are_those_of_the_scan_that_was_taken(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "b.nii", "c.nii")
+    rows = "S1,T1w,gone.nii,Trio,1\nS1,T1w,a.nii,Prisma,\nS1,T1w,b.nii,Verio,3\nS1,FLAIR,c.nii,Prisma,4\n"
+    (session,) = found_in(write(tmp_path / "t.csv", f"subject,modality,uri,scanner,coil\n{rows}"))
+    assert [scan.file.place.name for scan in session.scans] == ["c.nii", "a.nii"]
+    assert session.labels == {"scanner": "Prisma", "coil": "4"}
+
+
+def test_both_halves_of_a_pair_are_one_scan(tmp_path: Path) -> None:
+    touch(tmp_path, "p.hdr", "p.img")
+    (session,) = found_in(write(tmp_path / "t.csv", "subject,modality,uri\nS1,T1w,p.img\nS1,T1w,p.hdr\n"))
+    (scan,) = session.scans
+    assert (scan.file.place.name, scan.chosen, session.left_out) == ("p.hdr", "", ())

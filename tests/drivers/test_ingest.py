@@ -13,6 +13,7 @@ import pytest
 from bfp.cohorts import Scan, Session, plan_shards
 from bfp.cohorts.sessions import Key
 from bfp.drivers import ingest
+from bfp.drivers.attempts import Lost
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
 from bfp.specs.ingest import Ingest
@@ -383,7 +384,8 @@ def test_a_worker_that_dies_costs_its_shard_only(ray_session: None) -> None:
     ]
     shards = plan_shards(sessions, mean_sessions=1, preprocessing="", version=1)
     done = list(ingest.on_ray(shards, task=task, workers=1, retries=1))
-    assert {row["name"] for row in done} == {shards[0].name, shards[2].name}
+    assert done.pop() == Lost(died=1)
+    assert {row["name"] for row in done if not isinstance(row, Lost)} == {shards[0].name, shards[2].name}
 
 
 DRIVER = """

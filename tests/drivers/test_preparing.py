@@ -2,6 +2,7 @@ import pytest
 
 from bfp.cohorts import Scan, Session
 from bfp.cohorts.sessions import Key
+from bfp.drivers.attempts import Lost
 from bfp.drivers.preparing import cost_of, not_done, too_many
 from bfp.errors import Reason
 from bfp.specs.preprocessing import Preprocessing
@@ -17,10 +18,16 @@ def test_too_many_rejected_scans_are_told_but_not_those_that_nobody_asked_for():
 
 
 def test_work_that_was_not_done_is_told_with_each_cause_once():
-    assert not_done(9, 9, [], unit="session", verb="predicted") == ""
-    first, *causes = not_done(9, 5, ["no space left"] * 2, unit="session", verb="predicted").splitlines()
-    assert first == "4 of 9 sessions could not be predicted; the others are kept: submit again to go on"
-    assert [line.strip()[:20] for line in causes] == ["no space left", "2 lost their worker "]
+    words = {"unit": "session", "verb": "predicted", "smaller": "leave out the largest"}
+    assert not_done(9, [], Lost(), **words) == ""
+    first, *causes = not_done(9, ["no space left"] * 2, Lost(out_of_memory=1, died=2), **words).splitlines()
+    assert first == "5 of 9 sessions could not be predicted; the others are kept: submit again to go on"
+    assert [line.strip().partition(",")[0] for line in causes] == [
+        "no space left",
+        "1 ran out of memory",
+        "2 lost their worker each time",
+    ]
+    assert causes[1].endswith("give a worker more memory, or leave out the largest")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ Subject and session labels are those of BIDS without their prefix ("01", not "su
 session "". A subject is unique within its cohort only: people are told apart by (cohort, subject).
 
 Several scans of one modality in one session are never mixed nor guessed at: one is taken by a stated rule (each
-source says its own), and the others are left out as duplicates that name the one that was taken.
+source says its own), and the others are left out as duplicates that name the rule. Where its file turns out to be of no
+use, the next by the rule takes its place.
 
 Discovery is light: it imports neither numpy nor pyarrow, so that a dry run is quick. What opens the scans is
 `cohorts.prepare`, which nothing here imports.

@@ -21,10 +21,12 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from bfp.cohorts.bidsignore import ignored_by, read_bidsignore
-from bfp.cohorts.labels import Labels, read_labels
+from bfp.cohorts.bidsignore import Rule, ignored_by, read_bidsignore
+from bfp.cohorts.labels import READS_AT_ONCE, Labels, read_labels
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place
@@ -98,32 +100,21 @@ def sessions(
     for path, file in _files(root):
         if len(first_names) < 3:
             first_names.append("/".join(path))
-        folder, is_image = path[:-1], _IMAGE.fullmatch(path[-1])
-        if is_image is None:
-            if path == ["participants.tsv"] or re.fullmatch(r"sub-[^_]+_sessions\.tsv", path[-1]):
-                tables.append((path[-1], file))
+        if (subject := _subject_of_table(path)) is not None:
+            tables.append((subject, file))
+        if (image := _image(path, cohort)) is None:
             continue
-        stem = is_image["stem"]
-        name = parse_name(stem)
-        if name is not None:
-            key = Key(cohort, name.entities["sub"], name.entities.get("ses", ""))
-            for segmentation in segmentations:
-                if stem.endswith(f"_{segmentation.suffix}"):
-                    maps[key, segmentation.name].append((name, file))
-        if not _is_anatomy(folder):
+        drawn = [each for each in segmentations if image.stem.endswith(f"_{each.suffix}")]
+        if image.name is not None and image.key is not None:
+            for segmentation in drawn:
+                maps[image.key, segmentation.name].append((image.name, file))
+        if image.here is None:
             continue
-        here = Key(cohort, folder[0].removeprefix("sub-"), folder[1].removeprefix("ses-") if len(folder) == 3 else "")
-        if name is None or key != here:
-            detail = f"expected {_expected(here)}_<suffix>.nii.gz"
-            left_out[here].append(LeftOut(here, "", file.place.uri, Reason.NAME, detail))
-            continue
-        if any(stem.endswith(f"_{segmentation.suffix}") for segmentation in segmentations):
-            continue
-        modality = sys.intern(modalities.get(name.suffix, name.suffix))
-        if line := ignored_by(ignored, "/".join(path)):
-            left_out[here].append(LeftOut(here, modality, file.place.uri, Reason.IGNORED, f"by its line {line}"))
-        else:
-            scans[key].append(Candidate(modality, file, (*name.rank(prefer), stem), tuple(name.doubts(prefer))))
+        what = _scan(path, file, image, ignored=ignored, modalities=modalities, prefer=prefer)
+        if isinstance(what, LeftOut) and (what.reason is Reason.NAME or not drawn):
+            left_out[image.here].append(what)
+        elif isinstance(what, Candidate) and not drawn:
+            scans[image.here].append(what)
 
     if not scans and not left_out:
         found = f"found {', '.join(first_names)}, …" if first_names else "the folder is empty"
@@ -145,13 +136,70 @@ def sessions(
     ]
 
 
+class _Image(NamedTuple):
+    """An image of a dataset by its path. name: None where it is none of BIDS; key: whose it is by its name; here: whose
+    by its folder, None where that is none of scans."""
+
+    stem: str
+    name: Name | None
+    key: Key | None
+    here: Key | None
+
+
+def _image(path: list[str], cohort: str) -> _Image | None:
+    """None where it is no image."""
+    found = _IMAGE.fullmatch(path[-1])
+    if found is None:
+        return None
+    name, folder = parse_name(found["stem"]), path[:-1]
+    key = Key(cohort, name.entities["sub"], name.entities.get("ses", "")) if name else None
+    here = None
+    if _is_anatomy(folder):
+        session = folder[1].removeprefix("ses-") if len(folder) == 3 else ""
+        here = Key(cohort, folder[0].removeprefix("sub-"), session)
+    return _Image(found["stem"], name, key, here)
+
+
+def _scan(
+    path: list[str],
+    file: Entry,
+    image: _Image,
+    *,
+    ignored: Sequence[Rule],
+    modalities: Mapping[str, str],
+    prefer: Mapping[str, str | None],
+) -> Candidate | LeftOut:
+    """What an image in a folder of scans is: a candidate, unless its name or `.bidsignore` says otherwise."""
+    assert image.here is not None
+    if image.name is None or image.key != image.here:
+        detail = f"expected {_expected(image.here)}_<suffix>.nii.gz"
+        return LeftOut(image.here, "", file.place.uri, Reason.NAME, detail)
+    name = image.name
+    modality = sys.intern(modalities.get(name.suffix, name.suffix))
+    if line := ignored_by(ignored, "/".join(path)):
+        return LeftOut(image.here, modality, file.place.uri, Reason.IGNORED, f"by its line {line}")
+    return Candidate(modality, file, (*name.rank(prefer), image.stem), tuple(name.doubts(prefer)))
+
+
 def _files(root: Place) -> Iterator[tuple[list[str], Entry]]:
-    """The files of a dataset with the parts of their path below its root."""
+    """The files of a dataset with the parts of their path below its root.
+
+    Hidden folders are not even listed where that can be helped: a DataLad dataset has one with all of its files.
+    """
     start = len(root.uri.rstrip("/")) + 1
-    for file in root.files():
+    for file in root.files(hidden=False):
         path = file.place.uri[start:].split("/")
         if path[0] not in _ELSEWHERE and not any(part.startswith(".") for part in path):
             yield path, file
+
+
+def _subject_of_table(path: list[str]) -> str | None:
+    """Of whom a table of the dataset itself speaks: participants.tsv of all, "", sub-01/sub-01_sessions.tsv of 01."""
+    if path == ["participants.tsv"]:
+        return ""
+    if len(path) == 2 and path[0].startswith("sub-") and path[1] == f"{path[0]}_sessions.tsv":
+        return path[0].removeprefix("sub-")
+    return None
 
 
 def _is_anatomy(folder: list[str]) -> bool:
@@ -190,12 +238,15 @@ def _label_maps(
 
 
 def _labels(tables: list[tuple[str, Entry]]) -> Labels:
-    participants, visits = Labels(), Labels()
-    for name, file in tables:
-        if name == "participants.tsv":
-            participants = read_labels(file.place, cohort_column=None)
-        else:
-            subject = name.removesuffix("_sessions.tsv").removeprefix("sub-")
-            own = read_labels(file.place, subject=subject, cohort_column=None)
-            visits = Labels({**visits.rows, **own.rows})
-    return participants.joined(visits)
+    """What these say together. tables: `participants.tsv` with "", `sessions.tsv` with its subject."""
+
+    def read(table: tuple[str, Entry]) -> Labels:
+        subject, file = table
+        return read_labels(file.place, subject=subject or None, cohort_column=None)
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        found = list(pool.map(read, tables))
+    participants = [labels for (subject, _), labels in zip(tables, found, strict=True) if not subject]
+    visits = [labels for (subject, _), labels in zip(tables, found, strict=True) if subject]
+    visited = Labels({key: row for labels in visits for key, row in labels.rows.items()})
+    return participants[0].joined(visited) if participants else visited

@@ -12,12 +12,14 @@ import csv
 import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
 from bfp.storage import Place
 
+READS_AT_ONCE = 32  # of small files, each one request on object storage
 COHORT_COLUMN = "cohort"
 SUBJECT_COLUMNS = ("subject", "participant_id")
 SESSION_COLUMNS = ("session", "session_id")
@@ -31,7 +33,7 @@ class Row(NamedTuple):
     cells: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is computed once
 class Labels:
     """Labels by who they speak of; those of a row without a session hold for every session of the subject.
 
@@ -41,10 +43,10 @@ class Labels:
     rows: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
     source: str = ""
 
-    @property
-    def cohorts(self) -> set[str]:
+    @cached_property
+    def cohorts(self) -> frozenset[str]:
         """The cohorts that the table names; none where it has no such column."""
-        return {row.cohort for row in self.rows if row.cohort}
+        return frozenset(row.cohort for row in self.rows if row.cohort)
 
     def of(self, key: Key) -> dict[str, str]:
         """What is known of a session; what is said of it itself goes before what is said of its subject."""

@@ -1,10 +1,11 @@
-"""Preparing a session: its files are read, decoded and made into stacks, within a time limit.
+"""Preparing sessions: their files are read, decoded and made into stacks, within time limits.
 
-What `ingest` and `infer` do to every session, as an ordinary function of one. A scan that cannot be used is left out
-with its reason, and the others go on; a label map that cannot be used is a warning on a scan of the session.
+What `ingest` and `infer` do to every session, as an ordinary function. The files of the next scans are read meanwhile
+(`reading`). A scan that cannot be used is left out with its reason, and the others go on; a label map that cannot be
+used is a warning on a scan of the session.
 
 A session comes in one piece, as a rule. Where the volumes of 4-D scans are wanted each, its scans come one by one and
-of a 4-D scan one volume after the other: besides the bytes of one file there is never more than one volume's stacks.
+of a 4-D scan one volume after the other: besides the bytes of few files there is never more than one volume's stacks.
 Volumes that cannot be used make one row of their scan, which is in the stacks all the same with its others.
 
 What the bytes of a file are at fault for stays so. What they are not (no permission, a disk that fails, a time limit)
@@ -15,18 +16,18 @@ store that fails is neither: it raises, since it would fail for every scan.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, absent
-from bfp.errors import Reason, StorageError, Unusable
-from bfp.imaging.nifti import MAX_FILE_BYTES, Series, Volume, decode, decode_each
+from bfp.cohorts.reading import Contents, ReadAhead
+from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, with_spare
+from bfp.errors import Reason, Unusable
+from bfp.imaging.nifti import Volume, decode, decode_each
 from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, Segmentation, prepare_series, prepare_session
 from bfp.imaging.stacks import Recipe
-from bfp.storage import Entry
-from bfp.words import counted
 
 MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)
 """Reasons that are no fault of the file's bytes; they are given here alone."""
@@ -62,28 +63,42 @@ class SessionStacks:
 
 
 def prepare(session: Session, *, recipe: Recipe, scan_timeout_s: float) -> Iterator[SessionStacks]:
-    """The stacks of a session from its files: in one piece, or in the pieces that the recipe's `volumes: each` makes.
+    """The stacks of one session: see `prepare_in_turn`."""
+    return prepare_in_turn([session], recipe=recipe, scan_timeout_s=scan_timeout_s)
 
-    What takes longer than scan_timeout_s a scan, or a volume, is left out: the whole session, or the rest of the scan.
+
+def prepare_in_turn(sessions: Sequence[Session], *, recipe: Recipe, scan_timeout_s: float) -> Iterator[SessionStacks]:
+    """The stacks of each session from its files, in the order of the sessions, each in one or several pieces.
+
+    A scan or label map that is not read and decoded in scan_timeout_s is left out, and the others go on without it. So
+    long for each of these they may take together to become stacks, where one waits for another, or all are left out;
+    where the volumes of a scan come one by one, each of them may take so long, or it and those after it are left out.
+    A scan that cannot be used gives its place to the next of its duplicates, and the session is prepared anew: it is
+    rare, and whether a scan fits its session's grid only shows with the others at hand. One that may be usable the next
+    time keeps its place: the store would hold now this one, now that.
+
     Raises StorageError when a file that discovery saw cannot be fetched, or is another by now.
     """
-    for own in _prepared_together(session, recipe):
-        limit_s, last = scan_timeout_s * max(len(own.scans), 1), None
-        try:
-            for piece in _each_within(limit_s, _prepare(own, recipe)):
-                yield piece
-                last = piece
-                if not piece.prepared or piece.prepared[-1].volume is None:
-                    break  # only a volume has others after it
-        except TimeoutError:
-            scans = counted(len(own.scans), "scan")
-            yield _late(own, last, f"not ready after {limit_s:g} s ({scans} of {scan_timeout_s:g} s)")
+    together = [own for session in sessions for own in _prepared_together(session, recipe)]
+    sources: list[Scan | LabelMap] = []
+    for own in together:
+        sources += [*own.scans, *own.label_maps]
+    timely = _Timely(ReadAhead(sources), scan_timeout_s)
+    for own in together:
+        pieces = _prepare(own, recipe, timely)
+        first = next(pieces)
+        while (other := _with_spares(first)) is not None:
+            pieces = _prepare(other, recipe, timely)
+            first = next(pieces)
+        yield first
+        del first
+        yield from pieces
 
 
 def _prepared_together(session: Session, recipe: Recipe) -> list[Session]:
     """The session, or where volumes are wanted each its scans, in the order of the recipe: only one file is held then.
 
-    A label map goes with the scan that it was drawn on, the brain mask with each; what else there is with the first.
+    A label map goes with the scan that it was drawn on, or with the first where that is not there.
     """
     if recipe.volumes != "each" or len(session.scans) < 2:
         return [session]
@@ -96,9 +111,7 @@ def _prepared_together(session: Session, recipe: Recipe) -> list[Session]:
             label_maps=tuple(
                 label_map
                 for label_map in session.label_maps
-                if label_map.drawn_on == scan.modality
-                or (label_map.name == BRAIN and recipe.brain == "given")
-                or (scan is scans[0] and label_map.drawn_on not in known)
+                if label_map.drawn_on == scan.modality or (scan is scans[0] and label_map.drawn_on not in known)
             ),
             left_out=session.left_out if scan is scans[0] else (),
         )
@@ -106,26 +119,21 @@ def _prepared_together(session: Session, recipe: Recipe) -> list[Session]:
     ]
 
 
-def _late(session: Session, last: SessionStacks | None, detail: str) -> SessionStacks:
-    """What took too long is left out. last: the piece of it that came before."""
-    left_out = session.left_out
-    if last is not None:
-        left_out, detail = (), f"volume {last.prepared[-1].volume} was in the stacks, those after it {detail}"
-    late = [LeftOut(session.key, scan.modality, scan.file.place.uri, Reason.TIMEOUT, detail) for scan in session.scans]
-    return SessionStacks(session, (), (), (*left_out, *late), passing=True)
-
-
-def _each_within(seconds: float, pieces: Iterator[SessionStacks]) -> Iterator[SessionStacks]:
-    """The pieces, or TimeoutError when the next one takes longer."""
-    while (piece := within(seconds, lambda: next(pieces, None))) is not None:
-        yield piece
+def _with_spares(done: SessionStacks) -> Session | None:
+    """The session with other scans in place of those that have no use now or later; None where it has none."""
+    session: Session | None = None
+    for row in done.left_out:
+        if row.reason not in (*MAY_PASS, Reason.NO_BRAIN_MASK):  # a mask that is missing is so for all
+            session = with_spare(session or done.session, row) or session
+    return session
 
 
 def within(seconds: float, work: Callable[[], Value]) -> Value:
     """What `work` returns or raises, or TimeoutError when that takes longer.
 
     Works in any thread of any process, where a signal would not. A thread cannot be ended from outside: what was too
-    slow goes on in the background to its own end, which the largest size of a volume bounds.
+    slow goes on in the background, with the memory that it holds. Computing comes to its end, since the size of a
+    volume is bounded; reading that hangs (`reading` does it elsewhere, with nothing else to hold) may stay for ever.
     """
     outcome: Future[Value] = Future()
 
@@ -141,48 +149,90 @@ def within(seconds: float, work: Callable[[], Value]) -> Value:
     return outcome.result(seconds)
 
 
-def _prepare(session: Session, recipe: Recipe) -> Iterator[SessionStacks]:
+@dataclass(frozen=True, slots=True)
+class _Timely:
+    """The steps of preparing a session, each within its time limit; limit_s: of a scan."""
+
+    ahead: ReadAhead
+    limit_s: float
+
+    def decoded(self, source: Scan | LabelMap, how: Callable[[Contents], Value]) -> Value:
+        """What `how` makes of a file's contents. Raises Unusable where they are not read, and that is not made, in
+        time."""
+        began = time.monotonic()
+        try:
+            contents = self.ahead.take(source, timeout_s=self.limit_s)
+            return within(began + self.limit_s - time.monotonic(), lambda: how(contents))
+        except TimeoutError:
+            raise Unusable(Reason.TIMEOUT, f"not read and decoded after {self.limit_s:g} s") from None
+
+    def prepared(self, modalities: Collection[str], work: Callable[[], PreparedSession]) -> PreparedSession:
+        """What `work` makes of the scans of these modalities; where that is too slow, nothing."""
+        limit_s = self.limit_s * max(len(modalities), 1)
+        try:
+            return within(limit_s, work)
+        except TimeoutError:
+            scans = f" ({len(modalities)} scans of its session, {self.limit_s:g} s each)" if len(modalities) > 1 else ""
+            late = Unusable(Reason.TIMEOUT, f"no stacks after {limit_s:g} s{scans}")
+            return PreparedSession([], dict.fromkeys(modalities, late))
+
+
+def _prepare(session: Session, recipe: Recipe, timely: _Timely) -> Iterator[SessionStacks]:
     if recipe.volumes == "each":
-        yield from _prepare_each(session, recipe)
+        yield from _prepare_each(session, recipe, timely)
         return
+    how = recipe.volumes
     volumes: dict[str, Volume] = {}
     unread: dict[str, Unusable] = {}
     for scan in session.scans:
         try:
-            header, voxels = _contents(scan)
-            volumes[scan.modality] = decode(header, voxels=voxels, volumes=recipe.volumes)
+            volumes[scan.modality] = timely.decoded(
+                scan, lambda found: decode(found.file, voxels=found.voxels, volumes=how)
+            )
         except Unusable as unusable:
             unread[scan.modality] = unusable
-    maps = _label_maps(session, recipe)
-    done = prepare_session(volumes, recipe=recipe, segmentations=maps.usable, brain_mask=maps.brain)
+    maps = _label_maps(session, recipe, timely)
+    done = timely.prepared(
+        volumes, lambda: prepare_session(volumes, recipe=recipe, segmentations=maps.usable, brain_mask=maps.brain)
+    )
     yield _piece(session, done, maps, unread=unread)
 
 
-def _prepare_each(session: Session, recipe: Recipe) -> Iterator[SessionStacks]:
+def _prepare_each(session: Session, recipe: Recipe, timely: _Timely) -> Iterator[SessionStacks]:
     """The stacks of the one scan of a session, if it has any: a piece for each of its volumes that can be used."""
-    maps = _label_maps(session, recipe)
+    maps = _label_maps(session, recipe, timely)
     if not session.scans:
         yield _piece(session, PreparedSession([], {}), maps, unread={})
         return
     (scan,) = session.scans
     told, told_maps = session, maps  # what is still to be told: warnings, label maps and left out scans are so once
     try:
-        series = _series(scan)
+        series = timely.decoded(scan, lambda found: decode_each(found.file, voxels=found.voxels))
         if len(series) == 1:
-            done = prepare_session(
-                {scan.modality: series.volume(0)}, recipe=recipe, segmentations=maps.usable, brain_mask=maps.brain
+            done = timely.prepared(
+                [scan.modality],
+                lambda: prepare_session(
+                    {scan.modality: series.volume(0)},
+                    recipe=recipe,
+                    segmentations=maps.usable,
+                    brain_mask=maps.brain,
+                ),
             )
             yield _piece(session, done, maps, unread={})
             return
         lost: dict[int, Unusable] = {}
         volumes = prepare_series(scan.modality, series, recipe=recipe, segmentations=maps.usable, brain_mask=maps.brain)
-        for number, done in enumerate(volumes):
-            if not done.prepared:
-                lost[number] = maps.why(done.rejected[scan.modality])
+        for number in range(len(series)):
+            done = timely.prepared([scan.modality], lambda: next(volumes))
+            if done.prepared:
+                yield _piece(told, done, told_maps, unread={})
+                told = replace(session, scans=(replace(scan, warnings=()),), label_maps=(), left_out=())
+                told_maps = _LabelMaps({}, None, {})
                 continue
-            yield _piece(told, done, told_maps, unread={})
-            told = replace(session, scans=(replace(scan, warnings=()),), label_maps=(), left_out=())
-            told_maps = _LabelMaps({}, None, {})
+            lost[number] = maps.why(done.rejected[scan.modality])
+            if lost[number].reason is Reason.TIMEOUT:  # whose work still goes on
+                left = f"{len(series) - number} of {len(series)} volumes (from number {number}, counted from 0)"
+                raise Unusable(Reason.TIMEOUT, f"{left}; the first: {lost[number].detail}")
         if lost:
             raise _volumes_lost(lost, of=len(series))
     except Unusable as unusable:
@@ -210,12 +260,14 @@ class _LabelMaps(NamedTuple):
         return unusable
 
 
-def _label_maps(session: Session, recipe: Recipe) -> _LabelMaps:
+def _label_maps(session: Session, recipe: Recipe, timely: _Timely) -> _LabelMaps:
     usable: dict[str, Segmentation] = {}
     unusable: dict[str, Unusable] = {}
     for label_map in session.label_maps:
         try:
-            usable[label_map.name] = _segmentation(label_map)
+            # a blank label map is one all the same: it says that there is nothing
+            labels = timely.decoded(label_map, lambda found: decode(found.file, voxels=found.voxels, may_be_blank=True))
+            usable[label_map.name] = Segmentation(labels, label_map.drawn_on)
         except Unusable as why:
             unusable[label_map.name] = why
     mask = usable.pop(BRAIN, None) if recipe.brain == "given" else None
@@ -260,40 +312,3 @@ def _records(session: Session, prepared: list[Prepared], unusable_maps: dict[str
         scan = files[facts.modality]
         records.append(ScanRecord(scan, facts, len(stacks.slices), (*scan.warnings, *facts.warnings, *own)))
     return tuple(records)
-
-
-def _segmentation(label_map: LabelMap) -> Segmentation:
-    """A blank label map is one all the same: it says that there is nothing."""
-    header, voxels = _contents(label_map)
-    return Segmentation(decode(header, voxels=voxels, may_be_blank=True), label_map.drawn_on)
-
-
-def _series(scan: Scan) -> Series:
-    header, voxels = _contents(scan)
-    return decode_each(header, voxels=voxels)
-
-
-def _contents(source: Scan | LabelMap) -> tuple[bytes, bytes | None]:
-    """The bytes of the file, and of the other where they are a pair."""
-    return _read(source.file), _read(source.voxels) if source.voxels else None
-
-
-def _read(file: Entry) -> bytes:
-    """The bytes of a file that discovery saw."""
-    if file.size < 0:
-        raise absent(file)
-    if file.size > MAX_FILE_BYTES:
-        raise Unusable(Reason.TOO_LARGE, f"a file of {file.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
-    try:
-        data = file.place.read()
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise Unusable(Reason.UNREADABLE, "it was listed, and is gone") from error
-        if file.place.is_local and isinstance(error.__cause__, OSError):
-            raise Unusable(Reason.UNREADABLE, f"{error.__cause__.strerror}") from error
-        raise
-    if len(data) != file.size:
-        raise StorageError(
-            f"{file.place}: {len(data)} bytes, but {file.size} when it was listed: it is being written to; submit again"
-        )
-    return data

@@ -88,13 +88,17 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One subject at one visit: the scans to prepare (by modality, sorted), and those left out already."""
+    """One subject at one visit: the scans to prepare (by modality, sorted), and those left out already.
+
+    spares: in the order of the rule, what stands among the left out as duplicates of these scans.
+    """
 
     key: Key
     scans: tuple[Scan, ...]
     label_maps: tuple[LabelMap, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
+    spares: tuple[Scan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ def session_of(
     """
     key = Key(*map(as_text, key))
     taken: dict[str, Candidate] = {}
+    duplicates: list[Candidate] = []
     usable: Counter[str] = Counter()
     out = [replace(row, key=key, uri=as_text(row.uri), detail=as_text(row.detail)) for row in left_out]
     for candidate in sorted(candidates, key=lambda candidate: (candidate.rank, candidate.file.place.uri)):
@@ -144,6 +149,7 @@ def session_of(
             usable[modality] += 1
             first = taken.setdefault(modality, candidate)
             if first is not candidate:
+                duplicates.append(candidate)
                 out.append(LeftOut(key, modality, uri, Reason.DUPLICATE, rule))
     return Session(
         key,
@@ -151,7 +157,30 @@ def session_of(
         label_maps=tuple(sorted(label_maps, key=lambda label_map: label_map.name)),
         labels=dict(sorted((labels or {}).items())),
         left_out=tuple(sorted(out, key=lambda row: row.uri)),
+        spares=tuple(_scan(each, of=usable[each.modality], rule=rule) for each in duplicates),
     )
+
+
+def with_spare(session: Session, refused: LeftOut) -> Session | None:
+    """The session with the next of its duplicates in place of a scan that was refused; None where there is none."""
+    spare = next((scan for scan in session.spares if scan.modality == refused.modality), None)
+    taken = next((scan for scan in session.scans if _is_row_of(scan, refused)), None)
+    if spare is None or taken is None:
+        return None
+    warnings = spare.warnings
+    if maps := [each.name for each in session.label_maps if each.drawn_on == spare.modality]:
+        warnings += (f"{', '.join(maps)}: perhaps drawn on the scan that was refused in favour of this one",)
+    instead = replace(spare, chosen=f"{spare.chosen}; one before it was refused", warnings=warnings)
+    return replace(
+        session,
+        scans=tuple(instead if scan is taken else scan for scan in session.scans),
+        left_out=(*(row for row in session.left_out if not _is_row_of(spare, row)), refused),
+        spares=tuple(scan for scan in session.spares if scan is not spare),
+    )
+
+
+def _is_row_of(scan: Scan, row: LeftOut) -> bool:
+    return (row.modality, row.uri) == (scan.modality, scan.file.place.uri)
 
 
 def _scan(candidate: Candidate, *, of: int, rule: str) -> Scan:

@@ -2,7 +2,7 @@
 
 Relative URIs are relative to the table. Every other column is carried along as a label of the session; where the rows
 of a session disagree it is a property of the scans, and carried for each ("scanner.T1w", "scanner.FLAIR"). Of several
-scans of one modality the first row is taken.
+scans of one modality the first row is taken whose file is there, with its labels; rows of a pair's two halves are one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-from bfp.cohorts.labels import Row, present, read_table
+from bfp.cohorts.labels import READS_AT_ONCE, Row, present, read_table
 from bfp.cohorts.pairs import Files, files_of
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
 from bfp.errors import InputError, Reason
@@ -20,7 +21,6 @@ from bfp.storage import Entry, Place, place
 
 RULE = "the first row of the table"
 _NEEDED = ("subject", "modality", "uri")
-_LOOKUPS_AT_ONCE = 32  # each is one small request on object storage
 
 
 def sessions(
@@ -52,21 +52,22 @@ def sessions(
     found = []
     for key, own in grouped.items():
         here = [(row, found_at[row["uri"]]) for row in own]
-        found.append(
-            session_of(
-                key,
-                [
-                    Candidate(row["modality"], files.file, rank, voxels=files.voxels)
-                    for rank, (row, files) in enumerate(here)
-                    if files
-                ],
-                wanted=wanted,
-                rule=RULE,
-                label_maps=_label_maps(own, found_at, segmentations, base=file.parent),
-                labels=_labels(own, {*_NEEDED, "session", *label_columns}),
-                left_out=[_missing(key, row, file.parent) for row, files in here if files is None],
-            )
+        distinct = dict.fromkeys((row["modality"], files) for row, files in here if files)
+        made = session_of(
+            key,
+            [
+                Candidate(modality, files.file, rank, voxels=files.voxels)
+                for rank, (modality, files) in enumerate(distinct)
+            ],
+            wanted=wanted,
+            rule=RULE,
+            label_maps=_label_maps(own, found_at, segmentations, base=file.parent),
+            left_out=[_missing(key, row, file.parent) for row, files in here if files is None],
         )
+        taken = {(scan.modality, Files(scan.file, scan.voxels)) for scan in made.scans}
+        first = sorted(here, key=lambda each: (each[0]["modality"], each[1]) not in taken)
+        labels = _labels([row for row, _ in first], {*_NEEDED, "session", *label_columns})
+        found.append(replace(made, labels=dict(sorted(labels.items()))))
     return found
 
 
@@ -94,7 +95,7 @@ def _look_up(uris: list[str], *, base: Place) -> dict[str, Files | None]:
         return files_of(entry, Place.entry) if entry else None
 
     distinct = list(dict.fromkeys(uris))
-    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         return dict(zip(distinct, pool.map(look_up, distinct), strict=True))
 
 
@@ -128,7 +129,9 @@ def _label_maps(
 
 
 def _labels(rows: list[dict[str, str]], identity: Collection[str | None]) -> dict[str, str]:
+    """rows: those that were taken first; of each modality the first row speaks."""
     labels: dict[str, str] = {}
+    rows = list({row["modality"]: row for row in reversed(rows)}.values())
     for column in rows[0]:
         if column in identity:
             continue

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from bfp import __version__
 from bfp.cohorts import Session
 from bfp.cohorts.sessions import BRAIN
+from bfp.drivers.attempts import Lost, attempts
 from bfp.drivers.inputs import recipe_of, sessions_of
 from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import (
@@ -57,6 +59,8 @@ SECONDS_PER_PART = 30.0
 SHOWN_SESSIONS = 8
 
 FACTS = ("run", "bfp", "imaging", "encoder", "weights", "figures")  # of model.json, told on the page
+
+SMALLER = "leave out the sessions whose scans are the largest"
 
 MODEL_GB = 1.3  # what a copy took beside its weights: ViT-S and ViT-B, 64 stacks of 224 pixels at a time
 CPU_RATE = 60e9  # operations a second of one CPU: ViT-S and ViT-B came to 77e9 to 84e9
@@ -261,21 +265,36 @@ def _predict(
     run.phase("predicting", total=len(todo), unit="sessions")
     if not todo:
         return _Predicted([], [])
-    arriving = predict_sessions(
-        list(todo.items()),
-        model=folder,
-        recipe=recipe_of(_preprocessing(told)),
-        shown=told["shown"],
-        scan_timeout_s=spec.compute.scan_timeout_s,
-        machine=_machine(spec),
+
+    def once(sessions: list[tuple[str, Session]], workers: int | None) -> Iterator[Outcome | Failure]:
+        return predict_sessions(
+            sessions,
+            model=folder,
+            recipe=recipe_of(_preprocessing(told)),
+            shown=told["shown"],
+            scan_timeout_s=spec.compute.scan_timeout_s,
+            machine=replace(machine, workers=workers),
+        )
+
+    machine = _machine(spec)
+    arriving = attempts(
+        {inputs: (inputs, session) for inputs, session in todo.items()},
+        once,
+        name_of=lambda outcome: outcome.inputs,
+        workers=machine.workers,
+        retries=spec.compute.retries,
     )
     waiting: list[Outcome] = []
     shown: list[Outcome] = []
     passing: list[Outcome] = []
     failures: list[str] = []
+    lost = Lost()
     arrived, part_began = 0, time.monotonic()
     try:
         for outcome in until_stopped(arriving, lambda: run.stopping):
+            if isinstance(outcome, Lost):
+                lost = outcome
+                continue
             if isinstance(outcome, Failure):
                 failures.append(outcome.cause)
                 continue
@@ -295,7 +314,7 @@ def _predict(
             kept.add(waiting)
     if run.stopping:
         raise Interrupted(f"stopped after {arrived} of {counted(len(todo), 'session')}; submit it again to go on")
-    if message := not_done(len(todo), arrived, failures, unit="session", verb="predicted"):
+    if message := not_done(len(todo), failures, lost, unit="session", verb="predicted", smaller=SMALLER):
         raise JobFailed(message)
     return _Predicted(shown, passing)
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bfp.cohorts import Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
+from bfp.drivers.attempts import Lost, attempts
 from bfp.drivers.inputs import recipe_of, sessions_of
 from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import (
@@ -55,6 +56,8 @@ Task = Callable[[dict[str, Any]], dict[str, Any]]
 # of scans with skull and noise, on one core
 COMPRESSED = 0.3  # what zstd left of the channels that are not empty
 COMPRESSION_RATE = 250e6  # bytes of pixels a second
+
+SMALLER = "lower sessions_per_shard, whose files a worker holds beside the session it prepares"
 
 
 # what will be done ----------------------------------------------------------------------------------------------------
@@ -110,9 +113,9 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
         "bytes_estimated": estimate.size_bytes,
         "seconds_estimated": round(estimate.seconds),
     }
-    warnings = _warnings(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
-    warnings += volumes_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
-    return Plan(rows=rows, figures=figures, warnings=warnings)
+    doubts = _doubts(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
+    doubts += volumes_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
+    return Plan(rows=rows, figures=figures, warnings=doubts)
 
 
 class _Estimate(NamedTuple):
@@ -169,7 +172,7 @@ def _found(sessions: list[Session]) -> str:
     return f"{counted(subjects, 'subject')}, {counted(len(sessions), 'session')}: {scans}"
 
 
-def _warnings(spec: Ingest, sessions: list[Session], left_out: Counter[Reason]) -> list[str]:
+def _doubts(spec: Ingest, sessions: list[Session], left_out: Counter[Reason]) -> list[str]:
     found = []
     if count := left_out[Reason.DANGLING]:
         links = counted(count, "file is a link", "files are links")
@@ -267,16 +270,12 @@ def execute(spec: Ingest, run: Run) -> None:
 
 def prepare_shard(shard: Shard, *, store: Place, recipe: Recipe, scan_timeout_s: float) -> Commit:
     """Prepare the sessions of a shard and commit it: the whole work of one task."""
-    from bfp.cohorts.prepare import prepare
+    from bfp.cohorts.prepare import prepare_in_turn
     from bfp.store.shards import commit_shard
 
     return commit_shard(
         store,
-        (
-            piece
-            for session in shard.sessions
-            for piece in prepare(session, recipe=recipe, scan_timeout_s=scan_timeout_s)
-        ),
+        prepare_in_turn(shard.sessions, recipe=recipe, scan_timeout_s=scan_timeout_s),
         name=shard.name,
         cohort=shard.cohort,
         size_px=recipe.size_px,
@@ -298,42 +297,55 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
     )
     scans_of = {shard.name: shard.scans for shard in todo}
     commits: dict[str, str] = {}
-    stacks = rejected = repeated = 0
+    scans = stacks = rejected = repeated = 0
     failures: list[str] = []
+    lost = Lost()
     rows = on_ray(todo, task=task, workers=spec.compute.workers, retries=spec.compute.retries)
     for done in until_stopped(rows, lambda: run.stopping):
+        if isinstance(done, Lost):
+            lost = done
+            continue
         repeated += done["repeats"]
         if done["failure"]:
             failures.append(done["failure"])
             continue
         commits[done["name"]] = done["commit"]
+        scans += scans_of[done["name"]]
         stacks, rejected = stacks + done["stacks"], rejected + done["rejected"]
         shards = f"{len(commits)} of {len(todo)}"
-        run.progress(sum(map(scans_of.__getitem__, commits)), shards=shards, stacks=stacks, rejected=rejected)
+        run.progress(scans, shards=shards, stacks=stacks, rejected=rejected)
     if repeated:
         run.warn(f"{counted(repeated, 'request')} to object storage failed and were made again")
     if run.stopping:
         raise Interrupted("stopped: the shards that are committed stay; submit again to go on with the others")
-    if message := not_done(len(todo), len(commits), failures, unit="shard", verb="prepared"):
+    if message := not_done(len(todo), failures, lost, unit="shard", verb="prepared", smaller=SMALLER):
         raise JobFailed(message)
     return commits
 
 
-def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int) -> Iterator[dict[str, Any]]:
-    """What `task` returns of each shard, in the order they are done; nothing of one whose worker died each time."""
-    if not shards:
-        return
+def on_ray(shards: list[Shard], *, task: Task, workers: int | None, retries: int) -> Iterator[dict[str, Any] | Lost]:
+    """What `task` returns of each shard, as they are done, and how many are lost: their worker died each time.
+
+    task: takes a row with the pickled `shard`, returns one with its `name`. retries: of a shard whose worker died.
+    """
+    if shards:
+        todo = {shard.name: shard for shard in shards}
+        once = partial(_once_on_ray, task)
+        yield from attempts(todo, once, name_of=lambda row: str(row["name"]), workers=workers, retries=retries)
+
+
+def _once_on_ray(task: Task, shards: list[Shard], workers: int | None) -> Iterator[dict[str, Any]]:
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
     context = ray.data.DataContext.get_current().copy()
-    context.max_errored_blocks = -1  # a worker that dies costs its shard only; the caller sees which are missing
+    context.max_errored_blocks = -1  # a worker that dies costs its shard only; `attempts` sees which are missing
     with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 wants its arguments named, and has no name for this one; its default repeats for ever.
+        # Ray 2.60 wants its arguments named, and has no name for this one; by default it repeats for ever.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         rows = ray.data.from_items(
             [{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards)
-        ).map(task, num_cpus=1, concurrency=workers, max_retries=retries)
+        ).map(task, num_cpus=1, concurrency=workers, max_retries=0)  # `attempts` says why
     yield from rows.iter_rows()
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bfp import __version__
+from bfp.cohorts.sessions import Key
 from bfp.drivers.inputs import slice_spacing_mm
 from bfp.imaging import IMAGING_VERSION, SHOWN_HEIGHTS
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
@@ -134,9 +135,11 @@ class _Set(NamedTuple):
 
 
 def pictures_of(made: SliceStore, *, folder: Place) -> list[Picture]:
-    """Write pictures of a store's stacks and registrations into a folder; blocks that show them in a run's report."""
-    sets = _sets(made.stack_index())
-    shown = [sets[number] for number in _evenly(len(sets), SHOWN_SETS)]
+    """Write pictures of a store's stacks and registrations into a folder; blocks that show them in a run's report.
+
+    Of the index of stacks, which grows with the store, only the files are read of which something is shown.
+    """
+    shown, count = _shown_sets(made)
     filled = [channel for channel in range(3) if any(each.first["present"][channel] for each in shown)]
     slices = [_slices(made, each, filled) for each in shown]
     (folder / "stacks.png").write(mosaic(slices, axis=made.slice_axis))
@@ -144,11 +147,11 @@ def pictures_of(made: SliceStore, *, folder: Place) -> list[Picture]:
         Picture(
             "Stacks",
             "pictures/stacks.png",
-            f"{len(shown)} of {len(sets)} sets of stacks, spread over all: slices in their order, one row for each "
+            f"{len(shown)} of {count} sets of stacks, spread over all: slices in their order, one row for each "
             f"channel. {orientation(made.slice_axis)}",
         )
     ]
-    if made.form == "modalities" and (pairs := _pairs(made, sets)):
+    if made.form == "modalities" and (pairs := _pairs(made)):
         (folder / "registration.png").write(overlays(pairs, axis=made.slice_axis))
         how = {"rigid": "after rigid registration", "header": "by their headers alone", "none": "as they are"}
         blocks.append(
@@ -160,6 +163,21 @@ def pictures_of(made: SliceStore, *, folder: Place) -> list[Picture]:
             )
         )
     return blocks
+
+
+def _shown_sets(made: SliceStore) -> tuple[list[_Set], int]:
+    """Some sets, spread over all of the store, and how many it has."""
+    files = _evenly(len(made.stack_files()), SHOWN_SETS)
+    if len(files) == len(made.stack_files()):
+        sets = _sets(made.stack_index())
+        return [sets[number] for number in _evenly(len(sets), SHOWN_SETS)], len(sets)
+    shown = []
+    for place, file in enumerate(files):  # of the first its first set, of the last its last
+        sets = _sets(made.stack_index([file]))
+        shown.append(sets[round(place / (len(files) - 1) * (len(sets) - 1))])
+    scans = made.scans()
+    sessions = scans.group_by(list(Key._fields)).aggregate([])
+    return shown, scans.num_rows if made.form == "neighbours" else sessions.num_rows
 
 
 def _sets(index: pa.Table) -> list[_Set]:
@@ -195,24 +213,38 @@ def _slices(made: SliceStore, each: _Set, channels: list[int]) -> SessionSlices:
     )
 
 
-def _pairs(made: SliceStore, sets: list[_Set]) -> list[Pair]:
+def _pairs(made: SliceStore) -> list[Pair]:
     """One slice of the scans that registration moved furthest, with that of their session's reference."""
-    identity = ("cohort", "subject", "session", "modality")
-    scans = made.scans().select([*identity, "shift_mm"]).to_pylist()
-    shifts = {tuple(row[name] for name in identity): row["shift_mm"] or 0.0 for row in scans}
-    candidates = []
-    for number, each in enumerate(sets):
-        reference, *others = (channel for channel, there in enumerate(each.first["present"]) if there)
-        for channel in others:
-            key = (*(each.first[name] for name in identity[:3]), each.first["modalities"][channel])
-            candidates.append((shifts[key], number, reference, channel))
+    furthest = _furthest(made)
+    if not furthest.num_rows:
+        return []
+    sets = {
+        tuple(each.first[name] for name in Key._fields): each
+        for each in _sets(made.stack_index(furthest["file"].to_pylist()))
+    }
     pairs = []
-    for shift_mm, number, reference, channel in sorted(candidates, reverse=True)[:SHOWN_PAIRS]:
-        pixels = _pixels(made, sets[number], height=SHOWN_PAIR_HEIGHT)
-        modalities = sets[number].first["modalities"]
-        title = f"{_title(sets[number])}: {modalities[channel]} on {modalities[reference]}, {shift_mm:.1f} mm"
+    for row in furthest.to_pylist():
+        each = sets[tuple(row[name] for name in Key._fields)]
+        reference, channel = each.first["present"].index(True), each.first["modalities"].index(row["modality"])
+        pixels = _pixels(made, each, height=SHOWN_PAIR_HEIGHT)
+        title = f"{_title(each)}: {row['modality']} on {made.channels[reference]}, {row['shift_mm']:.1f} mm"
         pairs.append(Pair(title, pixels[reference], pixels[channel]))
     return pairs
+
+
+def _furthest(made: SliceStore) -> pa.Table:
+    """The scans with the largest shifts that are not their session's reference, the first of its channels that is
+    there: identity, modality, shift_mm and `file`, where their stacks are."""
+    scans = made.scans().select([*Key._fields, "modality", "shift_mm"])
+    channel = pc.index_in(scans["modality"], pa.array(made.channels))
+    shift_mm = pc.fill_null(scans["shift_mm"], 0.0)
+    scans = scans.set_column(scans.column_names.index("shift_mm"), "shift_mm", shift_mm)
+    scans = scans.append_column("channel", channel).append_column("file", pa.array(made.stack_file_of_scans()))
+    references = scans.group_by(list(Key._fields)).aggregate([("channel", "min")])
+    others = scans.join(references, list(Key._fields))
+    others = others.filter(pc.greater(others["channel"], others["channel_min"]))
+    order = [("shift_mm", "descending"), *((name, "ascending") for name in (*Key._fields, "channel"))]
+    return others.sort_by(order).slice(0, SHOWN_PAIRS)
 
 
 def _pixels(made: SliceStore, each: _Set, *, height: float) -> np.ndarray:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from bfp.cohorts import Session
+from bfp.drivers.attempts import Lost
 from bfp.drivers.inputs import slice_spacing_mm
 from bfp.errors import InputError, Reason
 from bfp.specs.preprocessing import Preprocessing
@@ -82,16 +83,25 @@ def minutes(seconds: float) -> str:
     return f"about {max(1, seconds / 60):,.0f} min"
 
 
-def not_done(asked: int, done: int, failures: Sequence[str], *, unit: str, verb: str) -> str:
-    """What to say where work that was handed to Ray is not all done; "" where it is. failures: known causes."""
-    if done == asked:
+def not_done(asked: int, failures: Sequence[str], lost: Lost, *, unit: str, verb: str, smaller: str) -> str:
+    """What to say where work that was handed to Ray is not all done; "" where it is.
+
+    failures: known causes, one for each unit. smaller: what makes a unit need less memory, as an order.
+    """
+    missing = len(failures) + lost.out_of_memory + lost.died
+    if not missing:
         return ""
     causes = list(dict.fromkeys(failures))
-    if lost := asked - done - len(failures):
-        causes.append(f"{lost} lost their worker each time, most likely for want of memory: lower compute.workers")
-    message = (
-        f"{asked - done} of {counted(asked, unit)} could not be {verb}; the others are kept: submit again to go on"
-    )
+    if lost.out_of_memory:
+        causes.append(
+            f"{lost.out_of_memory} ran out of memory, however few ran at once: give a worker more memory, or {smaller}"
+        )
+    if lost.died:
+        causes.append(
+            f"{lost.died} lost their worker each time, and it did not say why: it crashed, or the system ended it for "
+            f"want of memory. Try lower compute.workers, or {smaller}"
+        )
+    message = f"{missing} of {counted(asked, unit)} could not be {verb}; the others are kept: submit again to go on"
     return "\n    ".join([message, *causes])
 
 

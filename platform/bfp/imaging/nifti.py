@@ -231,7 +231,7 @@ def _shape(header: np.void, *, volumes: Volumes, max_voxels: int) -> tuple[int, 
     while len(extents) > 3 and extents[-1] == 1:
         extents.pop()
     if min(extents) == 1 or not 3 <= len(extents) <= 4:
-        raise Unusable(Reason.NOT_3D, f"shape {tuple(extents)}")
+        raise Unusable(Reason.NOT_3D, f"shape {tuple(extents)}{_singleton_means(extents)}")
     i, j, k, count = (*extents, 1)[:4]
     if count > 1 and volumes == "refuse":
         choices = (
@@ -247,6 +247,16 @@ def _shape(header: np.void, *, volumes: Volumes, max_voxels: int) -> tuple[int, 
             Reason.TOO_LARGE, f"{factors} = {i * j * k * count:,} voxels; the limit is {max_voxels:,}{remedy}"
         )
     return i, j, k, count
+
+
+def _singleton_means(extents: list[int]) -> str:
+    """What an axis of one among the others says by the standard, which gives dim[4] to time and dim[5] to the values of
+    a voxel: neither is a head in another order of axes, so neither is read as one. "" where nothing is to be said."""
+    if len(extents) == 4 and extents[2] == 1:
+        return f": one slice at {extents[3]} times"
+    if len(extents) == 5 and extents[3] == 1 and min(extents[:3]) > 1:
+        return f": {extents[4]} values at each voxel, as of a deformation or a tensor"
+    return ""
 
 
 def _dtype(header: np.void) -> np.dtype:

@@ -42,6 +42,7 @@ class Machine:
 class Failure:
     """A session that could not be done for a reason that is not its scans' own: it is tried again the next time."""
 
+    inputs: str
     cause: str
 
 
@@ -54,8 +55,8 @@ def predict_sessions(
     scan_timeout_s: float,
     machine: Machine,
 ) -> Iterator[Outcome | Failure]:
-    """The outcomes of (inputs, session), in whatever order they are done. A session whose worker died each time is not
-    among them."""
+    """The outcomes of (inputs, session), in whatever order they are done. A session whose worker died is not among
+    them: preparing one is tried once, for whoever calls this to count (`drivers.attempts` says why)."""
     context = ray.data.DataContext.get_current().copy()
     context.max_errored_blocks = -1  # a worker that dies costs its session only; the caller sees which are missing
     items = [{"session": pickle.dumps(each)} for each in sessions]
@@ -68,7 +69,7 @@ def predict_sessions(
                 partial(prepare_row, recipe=recipe, shown=tuple(shown), scan_timeout_s=scan_timeout_s),
                 num_cpus=1,
                 compute=ray.data.TaskPoolStrategy(size=machine.workers),
-                max_retries=machine.retries,
+                max_retries=0,
             )
             rows = prepared.map(
                 PredictRow,  # type: ignore[arg-type]  # Ray Data takes a class for actors
@@ -91,7 +92,7 @@ def prepare_row(row: dict[str, Any], *, recipe: Recipe, shown: Sequence[str], sc
         by_modality = recipe.form == "neighbours"
         found = ready(session, pieces, shown=shown, by_modality=by_modality, size_px=recipe.size_px, inputs=inputs)
     except Exception as error:  # Ray Data drops the row of a task that raises, and with it the cause
-        return {"ready": pickle.dumps(_failure(error))}
+        return {"ready": pickle.dumps(_failure(inputs, error))}
     return {"ready": pickle.dumps(found)}
 
 
@@ -109,9 +110,9 @@ class PredictRow:
         try:
             outcome: Outcome | Failure = self._predictor.predict(found)
         except Exception as error:  # as above
-            outcome = _failure(error)
+            outcome = _failure(found.inputs, error)
         return {"outcome": pickle.dumps(outcome)}
 
 
-def _failure(error: Exception) -> Failure:
-    return Failure(str(error) if isinstance(error, BfpError) else f"{type(error).__name__}: {error}")
+def _failure(inputs: str, error: Exception) -> Failure:
+    return Failure(inputs, str(error) if isinstance(error, BfpError) else f"{type(error).__name__}: {error}")

@@ -63,7 +63,7 @@ def model_hash(folder: Place) -> str:
 
 def inputs_of(session: Session, *, model: str) -> str:
     """The hash of a session's files (URI, size, etag) and of what is done with them. model: the hash of the model."""
-    named = [(scan.modality, scan.files) for scan in session.scans]
+    named = [(scan.modality, scan.files) for scan in (*session.scans, *session.spares)]
     named += [(label_map.name, label_map.files) for label_map in session.label_maps]
     told = [
         [name, *(fact for file in files for fact in (file.place.uri, file.size, file.etag))] for name, files in named

@@ -88,7 +88,7 @@ class Cohort(Strict):
         None,
         description="A CSV or TSV of labels and covariates by subject (and session; and cohort, where two "
         "cohorts have a subject of that label), carried into the store. "
-        "null: participants.tsv of a BIDS dataset, the further columns of a table.",
+        "null: participants.tsv and sessions.tsv of a BIDS dataset, the further columns of a table.",
     )
 
     @field_validator("pattern")

@@ -146,7 +146,7 @@ class CpuCompute(Strict):
     )
     scan_timeout_s: Positive = Field(
         300.0,
-        description="A session that takes longer than this many seconds a scan is rejected, and tried again by the "
-        "next submit.",
+        description="A scan that is not read and decoded in this many seconds is rejected, and tried again by the "
+        "next submit; so are the scans of a session that then need longer, each counted, to become stacks.",
     )
     retries: int = Field(2, ge=0, le=10, description="How often a shard whose worker died is tried again.")

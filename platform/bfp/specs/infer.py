@@ -23,8 +23,8 @@ class InferCompute(Strict):
     batch_size: int = Field(64, ge=1, description="Stacks in one forward pass.")
     scan_timeout_s: Positive = Field(
         300.0,
-        description="A session that takes longer than this many seconds a scan to prepare is rejected, and tried again "
-        "by the next submit.",
+        description="A scan that is not read and decoded in this many seconds is rejected, and tried again by the "
+        "next submit; so are the scans of a session that then need longer, each counted, to become stacks.",
     )
     retries: int = Field(2, ge=0, le=10, description="How often sessions whose worker died are tried again.")
 

@@ -42,6 +42,19 @@ class Entry:
     size: int
     etag: str
 
+    def read(self) -> bytes:
+        """The file as it was listed.
+
+        Raises StorageError also where it is another by now: by its length, or by the mark of what was read (the time
+        of writing of the opened file, the ETag of the answer; of other schemes what is said of the file afterwards).
+        A copy that takes over the length and the time of writing is not told from what it replaces.
+        """
+        data, etag = self.place._read()
+        if len(data) != self.size or (self.etag and etag and etag != self.etag):
+            now = f"{len(data)} bytes, but {self.size}" if len(data) != self.size else "not the file that it was"
+            raise StorageError(f"{self.place}: {now} when it was listed: it is being written to; submit again")
+        return data
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
@@ -121,7 +134,7 @@ class Place:
             if self.is_local:
                 return self.path.read_bytes()
             if self.scheme == "s3":
-                return s3.read(self.bucket, self.key)
+                return s3.read(self.bucket, self.key).data
             return remote.read(self.uri)
 
     def read_if_there(self) -> bytes | None:
@@ -132,6 +145,18 @@ class Place:
             if _is_absence(error):
                 return None
             raise
+
+    def _read(self) -> tuple[bytes, str]:
+        """The whole file, and the mark of an `Entry` of what was read; "" where none is known."""
+        with plainly(self, "read"):
+            if self.is_local:
+                with open(self.path, "rb") as file:
+                    return file.read(), _local_mark(os.fstat(file.fileno()))
+            if self.scheme == "s3":
+                found = s3.read(self.bucket, self.key)
+                return found.data, found.etag
+        data, after = self.read(), self.entry()
+        return data, after.etag if after else ""
 
     def pieces(self, size: int = 1 << 22) -> Iterator[bytes]:
         """The file's bytes in turn, so many at once at most; all of them, or StorageError is raised."""
@@ -198,15 +223,16 @@ class Place:
             source = self.open_arrow()
             return pyarrow.parquet.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True), source
 
-    def files(self) -> Iterator[Entry]:
+    def files(self, *, hidden: bool = True) -> Iterator[Entry]:
         """Every file below this folder, in order of URI, from one flat listing, of which a page is held at a time.
 
         A dangling link is listed with size -1, so that whoever reads it can say so; what is no regular file (a FIFO,
-        a socket) is not listed, and a link to a folder that holds it is not followed. Raises StorageError where the
-        folder does not exist or cannot be listed.
+        a socket) is not listed, and a link to a folder that holds it is not followed. hidden: False leaves out, on
+        disk, what lies in folders whose name begins with a dot; an object store lists it all the same. Raises
+        StorageError where the folder does not exist or cannot be listed.
         """
         if self.is_local:
-            yield from self._local_files((os.path.realpath(self.uri),))
+            yield from self._local_files((os.path.realpath(self.uri),), hidden=hidden)
             return
         if self.scheme == "s3":
             with plainly(self, "list"):
@@ -225,7 +251,7 @@ class Place:
         for page in s3.listed(self.bucket, prefix, delimiter=delimiter):
             yield from page.get(kind, ())
 
-    def _local_files(self, real: tuple[str, ...]) -> Iterator[Entry]:
+    def _local_files(self, real: tuple[str, ...], *, hidden: bool) -> Iterator[Entry]:
         """real: the real path of this folder, and before it of the folders from which links led here."""
         with plainly(self, "list"):
             entries = [(entry, _is_folder(entry)) for entry in os.scandir(self.path)]
@@ -234,10 +260,12 @@ class Place:
             if not is_folder:
                 if (file := _local_entry(here)) is not None:
                     yield file
+            elif entry.name.startswith(".") and not hidden:
+                continue
             elif not entry.is_symlink():
-                yield from here._local_files((*real[:-1], os.path.join(real[-1], entry.name)))
+                yield from here._local_files((*real[:-1], os.path.join(real[-1], entry.name)), hidden=hidden)
             elif not any(_holds(os.path.realpath(entry.path), folder) for folder in real):
-                yield from here._local_files((*real, os.path.realpath(entry.path)))
+                yield from here._local_files((*real, os.path.realpath(entry.path)), hidden=hidden)
 
     def names(self) -> list[str]:
         """The names of the files directly in this folder, sorted; none where the folder does not exist."""
@@ -445,7 +473,11 @@ def _local_entry(here: Place) -> Entry | None:
         found = here.path.stat()
     except OSError:
         return Entry(here, -1, "")
-    return Entry(here, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
+    return Entry(here, found.st_size, _local_mark(found)) if stat.S_ISREG(found.st_mode) else None
+
+
+def _local_mark(found: os.stat_result) -> str:
+    return str(found.st_mtime_ns)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from bfp.errors import InputError
@@ -96,14 +96,21 @@ def listed(bucket: str, prefix: str, *, delimiter: str = "") -> Iterator[dict[st
         following = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def read(bucket: str, key: str) -> bytes:
+class Content(NamedTuple):
+    """The bytes of an object, and the ETag that came with them, as a listing tells it."""
+
+    data: bytes
+    etag: str
+
+
+def read(bucket: str, key: str) -> Content:
     """The whole object, from one request."""
     from fsspec.asyn import sync
 
-    async def fetch() -> bytes:
+    async def fetch() -> Content:
         answer = await _ask("get_object", Bucket=bucket, Key=key)
         async with answer["Body"] as body:
-            return bytes(await body.read())
+            return Content(bytes(await body.read()), str(answer.get("ETag", "")).strip('"'))
 
     return patiently(lambda: sync(_filesystem().loop, fetch), store="s3")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -168,24 +169,33 @@ class SliceStore:
         """Every file of stacks, in a fixed order."""
         return [StackFile(self.place / part.file, part.rows, tuple(part.row_groups)) for part in self._parts("stacks")]
 
-    def stack_index(self) -> pa.Table:
-        """Every stack without its pixels, in the order of the files.
+    def stack_file_of_scans(self) -> np.ndarray:
+        """int32, of each row of `scans()` the place in `stack_files()` of the file with its stacks, without a read."""
+        numbers, files = [np.zeros(0, np.int32)], 0
+        for record in self._commits:
+            numbers.append(np.full(record.rows("scans"), files, np.int32))
+            files += sum(part.table == "stacks" for part in record.parts)
+        return np.concatenate(numbers)
+
+    def stack_index(self, files: Iterable[int] | None = None) -> pa.Table:
+        """Every stack without its pixels, in the order of the files; or of these files, by their place, alone.
 
         The columns of schemas.stacks but `pixels`, and int32 `file` (place in `stack_files()`), `row_group` and `row`
         (within its group).
         """
+        everything = self.stack_files()
+        wanted = range(len(everything)) if files is None else sorted(set(files))
+        parts = self._parts("stacks")
         schema = schemas.stacks(self.size_px)
         names = [name for name in schema.names if name != "pixels"]
-        table = self._table("stacks", pa.schema([schema.field(name) for name in names]))
-        groups = [
-            (file, group, rows)
-            for file, each in enumerate(self.stack_files())
-            for group, rows in enumerate(each.row_groups)
-        ]
-        files, numbers, rows = np.array(groups, dtype=np.int32).reshape(-1, 3).T
+        table = self._table(
+            "stacks", pa.schema([schema.field(name) for name in names]), parts=[parts[file] for file in wanted]
+        )
+        groups = [(file, group, rows) for file in wanted for group, rows in enumerate(everything[file].row_groups)]
+        places, numbers, rows = np.array(groups, dtype=np.int32).reshape(-1, 3).T
         within = np.concatenate([np.arange(count, dtype=np.int32) for count in rows]) if len(rows) else rows
         for name, column in (
-            ("file", np.repeat(files, rows)),
+            ("file", np.repeat(places, rows)),
             ("row_group", np.repeat(numbers, rows)),
             ("row", within),
         ):
@@ -218,8 +228,15 @@ class SliceStore:
     def _parts(self, table: str) -> list[layout.Part]:
         return [part for record in self._commits for part in record.parts if part.table == table]
 
-    def _table(self, table: str, schema: pa.Schema, *, segmentation: str | None = None) -> pa.Table:
-        """A table, or of `masks` the rows of one segmentation: other row groups are not read."""
+    def _table(
+        self,
+        table: str,
+        schema: pa.Schema,
+        *,
+        segmentation: str | None = None,
+        parts: Sequence[layout.Part] | None = None,
+    ) -> pa.Table:
+        """A table, or of `masks` the rows of one segmentation: other row groups are not read. parts: those alone."""
 
         def read(part: layout.Part) -> pa.Table:
             at = self.place / part.file
@@ -234,7 +251,7 @@ class SliceStore:
                 return found.filter(pc.equal(found["segmentation"], segmentation))
 
         with ThreadPoolExecutor(_READERS) as pool:
-            tables = list(pool.map(read, self._parts(table)))
+            tables = list(pool.map(read, self._parts(table) if parts is None else parts))
         # What an earlier bfp wrote may lack columns: they are null.
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
 
