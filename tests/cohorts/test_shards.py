@@ -3,7 +3,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bfp.cohorts import Scan, Session, Shard, plan_shards
+from bfp.cohorts import LabelMap, Scan, Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
 from bfp.cohorts.shards import LONGEST
 from bfp.storage import Entry, Place
@@ -76,3 +76,10 @@ def test_what_is_doubtful_by_a_scans_name_is_part_of_the_shards_name() -> None:
     (scan,) = plain.scans
     doubtful = replace(plain, scans=(replace(scan, warnings=("with a contrast agent",)),))
     assert planned([plain])[0].name != planned([doubtful])[0].name
+
+
+def test_how_a_label_map_was_chosen_and_what_of_it_is_brain_are_part_of_the_shards_name() -> None:
+    label_map = LabelMap("brain", "T1w", Entry(Place("/d/mask.nii.gz"), 7, "e"))
+    changes = ({}, {"chosen": "of 2"}, {"refused": "no"}, {"warnings": ("w",)}, {"inside": (1,)}, {"drawn_on": "FLAIR"})
+    sessions = [replace(session("01"), label_maps=(replace(label_map, **change),)) for change in changes]
+    assert len({planned([each])[0].name for each in sessions}) == len(changes)
