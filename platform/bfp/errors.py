@@ -82,7 +82,7 @@ class Interrupted(BfpError):
 
 
 class Reason(StrEnum):
-    """Why a scan was left out: the closed list of `rejected.reason`. The values are what a person reads."""
+    """Why a scan or label map was left out: the closed list of `rejected.reason`. A person reads the values."""
 
     MISSING = "file not found"
     DANGLING = "dangling link (a DataLad file that was never fetched?)"
@@ -103,6 +103,8 @@ class Reason(StrEnum):
     OFF_GRID = "not on the grid of its session's reference"
     REGISTRATION = "registration failed"
     NO_BRAIN_MASK = "no brain mask"
+    NOT_LABELS = "voxels are not whole numbers from 0 to 65535"
+    UNPLACED = "cannot be laid on the scan that it was drawn on"
     TIMEOUT = "took longer than the limit"
 
 

@@ -283,6 +283,23 @@ def test_store_show_says_what_is_in_a_store(capsys, tmp_path):
     assert "no slice store there" in bfp(capsys, "store", "show", "runs").err
 
 
+def test_store_show_counts_label_maps_by_segmentation(capsys, tmp_path):
+    make_store(tmp_path / "store", sessions=3, size_px=28, seed=0, segmentation="tissue")
+    assert "label maps and brain masks" in bfp(capsys, "store", "show", "store").out
+    told = bfp(capsys, "store", "show", "store", "--json").json["segmentations"]
+    assert told == [
+        {
+            "cohort": "made",
+            "segmentation": "tissue",
+            "drawn_on": "T1w",
+            "maps": 3,
+            "used": 3,
+            "doubtful": 0,
+            "unused": [],
+        }
+    ]
+
+
 def test_store_show_writes_pictures_where_it_is_asked_to(capsys, tmp_path):
     make_store(tmp_path / "store", sessions=3, size_px=28, seed=0)
     answer = bfp(capsys, "store", "show", "store", "--pictures", "looks")

@@ -228,6 +228,58 @@ def test_label_maps_are_found_by_suffix_and_are_no_scans(tmp_path: Path) -> None
     assert (names_of(three), three.left_out) == (["sub-03_T1w.nii.gz"], ())
 
 
+LESION = (SegmentationSource("tumour", "T1w", suffix="label-lesion_mask"),)
+
+
+@pytest.mark.parametrize(
+    ("scan", "label_map", "fits"),
+    [
+        ("", "", True),
+        ("", "space-orig_", True),
+        ("", "space-T1w_", True),
+        ("", "space-MNI152NLin2009cAsym_", False),
+        ("", "space-FLAIR_", False),
+        ("space-MNI_", "space-MNI_", True),
+        ("space-MNI_", "", False),
+        ("space-MNI_", "space-T1w_", False),
+    ],
+)
+def test_a_label_map_of_another_space_than_its_scans_is_refused(
+    tmp_path: Path, scan: str, label_map: str, fits: bool
+) -> None:
+    root = touch(
+        tmp_path,
+        f"sub-01/anat/sub-01_{scan}T1w.nii.gz",
+        f"derivatives/f/sub-01/anat/sub-01_{label_map}label-lesion_mask.nii.gz",
+    )
+    (session,) = found_in(root, segmentations=LESION)
+    (found,) = session.label_maps
+    assert (found.refused == "") is fits
+    if label_map == "space-MNI152NLin2009cAsym_":
+        assert found.refused == "by its name it lies in space-MNI152NLin2009cAsym, the T1w in its own space"
+
+
+def test_of_several_label_maps_one_is_taken_by_a_stated_rule(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_run-1_T1w.nii.gz -> gone",
+        "sub-01/anat/sub-01_run-2_T1w.nii.gz",
+        "derivatives/a/sub-01_run-1_label-lesion_mask.nii.gz",
+        "derivatives/a/sub-01_run-02_label-lesion_mask.nii.gz",
+        "derivatives/a/sub-01_space-MNI_label-lesion_mask.nii.gz",
+        "sub-02/anat/sub-02_run-2_T1w.nii.gz",
+        "derivatives/a/sub-02_run-1_label-lesion_mask.nii.gz",
+    )
+    one, two = found_in(root, segmentations=LESION)
+    (of_one,), (of_two,) = one.label_maps, two.label_maps
+    assert of_one.file.place.name == "sub-01_run-02_label-lesion_mask.nii.gz"
+    assert of_one.chosen == (
+        "of 2: a file that is there, then nothing in its name that its scan's denies, then as scans are chosen"
+    )
+    assert (of_one.warnings, of_two.chosen) == ((), "")
+    assert of_two.warnings == ("its name says run-1, which its scan's denies",)
+
+
 def test_a_folder_that_is_no_dataset_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
     touch(tmp_path, "scan.nii.gz", "notes.txt")
     with pytest.raises(InputError, match=r"looked for sub-\*/.*found notes\.txt, scan\.nii\.gz"):

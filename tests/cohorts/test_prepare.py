@@ -322,16 +322,55 @@ def test_a_label_map_that_cannot_be_read_may_be_read_the_next_time(tmp_path: Pat
     assert without.passing
 
 
-def test_a_brain_mask_is_the_segmentation_of_that_name(tmp_path: Path) -> None:
+def test_a_brain_mask_is_the_segmentation_of_that_name_and_what_of_it_is_inside(tmp_path: Path) -> None:
     mask = np.zeros((34, 42, 30), np.uint8)
+    mask[4:30, 5:37, 3:27] = 2  # a skull
     mask[8:26, 10:32, 6:24] = 1
-    maps = (label_map(write_scan(tmp_path / "mask.nii", spacing_mm=SPACING_MM, voxels=mask), "brain"),)
+    file = write_scan(tmp_path / "mask.nii", spacing_mm=SPACING_MM, voxels=mask)
+    brain = replace(label_map(file, "brain"), inside=(1,))
     recipe = replace(RECIPE, brain="given")
-    (stacks,) = prepared(session_of(tmp_path, "T1w", label_maps=maps), recipe=recipe).prepared
+    done = prepared(session_of(tmp_path, "T1w", label_maps=(brain,)), recipe=recipe)
+    (stacks,) = done.prepared
     assert stacks.labels == {}
-    assert (stacks.pixels[:, 0] > 0).mean() < 0.5
+    at = np.stack(np.meshgrid(np.arange(44), np.arange(44), stacks.slices, indexing="ij"), axis=-1)
+    voxels = np.rint(stacks.facts[0].native.voxels(stacks.working.ras(at))).astype(int)
+    within = ((voxels >= 0) & (voxels < mask.shape)).all(axis=-1)
+    is_brain = np.zeros(within.shape, bool)
+    is_brain[within] = mask[tuple(voxels[within].T)] == 1
+    shown = stacks.pixels[:, 0].transpose(2, 1, 0)[:, ::-1] > 0  # (x, y, n)
+    assert not shown[~is_brain].any()
+    assert shown[is_brain].mean() > 0.9  # what is darker than the window is black
+    assert stacks.facts[0].brain_ml == pytest.approx(np.count_nonzero(mask == 1) * 0.15)
+    (record,) = done.label_maps
+    assert (record.label_map, record.unusable) == (brain, None)
     without = prepared(session_of(tmp_path / "other", "T1w"), recipe=recipe)
     assert [row.reason for row in without.left_out] == [Reason.NO_BRAIN_MASK]
+
+
+def test_what_became_of_each_label_map_is_recorded_and_told_of_its_scan(tmp_path: Path) -> None:
+    some = np.zeros((34, 42, 30), np.uint8)
+    some[10:20, 12:30, 8:20] = 3
+    file = write_scan(tmp_path / "some.nii.gz", spacing_mm=SPACING_MM, voxels=some)
+    maps = (
+        replace(label_map(file, "core"), warnings=("its name says run-1, which its scan's denies",)),
+        label_map(write_scan(tmp_path / "far.nii", spacing_mm=SPACING_MM, shift_mm=(0, 9, 0), voxels=some), "far"),
+        label_map(file, "lost", drawn_on="FLAIR"),
+        replace(label_map(file, "mni"), refused="by its name it lies in space-MNI, the T1w in its own space"),
+    )
+    done = prepared(session_of(tmp_path, "T1w", label_maps=maps))
+    assert set(done.prepared[0].labels) == {"core"}
+    fate = {record.label_map.name: record.unusable and record.unusable.reason for record in done.label_maps}
+    assert fate == {"core": None, "far": Reason.UNPLACED, "lost": Reason.UNPLACED, "mni": Reason.UNPLACED}
+    assert [text.partition(":")[0] for text in done.scans[0].warnings] == [
+        "labels of core", "no labels of far", "no labels of lost", "no labels of mni"
+    ]  # fmt: skip
+    assert "corners lie up to 9 mm from those" in done.scans[0].warnings[1]
+    (blank,) = (label_map(write_scan(tmp_path / "blank.nii", spacing_mm=SPACING_MM, voxels=some * 0), "brain"),)
+    without = prepared(session_of(tmp_path, "T1w", label_maps=(blank,)), recipe=replace(RECIPE, brain="given"))
+    assert [(row.reason, row.detail) for row in without.left_out] == [
+        (Reason.NO_BRAIN_MASK, "the mask is blank: every voxel is 0")
+    ]
+    assert str(without.label_maps[0].unusable) == "no brain mask: the mask is blank: every voxel is 0"
 
 
 def runs(root: Path, *, broken: tuple[int, ...]) -> Session:
@@ -438,7 +477,7 @@ def test_scans_that_take_too_long_together_are_left_out_together(
     over.set()
     assert [(row.modality, row.reason, row.detail) for row in done.left_out] == [
         ("FLAIR", Reason.UNREADABLE, "it was listed, and is gone"),
-        ("T1w", Reason.TIMEOUT, "no stacks after 0.5 s (1 scan of its session, 0.5 s each)"),
+        ("T1w", Reason.TIMEOUT, "no stacks after 0.5 s"),
     ]
     assert done.passing
 

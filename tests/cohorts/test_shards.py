@@ -3,7 +3,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bfp.cohorts import Scan, Session, Shard, plan_shards
+from bfp.cohorts import LabelMap, Scan, Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
 from bfp.cohorts.shards import LONGEST
 from bfp.storage import Entry, Place
@@ -83,3 +83,10 @@ def test_duplicates_are_part_of_a_shards_name_since_one_may_take_the_place_of_it
     other = replace(spare, file=Entry(Place("/2"), 1, "b"))
     sessions = [Session(Key("c", "01", ""), (plain,), spares=spares) for spares in ((), (spare,), (other,))]
     assert len({planned([session])[0].name for session in sessions}) == 3
+
+
+def test_how_a_label_map_was_chosen_and_what_of_it_is_brain_are_part_of_the_shards_name() -> None:
+    label_map = LabelMap("brain", "T1w", Entry(Place("/d/mask.nii.gz"), 7, "e"))
+    changes = ({}, {"chosen": "of 2"}, {"refused": "no"}, {"warnings": ("w",)}, {"inside": (1,)}, {"drawn_on": "FLAIR"})
+    sessions = [replace(session("01"), label_maps=(replace(label_map, **change),)) for change in changes]
+    assert len({planned([each])[0].name for each in sessions}) == len(changes)

@@ -99,6 +99,19 @@ def test_a_label_map_comes_from_its_column(tmp_path: Path) -> None:
     assert one.labels == {}
 
 
+def test_of_several_label_maps_the_one_in_the_row_of_the_scan_is_taken_by_a_stated_rule(tmp_path: Path) -> None:
+    touch(tmp_path, "b.nii", "c.nii", "m1.nii", "m2.nii", "m3.nii")
+    rows = "S1,FLAIR,c.nii,m3.nii\nS1,T1w,gone.nii,m1.nii\nS1,T1w,b.nii,m2.nii\n"
+    table = write(tmp_path / "t.csv", f"subject,modality,uri,wml\n{rows}")
+    (session,) = found_in(table, segmentations=(SegmentationSource("wml", "T1w", column="wml", inside=(2,)),))
+    (found,) = session.label_maps
+    assert [scan.file.place.name for scan in session.scans] == ["c.nii", "b.nii"]
+    assert (found.file.place.name, found.inside) == ("m2.nii", (2,))
+    assert found.chosen == (
+        "of 3: the row of the scan it was drawn on, then rows of its modality, then the first row of the session"
+    )
+
+
 def test_a_label_map_that_is_not_there_is_named_all_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii", "link.nii -> gone")
     table = write(tmp_path / "t.csv", "subject,modality,uri,wml\nS1,T1w,a.nii,none.nii\nS2,T1w,a.nii,link.nii\n")

@@ -172,7 +172,17 @@ def test_a_model_trained_on_masked_brains_asks_each_cohort_for_its_masks(bids, t
         infer.plan(a_spec(masked, bids, tmp_path))
     mask = {"name": "brain", "suffix": "mask", "drawn_on": "T1w", "classes": {"brain": [1]}}
     cohort = {"name": "clinic", "bids": str(bids), "segmentations": [mask]}
-    assert infer.plan(a_spec(masked, bids, tmp_path, cohorts=[cohort])).figures["sessions"] == 5
+    plan = infer.plan(a_spec(masked, bids, tmp_path, cohorts=[cohort]))
+    assert plan.figures["sessions"] == 5
+    assert dict(plan.rows)["brain masks"] == "in 0 of 5 sessions of cohort clinic"
+    (warning,) = plan.warnings
+    assert warning == (
+        "segmentation brain: in 0 of 5 sessions of cohort clinic; compare its `suffix` or "
+        "`column` with the cohort's files"
+    )
+    cohort["segmentations"] = [{**mask, "drawn_on": "PDw"}]
+    with pytest.raises(InputError, match=r"cohorts\[0\]: its brain mask is drawn on PDw, which the model is not shown"):
+        infer.plan(a_spec(masked, bids, tmp_path, cohorts=[cohort]))
 
 
 def test_a_plan_without_a_model_or_for_other_stacks_is_refused(model, bids, tmp_path):

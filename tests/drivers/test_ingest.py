@@ -14,6 +14,7 @@ from bfp.cohorts import Scan, Session, plan_shards
 from bfp.cohorts.sessions import Key
 from bfp.drivers import ingest
 from bfp.drivers.attempts import Lost
+from bfp.drivers.ingest_results import _methods
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
 from bfp.specs.ingest import Ingest
@@ -22,7 +23,8 @@ from bfp.store import layout
 from bfp.store.check import check
 from bfp.store.prune import remove, survey
 from bfp.store.reader import SliceStore, pixels_of
-from tests.cohorts.makers import heads, write, write_bids, write_scan, write_series
+from bfp.store.summary import Summary
+from tests.cohorts.makers import heads, touch, write, write_bids, write_scan, write_series
 from tests.storage.makers import CarelessStore
 
 SUBJECTS = 6
@@ -132,6 +134,32 @@ def test_a_plan_uses_no_more_workers_than_there_are_cpus(dataset: Path, tmp_path
     assert rows["memory"] == "about 0.7 GB: 0.7 GB for each of 1 worker"
 
 
+def test_a_plan_says_in_how_many_sessions_each_segmentation_is_and_warns_where_it_is_in_none(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "bids",
+        *(f"sub-0{number}/anat/sub-0{number}_T1w.nii.gz" for number in range(1, 5)),
+        "derivatives/x/sub-01_dseg.nii.gz",
+        "derivatives/x/sub-02_space-MNI_dseg.nii.gz",
+    )
+    segmentations = [
+        {"name": name, "suffix": suffix, "drawn_on": "T1w", "classes": {"one": [1]}}
+        for name, suffix in (("tissue", "dseg"), ("tumour", "label-lesion_mask"))
+    ]
+    plan = ingest.plan(
+        spec_of(tmp_path, root, cohorts=[{"name": "demo", "bids": str(root), "segmentations": segmentations}])
+    )
+    rows = dict(plan.rows)
+    assert rows["segmentation tissue"] == (
+        "in 1 of 4 sessions of cohort demo; in 1 more by name not in its scan's space"
+    )
+    assert rows["segmentation tumour"] == "in 0 of 4 sessions of cohort demo"
+    (warning,) = plan.warnings
+    assert warning == (
+        "segmentation tumour: in 0 of 4 sessions of cohort demo; compare its `suffix` or "
+        "`column` with the cohort's files"
+    )
+
+
 def test_labels_that_speak_of_no_session_are_warned_of(dataset: Path, tmp_path: Path) -> None:
     labels = write(tmp_path / "labels.csv", "subject,age\nS1,70\n")
     cohort = {"name": "demo", "bids": str(dataset), "labels": str(labels)}
@@ -202,6 +230,83 @@ def test_the_results_tell_what_the_store_holds(undisturbed: RunFolder) -> None:
             assert (undisturbed.folder / block["file"]).read().startswith(b"\x89PNG")
     notes = [event["message"] for event in undisturbed.events() if event["event"] == "note"]
     assert notes[-1] == "10 done, 2 rejected"
+
+
+def test_label_maps_and_brain_masks_reach_the_store_with_where_they_came_from(
+    tmp_path: Path, ray_session: None
+) -> None:
+    root = write_bids(tmp_path / "bids", subjects=4, modalities=("T1w",))
+    mask = np.zeros((34, 42, 30), np.uint8)
+    mask[4:30, 5:37, 3:27], mask[9:25, 11:31, 7:23] = 2, 1
+    for subject in ("02", "03", "04"):
+        write_scan(root / f"derivatives/x/sub-{subject}_desc-brain_mask.nii.gz", voxels=mask)
+    write_scan(root / "derivatives/x/sub-03_space-MNI_dseg.nii.gz", voxels=mask)
+    write_scan(root / "derivatives/x/sub-04_dseg.nii.gz", voxels=mask)
+    segmentations = [
+        {"name": "brain", "suffix": "desc-brain_mask", "drawn_on": "T1w", "classes": {"brain": [1]}},
+        {"name": "tissue", "suffix": "dseg", "drawn_on": "T1w", "classes": {"grey": [1]}},
+    ]
+    run = executed(
+        spec_of(
+            tmp_path,
+            root,
+            cohorts=[{"name": "demo", "bids": str(root), "segmentations": segmentations}],
+            preprocessing={"brain": "given"},
+        )
+    )
+    store = SliceStore.open(place(f"{tmp_path}/store"))
+    rows = {(row["subject"], row["segmentation"]): row for row in store.label_maps().to_pylist()}
+    assert {key: row["reason"] for key, row in rows.items()} == {
+        ("02", "brain"): None,
+        ("03", "brain"): None,
+        ("03", "tissue"): "cannot be laid on the scan that it was drawn on",
+        ("04", "brain"): None,
+        ("04", "tissue"): None,
+    }
+    assert rows["04", "brain"]["uri"] == f"{root}/derivatives/x/sub-04_desc-brain_mask.nii.gz"
+    assert {round(row["brain_ml"]) for row in store.scans().to_pylist()} == {round(16 * 20 * 16 * 5 * 4.5 * 6 / 1000)}
+    assert set(store.masks("tissue")["subject"].to_pylist()) == {"04"}
+    blocks = {block["title"]: block for block in run.results()["blocks"]}
+    assert blocks["Label maps and brain masks"]["rows"][1] == [
+        "demo", "tissue", "T1w", 2, 1, 0, "cannot be laid on the scan that it was drawn on: 1"
+    ]  # fmt: skip
+    assert "cut around the centre of the brain" in blocks["Methods"]["paragraphs"][0]
+    assert check(place(f"{tmp_path}/store")).faults == []
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "told", "untold"),
+    [
+        ({"volumes": "mean"}, "Of 4-D files the mean of the volumes was taken.", "brain"),
+        ({"volumes": "first"}, "Of 4-D files the first volume was taken.", "brain"),
+        ({}, "cut around the centre of the head;", "4-D"),
+        (
+            {"stacks": {"form": "neighbours", "gap_mm": 0.0}},
+            "A sample is one axial slice of one scan, the same in all three channels.",
+            "0 mm apart. Grey",
+        ),
+        ({"stacks": {"form": "neighbours", "gap_mm": 2.0}}, "three axial slices of one scan, 2 mm apart", "the same"),
+        (
+            {"brain": "image", "slice_range_mm": [-40, 50]},
+            "cut around the centre of the brain; those from -40 to 50 mm of its centre",
+            "head",
+        ),
+    ],
+)
+def test_the_methods_say_what_was_done_and_nothing_else(
+    tmp_path: Path, preprocessing: dict[str, Any], told: str, untold: str
+) -> None:
+    text = _methods(spec_of(tmp_path, "/x", preprocessing=preprocessing), Summary([], [], [], [], []))
+    assert told in text
+    assert untold not in text
+
+
+def test_the_methods_say_how_a_given_mask_came_onto_each_scan(tmp_path: Path) -> None:
+    mask = {"name": "brain", "suffix": "mask", "drawn_on": "FLAIR", "classes": {"brain": [1]}}
+    cohorts = [{"name": "a", "bids": "/x", "segmentations": [mask]}]
+    spec = spec_of(tmp_path, "/x", cohorts=cohorts, preprocessing={"brain": "given", "register": "rigid"})
+    text = _methods(spec, Summary([], [], [], [], []))
+    assert "outside the given brain mask, registered rigidly with the scan it was drawn on, were set to zero" in text
 
 
 def test_submitting_again_prepares_nothing_and_takes_no_snapshot(

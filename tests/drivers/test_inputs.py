@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bfp.drivers.inputs import recipe_of, sessions_of
+from bfp.drivers.inputs import _source, recipe_of, sessions_of
 from bfp.specs.cohorts import Cohort
 from bfp.specs.preprocessing import Preprocessing
 from tests.cohorts.makers import touch
@@ -35,6 +35,15 @@ def test_every_field_of_the_preprocessing_is_in_the_recipe() -> None:
     assert (recipe.register, recipe.brain, recipe.min_foreground) == ("header", "image", 0.1)
     assert (recipe.volumes, recipe.interpolation) == ("first", "cubic")
     assert (recipe.window_percentiles, recipe.intensity, recipe.zscore_limit) == ((1.0, 99.0), "zscore", 2.5)
+
+
+def test_of_a_brain_mask_what_is_in_any_class_is_brain() -> None:
+    masks = [
+        {"name": name, "suffix": "dseg", "drawn_on": "T1w", "classes": {"grey": [3, 1], "white": [2]}}
+        for name in ("brain", "tissue")
+    ]
+    source = _source(Cohort.model_validate({"name": "a", "bids": "/x", "segmentations": masks}))
+    assert [each.inside for each in source.segmentations] == [(1, 2, 3), ()]
 
 
 def test_a_cohort_prefers_what_its_spec_prefers(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def test_of_a_stripped_scan_the_brain_is_what_is_not_background(background: floa
     found = stripped_brain(stripped(background=background))
     assert (found.source, found.warnings) == ("image", ())
     assert found.size_ml == pytest.approx(BRAIN_ML, rel=0.01)
-    assert found.mask.grid is not None
-    assert int(np.count_nonzero(found.mask.stored)) == int(np.count_nonzero(stripped().stored))
+    assert found.mask.grid.matches(NATIVE, tolerance_mm=1e-4)
+    np.testing.assert_array_equal(found.mask.stored != 0, stripped().stored != 0)
 
 
 def test_a_head_is_not_taken_for_a_stripped_brain_and_the_figure_is_told() -> None:
@@ -80,6 +80,25 @@ def test_deepbet_looks_at_the_first_modality_alone_and_leaves_stripped_scans_as_
     assert found.warnings == (
         f"skull-stripped already: what is not background, {found.size_ml:,.0f} ml, is taken for the brain",
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AssertionError("Not enough foreground to calculate bounding box"), "deepbet finds no brain in the scan"),
+        (ValueError("attempt to get argmax of an empty sequence"), "deepbet finds no brain in the scan"),
+        (ValueError("too many values to unpack"), "deepbet failed: ValueError: too many values to unpack"),
+    ],
+)
+def test_deepbet_finding_no_brain_is_told_from_deepbet_failing(monkeypatch, error: Exception, told: str) -> None:
+    class Networks:
+        def run(self, image: object) -> None:
+            raise error
+
+    monkeypatch.setattr(brain, "_deepbet", Networks)
+    with pytest.raises(Unusable) as caught:
+        deepbet_mask(scan(NATIVE))
+    assert (caught.value.reason, caught.value.detail) == (Reason.NO_BRAIN_MASK, told)
 
 
 def test_real_scans_are_told_apart(shared: Path) -> None:

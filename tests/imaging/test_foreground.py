@@ -78,7 +78,7 @@ def test_a_mask_decides_where_there_is_one_wherever_it_is_placed() -> None:
     shifted[0, 3] = 900
     with pytest.raises(Unusable) as caught:
         masked_foreground(found, mask=brain, mask_ras_from_volume_ras=shifted)
-    assert caught.value.reason is Reason.EMPTY
+    assert caught.value.reason is Reason.NO_BRAIN_MASK
 
 
 def test_otsu_splits_two_peaks_half_way_between_them() -> None:

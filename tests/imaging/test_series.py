@@ -8,7 +8,7 @@ import pytest
 
 import bfp.imaging.session as session_module
 from bfp.errors import Reason, Unusable
-from bfp.imaging.nifti import Series, Volume, decode, decode_each
+from bfp.imaging.nifti import Series, decode, decode_each
 from bfp.imaging.session import Prepared, PreparedSession, Segmentation, prepare_series, prepare_session
 from bfp.imaging.stacks import Recipe
 from tests.imaging.makers import grid, head, motion, recipe, volume
@@ -34,7 +34,7 @@ def prepared(*volumes: np.ndarray, recipe: Recipe = EACH, **others: object) -> l
     return list(prepare_series("dwi", series(*volumes), recipe=recipe, **others))  # type: ignore[arg-type]
 
 
-def alone(values: np.ndarray, *, recipe: Recipe = EACH, brain_mask: Volume | None = None) -> Prepared:
+def alone(values: np.ndarray, *, recipe: Recipe = EACH, brain_mask: Segmentation | None = None) -> Prepared:
     (found,) = prepare_session({"dwi": decode(file_of(values))}, recipe=recipe, brain_mask=brain_mask).prepared
     return found
 
@@ -78,20 +78,19 @@ def test_the_first_volume_that_can_be_used_leads_and_the_others_are_told() -> No
 
 def test_a_brain_mask_is_that_of_all_volumes() -> None:
     points = NATIVE.ras(np.moveaxis(np.indices(NATIVE.shape), 0, -1))
-    mask = volume(NATIVE, (np.linalg.norm(points, axis=-1) < 45).astype(np.uint8))
+    mask = Segmentation(volume(NATIVE, (np.linalg.norm(points, axis=-1) < 45).astype(np.uint8)), "dwi")
     how = recipe(form="neighbours", modalities=("dwi",), gap_mm=3.0, volumes="each", brain="given")
     for each, values in zip(prepared(HEAD, WEIGHTED, recipe=how, brain_mask=mask), (HEAD, WEIGHTED), strict=True):
         np.testing.assert_array_equal(each.prepared[0].pixels, alone(values, recipe=how, brain_mask=mask).pixels)
 
 
 def test_labels_and_what_the_header_says_stand_with_the_first_volume_alone() -> None:
-    segmentations = {
-        "core": Segmentation(volume(NATIVE, (HEAD > 300).astype(np.uint8)), "dwi"),
-        "lost": Segmentation(volume(NATIVE, (HEAD > 300).astype(np.uint8)), "T1w"),
-    }
     data = bytearray(file_of(HEAD, BRIGHT))
     data[252:256] = bytes(4)  # qform_code and sform_code
-    found = list(prepare_series("dwi", decode_each(bytes(data)), recipe=EACH, segmentations=segmentations))
+    series = decode_each(bytes(data))
+    core = volume(series.volume(0).grid, (HEAD > 300).astype(np.uint8))
+    segmentations = {"core": Segmentation(core, "dwi"), "lost": Segmentation(core, "T1w")}
+    found = list(prepare_series("dwi", series, recipe=EACH, segmentations=segmentations))
     first, second = (each.prepared[0] for each in found)
     assert (set(first.labels), set(second.labels)) == ({"core"}, set())
     assert "says nothing of orientation" in first.facts[0].warnings[0]

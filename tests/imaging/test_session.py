@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bfp.errors import Reason
 from bfp.imaging.foreground import find_foreground
-from bfp.imaging.grid import Grid
+from bfp.imaging.grid import Grid, apply
+from bfp.imaging.nifti import NO_ORIENTATION, Volume, decode, encode
 from bfp.imaging.session import Prepared, PreparedSession, Segmentation, prepare_session
 from bfp.imaging.stacks import EDGES, Recipe, SliceAxis
 from tests.imaging.makers import MARK_ANTERIOR, MARK_LEFT, MARK_TOP, grid, head, motion, recipe, scan, volume
@@ -187,14 +190,86 @@ def test_segmentations_that_cannot_be_used_are_rejected_by_name() -> None:
     segmentations = {"probability": Segmentation(half, "T1w"), "lost": Segmentation(whole, "FLAIR")}
     session = prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(), segmentations=segmentations)
     assert session.prepared[0].labels == {}
-    assert session.rejected["probability"].reason is Reason.DATATYPE
-    assert session.rejected["lost"].reason is Reason.MISSING
+    assert session.rejected["probability"].reason is Reason.NOT_LABELS
+    assert str(session.rejected["lost"]) == (
+        "cannot be laid on the scan that it was drawn on: the FLAIR, which gave no stacks"
+    )
+
+
+def lesion_on(at: Grid, place_ras: np.ndarray = MARK_LEFT, *, radius_mm: float = 9.0) -> np.ndarray:
+    """uint8 of the grid's shape: a ball of ones."""
+    points = at.ras(np.moveaxis(np.indices(at.shape), 0, -1))
+    return (np.linalg.norm(points - place_ras, axis=-1) < radius_mm).astype(np.uint8)
+
+
+def without_orientation(at: Grid, values: np.ndarray) -> Volume:
+    """The volume of a file with qform_code and sform_code 0."""
+    data = bytearray(encode(values, grid=at, compress=False))
+    data[252:256] = bytes(4)
+    return decode(bytes(data), may_be_blank=True)
+
+
+FINER = grid(axes="LPS", shape=(90, 104, 80), spacing_mm=(1.9, 2.0, 2.1))
+AWAY = grid(axes="LPS", shape=(84, 98, 74), spacing_mm=(2.0, 2.1, 2.3), centre_ras=(0, 0, 1000))
+CUT = grid(axes="LPS", shape=(20, 20, 20), spacing_mm=(2.0, 2.1, 2.3), centre_ras=(-40, 5, 10))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "told"),
+    [
+        (without_orientation(REFERENCE, lesion_on(REFERENCE)), "corners lie up to"),
+        (without_orientation(FINER, lesion_on(FINER)), NO_ORIENTATION),
+        (volume(AWAY, lesion_on(REFERENCE)), "corners lie up to 1,000 mm from those"),
+        (volume(AWAY.every((2, 2, 2)), lesion_on(REFERENCE)[::2, ::2, ::2]), "covers 0% of the head in the T1w"),
+        (volume(CUT, lesion_on(CUT)), r"% of the head in the T1w, 75% are expected; if it was cut"),
+    ],
+    ids=["no orientation", "no orientation, another shape", "1 m away", "1 m away, another shape", "cut out"],
+)
+@pytest.mark.parametrize("is_mask", [False, True], ids=["labels", "brain mask"])
+def test_a_map_that_does_not_lie_on_its_scan_is_refused_and_not_taken_for_an_empty_one(
+    drawn: Volume, told: str, is_mask: bool
+) -> None:
+    if is_mask:
+        session = prepare_session(
+            {"T1w": scan(REFERENCE)}, recipe=recipe(brain="given"), brain_mask=Segmentation(drawn, "T1w")
+        )
+        assert session.prepared == []
+        why = session.rejected["T1w"]
+        assert why.reason is Reason.NO_BRAIN_MASK
+        assert str(Reason.UNPLACED) in why.detail
+    else:
+        segmentations = {"lesion": Segmentation(drawn, "T1w")}
+        session = prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(), segmentations=segmentations)
+        assert session.prepared[0].labels == {}
+        why = session.rejected["lesion"]
+        assert why.reason is Reason.UNPLACED
+    assert told.replace("%", "") in why.detail.replace("%", "")
+
+
+def test_a_map_without_orientation_lies_on_a_scan_without_one_and_says_so() -> None:
+    guessed = Grid(REFERENCE.shape, np.diag([*REFERENCE.spacing_mm, 1.0]))
+    scans = {"T1w": without_orientation(guessed, np.rint(head(REFERENCE)).astype(np.int16))}
+    lesion = without_orientation(guessed, lesion_on(REFERENCE))
+    session = prepare_session(scans, recipe=recipe(), segmentations={"lesion": Segmentation(lesion, "T1w")})
+    assert only(session).labels["lesion"].any()
+    assert session.doubts == {"lesion": (NO_ORIENTATION,)}
+
+
+def test_labels_that_lie_on_no_stack_are_told_and_an_empty_map_is_an_answer() -> None:
+    below = lesion_on(REFERENCE, np.array([0.0, 0.0, -80.0]), radius_mm=4.0)
+    segmentations = {
+        "lost": Segmentation(volume(REFERENCE, below), "T1w"),
+        "none": Segmentation(volume(REFERENCE, below * 0), "T1w"),
+    }
+    session = prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(), segmentations=segmentations)
+    assert session.doubts == {"lost": (f"none of its {below.sum()} labelled voxels lies on a stack",), "none": ()}
+    assert not only(session).labels["none"].any()
 
 
 @pytest.mark.parametrize("form", ["modalities", "neighbours"])
 def test_a_given_brain_mask_blackens_the_rest_and_sets_the_window(form: str) -> None:
     points = OTHER.ras(np.moveaxis(np.indices(OTHER.shape), 0, -1))
-    brain = volume(OTHER, (np.linalg.norm(points, axis=-1) < 45).astype(np.uint8))
+    brain = Segmentation(volume(OTHER, (np.linalg.norm(points, axis=-1) < 45).astype(np.uint8)), "T1w")
     scans = {"T1w": scan(REFERENCE)}
     masked = only(prepare_session(scans, recipe=recipe(brain="given", form=form, gap_mm=0.0), brain_mask=brain))
     places = masked.working.ras(np.moveaxis(np.indices(masked.working.shape), 0, -1))[:, :, masked.slices]
@@ -213,6 +288,111 @@ def test_a_brain_mask_that_is_asked_for_and_not_there_rejects_the_session() -> N
     assert session.rejected["T1w"].reason is Reason.NO_BRAIN_MASK
 
 
+def brain_of(at: Grid, *, moved: np.ndarray | None = None) -> np.ndarray:
+    """bool of the grid's shape: the phantom's brain."""
+    points = at.ras(np.moveaxis(np.indices(at.shape), 0, -1))
+    points = points if moved is None else apply(np.linalg.inv(moved), points)
+    return ((points / np.array([60.0, 77.0, 60.0])) ** 2).sum(axis=-1) < 1
+
+
+def shares_wrong(prepared: Prepared, channel: int, *, moved: np.ndarray | None = None) -> tuple[float, float]:
+    """How much of the brain is black, and how much of what is not black is no brain."""
+    brain = brain_of(prepared.working, moved=moved)[:, :, prepared.slices].T[:, ::-1]
+    shown = prepared.pixels[:, channel] > 0
+    return float((brain & ~shown).sum() / brain.sum()), float((shown & ~brain).sum() / shown.sum())
+
+
+AHEAD = motion(turn_deg=(0, 0, 0), shift_mm=(0, 12, 0))
+
+
+def mask_on_the_flair() -> Segmentation:
+    return Segmentation(volume(REFERENCE, brain_of(REFERENCE, moved=AHEAD).astype(np.uint8)), "FLAIR")
+
+
+def test_a_brain_mask_moves_with_the_scan_on_which_it_was_drawn() -> None:
+    scans = {"T1w": scan(REFERENCE), "FLAIR": scan(REFERENCE, contrast="FLAIR", moved=AHEAD)}
+    mask = mask_on_the_flair()
+    rigid = only(prepare_session(scans, recipe=recipe(register="rigid", brain="given"), brain_mask=mask))
+    for channel in (0, 2):
+        blackened, foreign = shares_wrong(rigid, channel)
+        assert blackened < 0.04  # dark fluid is 0.03
+        assert foreign < 0.02
+    t1w, flair = rigid.facts
+    assert t1w.brain_ml == pytest.approx(4 / 3 * np.pi * 60 * 77 * 60 / 1000, rel=0.01)
+    (told,) = t1w.warnings
+    assert told == (
+        f"brain mask, drawn on the FLAIR: the header places the FLAIR {flair.shift_mm:.1f} mm from the T1w; "
+        "`register: rigid` moved it"
+    )
+    header = only(prepare_session(scans, recipe=recipe(register="header", brain="given"), brain_mask=mask))
+    assert min(shares_wrong(header, 0)) > 0.08  # what the headers say, and the warning with it
+    assert "`register: rigid` would move it" in header.facts[0].warnings[0]
+
+
+def test_by_itself_a_scan_gets_the_brain_mask_of_another_by_way_of_that_one() -> None:
+    scans = {"T1w": scan(REFERENCE), "FLAIR": scan(REFERENCE, contrast="FLAIR", moved=AHEAD)}
+    mask = mask_on_the_flair()
+    rigid = neighbours(gap_mm=0.0, register="rigid", brain="given")
+    t1w, flair = prepare_session(scans, recipe=rigid, brain_mask=mask).prepared
+    for prepared, moved in ((t1w, None), (flair, AHEAD)):
+        blackened, foreign = shares_wrong(prepared, 1, moved=moved)
+        assert blackened < 0.04
+        assert foreign < 0.02
+    assert "brain mask, drawn on the FLAIR: the header places" in t1w.facts[0].warnings[0]
+    assert flair.facts[0].warnings == ()
+    header = neighbours(gap_mm=0.0, register="header", brain="given")
+    t1w, flair = prepare_session(scans, recipe=header, brain_mask=mask).prepared
+    assert "`register: rigid` would move it" in t1w.facts[0].warnings[0]
+    assert shares_wrong(flair, 1, moved=AHEAD)[1] < 0.02
+    scans["T1w"] = scan(OTHER)
+    none = prepare_session(scans, recipe=neighbours(register="none", brain="given"), brain_mask=mask)
+    assert [stacks.modalities[0] for stacks in none.prepared] == ["FLAIR"]
+    assert "not on the grid of its session's reference" in none.rejected["T1w"].detail
+
+
+def test_a_brain_mask_whose_scan_is_not_there_is_none() -> None:
+    session = prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(brain="given"), brain_mask=mask_on_the_flair())
+    assert session.prepared == []
+    why = session.rejected["T1w"]
+    assert (why.reason, why.detail) == (
+        Reason.NO_BRAIN_MASK,
+        "cannot be laid on the scan that it was drawn on: the FLAIR, which is not there or cannot be used",
+    )
+
+
+def test_the_labels_inside_decide_what_of_a_mask_is_brain() -> None:
+    points = REFERENCE.ras(np.moveaxis(np.indices(REFERENCE.shape), 0, -1))
+    distance_mm = np.linalg.norm(points, axis=-1)
+    labels = volume(REFERENCE, np.where(distance_mm < 45, 1, np.where(distance_mm < 65, 2, 0)).astype(np.uint8))
+    for inside, radius_mm in (((1,), 45), ((1, 2), 65), ((), 65)):
+        mask = Segmentation(labels, "T1w", inside)
+        (facts,) = only(prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(brain="given"), brain_mask=mask)).facts
+        assert facts.brain_ml == pytest.approx(4 / 3 * np.pi * radius_mm**3 / 1000, rel=0.01)
+    session = prepare_session(
+        {"T1w": scan(REFERENCE)}, recipe=recipe(brain="given"), brain_mask=Segmentation(labels, "T1w", (3,))
+    )
+    assert str(session.rejected["T1w"]) == "no brain mask: the mask is blank: no voxel is 3"
+
+
+def test_a_scan_outside_of_the_brain_mask_is_said_to_be_so() -> None:
+    flair = replace(scan(REFERENCE, contrast="FLAIR"), grid=AWAY)
+    mask = Segmentation(volume(REFERENCE, brain_of(REFERENCE).astype(np.uint8)), "T1w")
+    session = prepare_session(
+        {"T1w": scan(REFERENCE), "FLAIR": flair}, recipe=recipe(register="header", brain="given"), brain_mask=mask
+    )
+    assert session.prepared[0].present == (True, False, False)
+    assert str(session.rejected["FLAIR"]) == "no brain mask: the brain mask and the scan have no place in common"
+
+
+def test_what_was_done_to_bring_a_scan_onto_its_reference_is_told() -> None:
+    scans = {"T1w": scan(REFERENCE), "FLAIR": scan(REFERENCE, contrast="FLAIR")}
+    for register in ("none", "header", "rigid"):
+        t1w, flair = only(prepare_session(scans, recipe=recipe(register=register))).facts
+        assert (t1w.register, flair.register) == ("none", register)
+        alone = prepare_session(scans, recipe=neighbours(register=register)).prepared
+        assert [facts.register for stacks in alone for facts in stacks.facts] == ["none", "none"]
+
+
 def test_pixels_do_not_depend_on_how_the_values_were_stored() -> None:
     values = np.rint(head(REFERENCE)).astype(np.int16)
     shown = [
@@ -223,11 +403,14 @@ def test_pixels_do_not_depend_on_how_the_values_were_stored() -> None:
         np.testing.assert_array_equal(other, shown[0])
 
 
-def test_a_constant_volume_gives_pixels_and_no_crash() -> None:
-    flat = volume(REFERENCE, np.full(REFERENCE.shape, 7, np.int16))
-    session = prepare_session({"T1w": flat}, recipe=recipe())
-    assert all(np.isfinite(prepared.pixels).all() for prepared in session.prepared)
-    assert session.prepared or session.rejected
+def test_a_constant_volume_is_flagged_and_nothing_is_divided_by_its_windows_width() -> None:
+    """`decode` refuses such a scan."""
+    flat = only(prepare_session({"T1w": volume(REFERENCE, np.full(REFERENCE.shape, 7, np.int16))}, recipe=recipe()))
+    assert flat.facts[0].window == (7, 7)
+    assert set(np.unique(flat.pixels[:, 0])) <= {0, 255}
+    assert [text.partition(":")[0] for text in flat.facts[0].warnings] == ["100% of the volume is foreground"]
+    nothing = prepare_session({"T1w": volume(REFERENCE, np.zeros(REFERENCE.shape, np.int16))}, recipe=recipe())
+    assert (nothing.prepared, nothing.rejected["T1w"].reason) == ([], Reason.EMPTY)
 
 
 def test_a_volume_without_any_background_is_flagged() -> None:
@@ -268,7 +451,7 @@ def test_a_zscore_window_shows_the_mean_of_the_foreground_as_middle_grey() -> No
 def test_the_crop_and_the_slices_follow_the_brain_mask() -> None:
     points = REFERENCE.ras(np.moveaxis(np.indices(REFERENCE.shape), 0, -1))
     aside = np.array([20.0, -30.0, 10.0])
-    brain = volume(REFERENCE, (np.linalg.norm(points - aside, axis=-1) < 30).astype(np.uint8))
+    brain = Segmentation(volume(REFERENCE, (np.linalg.norm(points - aside, axis=-1) < 30).astype(np.uint8)), "T1w")
     masked = only(prepare_session({"T1w": scan(REFERENCE)}, recipe=recipe(brain="given"), brain_mask=brain))
     np.testing.assert_allclose(masked.working.voxels(aside)[:2], 55.5, atol=1.5)
     assert np.abs(masked.position_mm - aside[2]).max() < 32

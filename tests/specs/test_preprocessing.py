@@ -65,6 +65,15 @@ def test_a_preset_is_its_fields_and_what_stands_beside_it_goes_first(preset: str
     assert (beside.size, beside.brain) == (112, "given")
 
 
+def test_what_of_stacks_stands_beside_a_preset_overrides_that_alone_unless_the_form_is_another() -> None:
+    for stacks in ({"form": "neighbours", "modalities": ["T1w"]}, {"modalities": ["T1w"]}):
+        beside = made(preset="braindino", stacks=stacks).stacks
+        assert beside.model_dump() == {"form": "neighbours", "gap_mm": 0.0, "modalities": ["T1w"]}
+    assert made(preset="braindino", stacks={"form": "neighbours", "gap_mm": 2.0}).stacks.model_dump()["gap_mm"] == 2.0
+    other = made(preset="braindino", stacks={"form": "modalities"}).stacks
+    assert other.model_dump() == {"form": "modalities", "channels": ("T1w", "T2w", "FLAIR")}
+
+
 @pytest.mark.parametrize("preset", ["brain", ["brainfound"], {}, 3])
 def test_a_preset_that_is_none_is_refused(preset: Any) -> None:
     with pytest.raises(ValidationError, match="preset"):

@@ -101,6 +101,7 @@ def _shard(
     segmentation: str | None,
 ) -> Commit:
     stacks, masks, scans = list[pa.Table](), list[pa.Table](), list[dict[str, Any]]()
+    maps = list[dict[str, Any]]()
     group = list(group)
     for made in group:
         key = Key(made.cohort, made.subject, made.session)
@@ -126,6 +127,12 @@ def _shard(
         if segmentation:
             values = random.integers(0, 4, (made.stacks, size_px, size_px), dtype=np.uint16)
             masks.append(mask_table(key, segmentation=segmentation, modality=reference, slices=slices, labels=values))
+            made_map = {
+                "segmentation": segmentation,
+                "drawn_on": channels[0],
+                "uri": f"/made/{made.subject}_map.nii.gz",
+            }
+            maps.append({**key._asdict(), **made_map, "size_bytes": 100, "etag": "made", "chosen": "", "warnings": []})
         scans += [
             {
                 **key._asdict(),
@@ -145,6 +152,7 @@ def _shard(
         part_of(store, "stacks", schemas.stacks(size_px), stacks),
         part_of(store, "masks", schemas.masks(size_px), masks),
         part_of(store, "scans", schemas.SCANS, [pa.Table.from_pylist(scans, schemas.SCANS)]),
+        part_of(store, "label_maps", schemas.LABEL_MAPS, [pa.Table.from_pylist(maps, schemas.LABEL_MAPS)]),
     ]
     inputs = repr((group, size_px, seed, channels, segmentation))
     name = hashlib.sha256(inputs.encode()).hexdigest()[:24]

@@ -45,10 +45,10 @@ def test_a_whole_store_has_no_fault_and_all_of_it_is_looked_at(store: Place) -> 
     files = list(store.path.rglob("*.parquet"))
     assert (found.snapshot, found.commits, found.parts) == (1, 5, len(files))
     assert found.size_bytes == sum(file.stat().st_size for file in files)
-    assert found.rows == 44 + 44 + (3 + 2 + 1 + 3) + 4
+    assert found.rows == 44 + 44 + (3 + 2 + 1 + 3) + 4 + 4
 
 
-@pytest.mark.parametrize("table", ["stacks", "masks", "scans", "sessions"])
+@pytest.mark.parametrize("table", ["stacks", "masks", "scans", "sessions", "label_maps"])
 def test_one_turned_bit_is_found_in_every_table(store: Place, table: str) -> None:
     file = part_of(store, table)
     data = bytearray(file.read_bytes())

@@ -10,12 +10,14 @@ import pytest
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError, StorageError
 from bfp.storage import place
-from bfp.store import schemas
+from bfp.store import layout, schemas
+from bfp.store.check import check
 from bfp.store.layout import Commit
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 from bfp.store.summary import summarise
 from bfp.store.where import read_subjects, select
 from bfp.store.writer import ROWS_PER_GROUP, mask_table
+from tests.store import makers
 from tests.store.makers import MadeSession, make_store, part_of
 
 SESSIONS = [
@@ -276,6 +278,21 @@ def test_a_damaged_file_of_stacks_is_named(tmp_path: Path) -> None:
     file.place.path.write_bytes(bytes(len(whole) // 2) + whole[len(whole) // 2 :])  # its footer is as it was
     with pytest.raises(StorageError, match=str(file.place)):
         store.read_row_group(file, 0)
+
+
+def test_a_store_of_the_first_contract_has_no_label_maps_and_reads_as_before(tmp_path: Path, monkeypatch) -> None:
+    now = layout.CONTRACT
+    monkeypatch.setattr(layout, "CONTRACT", 1)
+    monkeypatch.setattr(
+        makers, "part_of", lambda store, table, *rest: table != "label_maps" and part_of(store, table, *rest)
+    )
+    made = make_store(tmp_path / "s", sessions=SESSIONS, segmentation="tissue")
+    monkeypatch.setattr(layout, "CONTRACT", now)
+    store = SliceStore.open(made)
+    assert layout.read_snapshot(made, 1).contract == 1 < now
+    assert (store.label_maps().num_rows, summarise(store).segmentations) == (0, [])
+    assert store.masks("tissue").num_rows == store.totals.stacks
+    assert check(made).faults == []
 
 
 def test_what_an_earlier_bfp_wrote_lacks_columns_and_reads_as_null(tmp_path: Path, monkeypatch) -> None:

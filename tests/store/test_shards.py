@@ -15,7 +15,7 @@ from bfp.cohorts.sessions import Key
 from bfp.errors import Reason
 from bfp.imaging.stacks import Recipe
 from bfp.pretraining.labelled import labelled_stacks
-from bfp.storage import Place, place
+from bfp.storage import Entry, Place, place
 from bfp.store import layout, schemas, shards
 from bfp.store.check import check
 from bfp.store.layout import SegmentationInfo
@@ -117,7 +117,7 @@ def test_a_scans_row_says_where_it_came_from_and_what_was_done_to_it(tmp_path: P
     assert t2w["working_shape"][:2] == [44, 44]
     assert np.array_equal(np.reshape(t2w["reference_ras_from_scan_ras"], (4, 4)), np.eye(4))
     assert t2w["window_low"] < t2w["window_high"]
-    assert (t2w["shift_mm"], t2w["register"]) == (None, "header")
+    assert (t2w["shift_mm"], t2w["register"], flair["register"]) == (None, "none", "header")
     assert flair["shift_mm"] < 5
     assert flair["similarity_before"] > 1
     assert t2w["stacks"] == flair["stacks"] == store.totals.stacks
@@ -133,7 +133,39 @@ def test_a_shard_made_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     assert one == two
-    assert len(one) == 9
+    assert len(one) == 10
+
+
+def test_each_label_map_has_a_row_that_says_where_it_came_from_and_what_became_of_it(tmp_path: Path) -> None:
+    one, two = sessions_at(tmp_path)
+    (core,) = one.label_maps
+    maps = (
+        replace(core, chosen="of 2: the first", warnings=("its name says run-1",)),
+        replace(core, name="gone", file=Entry(Place(f"{tmp_path}/gone\udcff.nii"), -1, "")),
+        replace(core, name="other", refused="by its name it lies in space-MNI, the T2w in its own space"),
+    )
+    store = made([replace(one, label_maps=maps), two], place(str(tmp_path / "store")))
+    used, gone, other = store.label_maps().to_pylist()
+    assert (used["subject"], used["session"], used["segmentation"], used["drawn_on"]) == ("01", "a", "core", "T2w")
+    assert (used["uri"], used["size_bytes"]) == (str(tmp_path / "01_core.nii.gz"), core.file.size)
+    assert (used["etag"], used["chosen"]) == (core.file.etag, "of 2: the first")
+    assert (used["reason"], used["detail"], used["warnings"]) == (None, None, ["its name says run-1"])
+    assert (gone["uri"], gone["reason"]) == (f"{tmp_path}/gone\\udcff.nii", "file not found")
+    assert other["detail"] == "by its name it lies in space-MNI, the T2w in its own space"
+    assert other["reason"] == "cannot be laid on the scan that it was drawn on"
+    (row,) = (each for each in summarise(store).segmentations if each.segmentation == "other")
+    assert (row.maps, row.used, row.unused) == (1, 0, (f"{other['reason']}: 1",))
+    assert [each[-4:-1] for each in summarise(store).segmentations if each.segmentation == "core"] == [(1, 1, 1)]
+    assert check(store.place).faults == []
+
+
+def test_labels_whose_map_is_not_said_to_be_used_are_a_fault(tmp_path: Path, monkeypatch) -> None:
+    truly = shards._map_row
+    monkeypatch.setattr(shards, "_map_row", lambda key, record: {**truly(key, record), "reason": "lost"})
+    store = made(sessions_at(tmp_path), place(str(tmp_path / "store")))
+    assert [fault.found for fault in check(store.place).faults] == [
+        "labels of 01 a core, whose row in `label_maps` is not of one that was used"
+    ]
 
 
 def test_a_shard_with_an_unreadable_file_does_not_take_the_shards_name(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ TABLES = {
     ),
     "store-sessions": TableContract("<store>/sessions/part-<hash>.parquet", "a session", schemas.SESSIONS),
     "store-rejected": TableContract("<store>/rejected/part-<hash>.parquet", "a scan left out", schemas.REJECTED),
+    "store-label_maps": TableContract(
+        "<store>/label_maps/part-<hash>.parquet", "a label map or brain mask of a session", schemas.LABEL_MAPS
+    ),
     "finetune-predictions": TableContract(
         "<run>/predictions/predictions.parquet",
         "an approach and a session, judged by the fold that did not see its subject",
@@ -108,7 +111,8 @@ MEANINGS = {
         "ras_from_working": "4 × 4, row by row: from voxels of the working grid to the reference scan's space, mm",
         "window_low": "the grey value, in the scan's units, that became 0",
         "window_high": "the grey value, in the scan's units, that became 255",
-        "register": "none, header or rigid: how the session's scans were brought together",
+        "register": "how it came onto its session's reference: rigid, header, or none (it is the reference, stands by "
+        "itself, or shares the grid); of all scans of a store what was asked for, where an earlier bfp wrote it",
         "reference_ras_from_scan_ras": "4 × 4, row by row: the motion that was applied, mm; the identity for the "
         "reference and unless registered",
         "shift_mm": "how far rigid registration moves the head, applied or not, mm; null for the reference or if not "
@@ -128,6 +132,18 @@ MEANINGS = {
         "labels": "what the cohort carried along, as text, by column name",
     },
     "store-rejected": REJECTED,
+    "store-label_maps": {
+        **IDENTITY,
+        "segmentation": "its name in the cohort's spec; `brain` is the brain mask where brain: given",
+        "drawn_on": "modality of the scan it was drawn on",
+        "uri": "the label map's file",
+        "size_bytes": "of the file; 0 where it is not there",
+        "etag": "as in scans",
+        "chosen": "of how many label maps it was taken, and by what rule; empty where it was the only one",
+        "reason": "why it was not used, one of a closed list (`bfp.errors.Reason`); null where it was",
+        "detail": "what was found and what was expected; null where it was used",
+        "warnings": "sentences for a person",
+    },
     "finetune-predictions": {
         "approach": "what was classified: the encoder's vectors, or a baseline's",
         **IDENTITY,

@@ -39,6 +39,7 @@ class Contents(NamedTuple):
     preprocessing: dict[str, Any]
     modalities: list[Any]
     spreads: list[Any]
+    segmentations: list[Any]
     rejected: list[Any]
     flagged: list[Any]
     pictures: list[Place]
@@ -77,6 +78,13 @@ def contents_text(contents: Contents) -> Iterator[RenderableType]:
             ["cohort", "modality", "figure", "scans", "least", "5 %", "median", "95 %", "most", "least to most"],
             ([*map(_cell, row[:-1]), _bars(row.bins)] for row in contents.spreads if row.scans > 1),
             right=range(3, 9),
+        )
+    if contents.segmentations:
+        yield table(
+            "label maps and brain masks",
+            ["cohort", "segmentation", "drawn on", "found", "used", "doubtful", "not used"],
+            ([*map(_cell, row[:-1]), "\n".join(row.unused)] for row in contents.segmentations),
+            right=range(3, 6),
         )
     if contents.rejected:
         rows = ([row.reason, str(row.scans), "\n".join(row.examples)] for row in contents.rejected)

@@ -12,7 +12,8 @@ dataset keeps one from the validator.
 
 Of several scans of one modality one is taken by RULE, unless the spec prefers others by the entities in their names.
 With a contrast agent, or as a phase image, a scan shows something else than its suffix says: it is taken where there is
-no other, and a warning stands with it.
+no other, and a warning stands with it. Of several label maps one is taken by MAP_RULE; one whose `space-` is not that
+of its scan is refused, since it was drawn on other voxels.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from bfp.cohorts.bidsignore import Rule, ignored_by, read_bidsignore
 from bfp.cohorts.labels import READS_AT_ONCE, Labels, read_labels
-from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
+from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, chosen, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place
 
 RULE = "no contrast agent and no phase image, then the fewest entities in its name, then the lowest run, then by name"
+MAP_RULE = "a file that is there, then nothing in its name that its scan's denies, then as scans are chosen"
 _IMAGE = re.compile(r"(?P<stem>.+)\.nii(\.gz)?")
 _ELSEWHERE = ("sourcedata", "code", "stimuli")  # folders of the standard that hold no scans of the dataset
 
@@ -128,7 +131,7 @@ def sessions(
             scans.pop(key, ()),  # each freed once it is a session: a million files may be here
             wanted=wanted,
             rule=rule,
-            label_maps=_label_maps(key, maps, segmentations, prefer),
+            label_maps=partial(_label_maps, key, maps, segmentations, prefer),
             labels=labels.of(key),
             left_out=left_out.get(key, ()),
         )
@@ -229,12 +232,60 @@ def _label_maps(
     maps: Mapping[tuple[Key, str], list[tuple[Name, Entry]]],
     segmentations: Sequence[SegmentationSource],
     prefer: Mapping[str, str | None],
+    taken: Mapping[str, Candidate],
 ) -> Iterator[LabelMap]:
-    """The label map of each segmentation: of several the plainest, as with scans; a link to nothing if need be."""
+    """The label map of each segmentation, by MAP_RULE. taken: the scans of the session, by modality.
+
+    Where the name of every one says another space than the scan's, the first of them, refused.
+    """
     for segmentation in segmentations:
-        if found := maps.get((key, segmentation.name)):
-            _, file = min(found, key=lambda each: (each[1].size < 0, each[0].rank(prefer), each[1].place.uri))
-            yield LabelMap(segmentation.name, segmentation.drawn_on, file)
+        found = maps.get((key, segmentation.name))
+        if not found:
+            continue
+        scan = _name_of(taken.get(segmentation.drawn_on))
+        fitting = [each for each in found if _space(each[0], segmentation, scan) == _space(scan, segmentation, scan)]
+        name, file = min(
+            fitting or found,
+            key=lambda each: (
+                each[1].size < 0,
+                len(_denied(each[0], scan)),
+                each[0].rank(prefer),
+                each[1].place.uri,
+            ),
+        )
+        denied = _denied(name, scan)
+        own, its = _space(name, segmentation, scan), _space(scan, segmentation, scan)
+        yield LabelMap(
+            segmentation.name,
+            segmentation.drawn_on,
+            file,
+            chosen=chosen(len(fitting), MAP_RULE),
+            warnings=(f"its name says {' and '.join(denied)}, which its scan's denies",) if denied and fitting else (),
+            inside=segmentation.inside,
+            refused="" if fitting else f"by its name it lies in {own}, the {segmentation.drawn_on} in {its}",
+        )
+
+
+def _name_of(scan: Candidate | None) -> Name | None:
+    image = _IMAGE.fullmatch(scan.file.place.name) if scan else None
+    return parse_name(image["stem"]) if image else None
+
+
+def _space(name: Name | None, segmentation: SegmentationSource, scan: Name | None) -> str:
+    """In which space an image is by its name: that of the scan itself is also called by its suffix, or `orig`."""
+    space = name.entities.get("space", "") if name else ""
+    itself = ("", "orig", segmentation.drawn_on, scan.suffix if scan else "")
+    return "its own space" if space in itself else f"space-{space}"
+
+
+def _denied(label_map: Name, scan: Name | None) -> list[str]:
+    """What of a label map's name its scan's says otherwise: `run-1` where that says run-2."""
+    told = scan.entities if scan else {}
+    return [
+        f"{entity}-{value}"
+        for entity, value in label_map.entities.items()
+        if entity not in ("space", "label", "desc", "res", "den") and entity in told and not _same(told[entity], value)
+    ]
 
 
 def _labels(tables: list[tuple[str, Entry]]) -> Labels:

@@ -47,18 +47,28 @@ class ScanRecord(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class MapRecord(NamedTuple):
+    """A label map of the session: why it was not used, None where it was, and what is doubtful about it."""
+
+    label_map: LabelMap
+    unusable: Unusable | None
+    warnings: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionStacks:
     """A session prepared, or a piece of it: its stacks, by working grid; the scans that are in them; those that are
     not, and why.
 
-    passing: whether a scan or label map is not in them for a reason that may pass.
+    label_maps: all that the session has; none where it took too long. passing: whether a scan or label map is not in
+    them for a reason that may pass.
     """
 
     session: Session
     prepared: tuple[Prepared, ...]
     scans: tuple[ScanRecord, ...]
     left_out: tuple[LeftOut, ...]
+    label_maps: tuple[MapRecord, ...] = ()
     passing: bool = False
 
 
@@ -250,7 +260,7 @@ class _LabelMaps(NamedTuple):
     """Those of a session by name: usable to be cut into slices; brain: the mask that the recipe wants, if it does."""
 
     usable: dict[str, Segmentation]
-    brain: Volume | None
+    brain: Segmentation | None
     unusable: dict[str, Unusable]
 
     def why(self, unusable: Unusable) -> Unusable:
@@ -265,13 +275,15 @@ def _label_maps(session: Session, recipe: Recipe, timely: _Timely) -> _LabelMaps
     unusable: dict[str, Unusable] = {}
     for label_map in session.label_maps:
         try:
+            if label_map.refused:
+                raise Unusable(Reason.UNPLACED, label_map.refused)
             # a blank label map is one all the same: it says that there is nothing
             labels = timely.decoded(label_map, lambda found: decode(found.file, voxels=found.voxels, may_be_blank=True))
-            usable[label_map.name] = Segmentation(labels, label_map.drawn_on)
+            usable[label_map.name] = Segmentation(labels, label_map.drawn_on, label_map.inside)
         except Unusable as why:
             unusable[label_map.name] = why
     mask = usable.pop(BRAIN, None) if recipe.brain == "given" else None
-    return _LabelMaps(usable, mask.volume if mask is not None else None, unusable)
+    return _LabelMaps(usable, mask, unusable)
 
 
 def _piece(
@@ -286,29 +298,55 @@ def _piece(
         if scan.modality in why
     ]
     unusable_maps = maps.unusable | {name: why for name, why in rejected.items() if name in maps.usable}
+    doubts = dict(done.doubts)
+    if maps.brain is not None:
+        doubts[BRAIN] = maps.brain.volume.warnings
+        if not any(facts.brain == "given" for stacks in done.prepared for facts in stacks.facts):
+            unusable_maps[BRAIN] = next(
+                (each for each in rejected.values() if each.reason is Reason.NO_BRAIN_MASK),
+                Unusable(Reason.UNPLACED, f"the {maps.brain.drawn_on}, which gave no stacks"),
+            )
+    records = tuple(
+        MapRecord(each, unusable_maps.get(each.name), each.warnings + doubts.get(each.name, ()))
+        for each in session.label_maps
+    )
     reasons = [*(row.reason for row in left_out), *(each.reason for each in unusable_maps.values())]
     return SessionStacks(
         session,
         tuple(done.prepared),
-        _records(session, done.prepared, unusable_maps),
+        _records(session, done.prepared, records, mask_name=BRAIN if maps.brain is not None else ""),
         (*session.left_out, *left_out),
+        records,
         passing=any(reason in MAY_PASS for reason in reasons),
     )
 
 
-def _records(session: Session, prepared: list[Prepared], unusable_maps: dict[str, Unusable]) -> tuple[ScanRecord, ...]:
-    """The scans in the stacks. What is wrong with a label map stands with the scan it was drawn on, else the first."""
+def _records(
+    session: Session, prepared: list[Prepared], maps: tuple[MapRecord, ...], *, mask_name: str
+) -> tuple[ScanRecord, ...]:
+    """The scans in the stacks. What is wrong with a label map stands with the scan it was drawn on, else the first.
+
+    mask_name: of the map that is the brain mask, whose own warnings are among those of the scans already; "" for none.
+    """
     found = [(facts, stacks) for stacks in prepared for facts in stacks.facts]
     files = {scan.modality: scan for scan in session.scans}
-    drawn_on = {label_map.name: label_map.drawn_on for label_map in session.label_maps}
+    present = {facts.modality for facts, _ in found}
     records = []
     for position, (facts, stacks) in enumerate(found):
         own = tuple(
-            f"no labels of {name}: {unusable}"
-            for name, unusable in sorted(unusable_maps.items())
-            if drawn_on[name] == facts.modality
-            or (position == 0 and not any(drawn_on[name] == other.modality for other, _ in found))
+            text
+            for each in maps
+            if each.label_map.drawn_on == facts.modality or (position == 0 and each.label_map.drawn_on not in present)
+            for text in _told_of(each, by_name_alone=each.label_map.name == mask_name)
         )
         scan = files[facts.modality]
         records.append(ScanRecord(scan, facts, len(stacks.slices), (*scan.warnings, *facts.warnings, *own)))
     return tuple(records)
+
+
+def _told_of(record: MapRecord, *, by_name_alone: bool) -> list[str]:
+    """What a scan's row says of a label map."""
+    name = record.label_map.name
+    if record.unusable is not None:
+        return [f"no labels of {name}: {record.unusable}"]
+    return [f"labels of {name}: {text}" for text in (record.label_map.warnings if by_name_alone else record.warnings)]

@@ -7,7 +7,7 @@ what cannot be read or was not asked for is left out, and one scan of each modal
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -49,13 +49,18 @@ class Scan:
 class LabelMap:
     """One file of a segmentation, drawn on the grid of the session's scan of modality `drawn_on`.
 
-    A file that is named and not there has size -1. voxels: as of a scan.
+    A file that is named and not there has size -1. voxels, chosen, warnings: as of a scan. inside: of a brain mask, the
+    labels that are brain; () for all but 0. refused: why it is not used, by its name alone; "" where it may be.
     """
 
     name: str
     drawn_on: str
     file: Entry
     voxels: Entry | None = None
+    chosen: str = ""
+    warnings: tuple[str, ...] = ()
+    inside: tuple[int, ...] = ()
+    refused: str = ""
 
     @property
     def files(self) -> tuple[Entry, ...]:
@@ -64,12 +69,16 @@ class LabelMap:
 
 @dataclass(frozen=True, slots=True)
 class SegmentationSource:
-    """How a cohort's label maps are found: by the end of the file name (BIDS) or by a column (table)."""
+    """How a cohort's label maps are found: by the end of the file name (BIDS) or by a column (table).
+
+    inside: as of a label map.
+    """
 
     name: str
     drawn_on: str
     suffix: str | None = None
     column: str | None = None
+    inside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +131,14 @@ def session_of(
     *,
     wanted: Collection[str],
     rule: str,
-    label_maps: Iterable[LabelMap] = (),
+    label_maps: Callable[[Mapping[str, Candidate]], Iterable[LabelMap]] = lambda taken: (),
     labels: Mapping[str, str] | None = None,
     left_out: Iterable[LeftOut] = (),
 ) -> Session:
     """The session of these candidates: one scan of each wanted modality; the others are left out.
 
     rule says in words what `rank` orders by ("the fewest entities, …"); it stands with the scan that was taken and in
-    the rows of its duplicates.
+    the rows of its duplicates. label_maps: those that go with the scans that were taken, by modality.
     """
     key = Key(*map(as_text, key))
     taken: dict[str, Candidate] = {}
@@ -154,7 +163,7 @@ def session_of(
     return Session(
         key,
         scans=tuple(_scan(taken[modality], of=usable[modality], rule=rule) for modality in sorted(taken)),
-        label_maps=tuple(sorted(label_maps, key=lambda label_map: label_map.name)),
+        label_maps=tuple(sorted(label_maps(taken), key=lambda label_map: label_map.name)),
         labels=dict(sorted((labels or {}).items())),
         left_out=tuple(sorted(out, key=lambda row: row.uri)),
         spares=tuple(_scan(each, of=usable[each.modality], rule=rule) for each in duplicates),
@@ -184,8 +193,12 @@ def _is_row_of(scan: Scan, row: LeftOut) -> bool:
 
 
 def _scan(candidate: Candidate, *, of: int, rule: str) -> Scan:
-    chosen = f"of {of}: {rule}" if of > 1 else ""
-    return Scan(candidate.modality, candidate.file, chosen, candidate.warnings, candidate.voxels)
+    return Scan(candidate.modality, candidate.file, chosen(of, rule), candidate.warnings, candidate.voxels)
+
+
+def chosen(of: int, rule: str) -> str:
+    """Of how many candidates one was taken, and by what rule; "" where it was the only one."""
+    return f"of {of}: {rule}" if of > 1 else ""
 
 
 def absent(file: Entry) -> Unusable:

@@ -68,7 +68,10 @@ def _name(sessions: list[Session], *, preprocessing: str, version: int) -> str:
         [
             session.key,
             [[scan.modality, *_files(scan.files), *scan.warnings] for scan in session.scans],
-            [[label_map.name, label_map.drawn_on, *_files(label_map.files)] for label_map in session.label_maps],
+            [
+                [*_files(each.files), each.name, each.drawn_on, each.chosen, each.refused, each.warnings, each.inside]
+                for each in session.label_maps
+            ],
             [[row.modality, row.uri, row.reason, row.detail] for row in session.left_out],
             # nothing where there are none, so that the shards of most sessions are called as they were before
             *([[_files(scan.files) for scan in session.spares]] if session.spares else []),

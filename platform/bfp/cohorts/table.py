@@ -3,6 +3,7 @@
 Relative URIs are relative to the table. Every other column is carried along as a label of the session; where the rows
 of a session disagree it is a property of the scans, and carried for each ("scanner.T1w", "scanner.FLAIR"). Of several
 scans of one modality the first row is taken whose file is there, with its labels; rows of a pair's two halves are one.
+A label map comes from the row of the scan it was drawn on (MAP_RULE).
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bfp.cohorts.labels import READS_AT_ONCE, Row, present, read_table
 from bfp.cohorts.pairs import Files, files_of
-from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, session_of
+from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, chosen, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place, place
 
 RULE = "the first row of the table"
+MAP_RULE = "the row of the scan it was drawn on, then rows of its modality, then the first row of the session"
 _NEEDED = ("subject", "modality", "uri")
 
 
@@ -61,7 +64,7 @@ def sessions(
             ],
             wanted=wanted,
             rule=RULE,
-            label_maps=_label_maps(own, found_at, segmentations, base=file.parent),
+            label_maps=partial(_label_maps, own, found_at, segmentations, file.parent),
             left_out=[_missing(key, row, file.parent) for row, files in here if files is None],
         )
         taken = {(scan.modality, Files(scan.file, scan.voxels)) for scan in made.scans}
@@ -113,19 +116,29 @@ def _label_maps(
     rows: list[dict[str, str]],
     found_at: Mapping[str, Files | None],
     segmentations: Sequence[SegmentationSource],
-    *,
     base: Place,
+    taken: Mapping[str, Candidate],
 ) -> Iterator[LabelMap]:
-    """The label map of each segmentation: from the row of the scan it is drawn on, else from any row of the session.
+    """The label map of each segmentation, by MAP_RULE. taken: the scans of the session, by modality.
 
     One that is not there is named all the same, with size -1, so that its scan can say so.
     """
     for segmentation in segmentations:
-        own = sorted(rows, key=lambda row: row["modality"] != segmentation.drawn_on)
-        cells = [cell for row in own if (cell := present(row[segmentation.column or ""]))]
+        scan = taken.get(segmentation.drawn_on)
+        of_scan = [row for row in rows if scan and (files := found_at[row["uri"]]) and files.file == scan.file]
+        of_modality = [row for row in rows if row["modality"] == segmentation.drawn_on]
+        in_order = (*of_scan, *of_modality, *rows)
+        cells = [cell for row in in_order if (cell := present(row[segmentation.column or ""]))]
         if cells:
-            files = found_at[cells[0]] or Files(Entry(_resolve(cells[0], base), -1, ""), None)
-            yield LabelMap(segmentation.name, segmentation.drawn_on, files.file, files.voxels)
+            found = found_at[cells[0]] or Files(Entry(_resolve(cells[0], base), -1, ""), None)
+            yield LabelMap(
+                segmentation.name,
+                segmentation.drawn_on,
+                found.file,
+                found.voxels,
+                chosen=chosen(len(set(cells)), MAP_RULE),
+                inside=segmentation.inside,
+            )
 
 
 def _labels(rows: list[dict[str, str]], identity: Collection[str | None]) -> dict[str, str]:

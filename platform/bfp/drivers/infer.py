@@ -25,7 +25,7 @@ from bfp import __version__
 from bfp.cohorts import Session
 from bfp.cohorts.sessions import BRAIN
 from bfp.drivers.attempts import Lost, attempts
-from bfp.drivers.inputs import recipe_of, sessions_of
+from bfp.drivers.inputs import carried, recipe_of, sessions_of, wanted_modalities
 from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import (
     RAY_START_S,
@@ -83,10 +83,14 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
     estimate = _estimate(spec, folder, told, todo, cpus=cpus or cpus_here())
     workers, models = counted(estimate.workers, "worker"), counted(spec.compute.models, "copy", "copies")
     done = counted(len(sessions) - len(todo), "is", "are")
+    masks = [each for each in carried(spec.cohorts, sessions) if each.segmentation == BRAIN]
+    if told["preprocessing"]["brain"] != "given":
+        masks = []
     return Plan(
         rows=[
             ("model", f"{folder}: {told['target']} ({', '.join(told['classes'])})"),
             ("found", f"{counted(len(sessions), 'session')}: {found}"),
+            *(("brain masks", each.text) for each in masks),
             ("to do", f"{counted(len(todo), 'session')}; {done} predicted already"),
             ("will write", f"about {estimate.size_bytes / 1e6:,.1f} MB"),
             ("memory", f"about {estimate.memory_gb:.1f} GB: {workers} that prepare, {models} of the model"),
@@ -101,6 +105,7 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
             "seconds_estimated": round(estimate.seconds),
         },
         warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]]
+        + [each.warning for each in masks if each.warning]
         + _volumes_warnings(_preprocessing(told))
         + memory_warnings(estimate.memory_gb),
     )
@@ -209,13 +214,21 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
 
 
 def _check_masks(spec: Infer, told: dict[str, Any]) -> None:
-    """Raise InputError where the model wants brain masks, and a cohort brings none."""
+    """Raise InputError where the model wants brain masks, and a cohort brings none that its stacks can have."""
     lacking = [each.name for each in spec.cohorts if BRAIN not in [mask.name for mask in each.segmentations]]
     if told["preprocessing"]["brain"] == "given" and lacking:
         raise InputError(
             f"cohorts: {', '.join(lacking)}: the model was trained on brains cut out by masks (preprocessing.brain: "
             f"given), and each cohort needs a segmentation named `{BRAIN}`"
         )
+    wanted = wanted_modalities(_preprocessing(told))
+    for number, cohort in enumerate(spec.cohorts):
+        for mask in cohort.segmentations:
+            if mask.name == BRAIN and told["preprocessing"]["brain"] == "given" and mask.drawn_on not in wanted:
+                raise InputError(
+                    f"cohorts[{number}]: its brain mask is drawn on {mask.drawn_on}, which the model is not shown; "
+                    f"bring one that is drawn on {' or '.join(wanted)}"
+                )
 
 
 class _Work(NamedTuple):

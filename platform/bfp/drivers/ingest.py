@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bfp.cohorts import Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
 from bfp.drivers.attempts import Lost, attempts
-from bfp.drivers.inputs import recipe_of, sessions_of
+from bfp.drivers.inputs import carried, recipe_of, sessions_of
 from bfp.drivers.plan import Plan, cpus_here, memory_warnings
 from bfp.drivers.preparing import (
     RAY_START_S,
@@ -88,6 +88,8 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     latest = layout.latest_snapshot(store)
     leaving = _leaving(store, latest, sessions, shards) if latest else {}
     rows = [(f"cohort {name}", _found(list(own))) for name, own in groupby(sessions, key=lambda each: each.key.cohort)]
+    segmentations = carried(spec.cohorts, sessions)
+    rows += [(f"segmentation {each.segmentation}", each.text) for each in segmentations]
     if left_out:
         rows.append(("left out by name", "; ".join(f"{count} {reason}" for reason, count in left_out.most_common())))
     rows.append(("store", f"{store}, " + (f"snapshot {latest.number}" if latest else "new")))
@@ -114,6 +116,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
         "seconds_estimated": round(estimate.seconds),
     }
     doubts = _doubts(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
+    doubts += [each.warning for each in segmentations if each.warning]
     doubts += volumes_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
     return Plan(rows=rows, figures=figures, warnings=doubts)
 

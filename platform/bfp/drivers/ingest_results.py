@@ -62,6 +62,8 @@ def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, sn
         _modalities_table(summary),
         _rejected_table(summary),
     ]
+    if summary.segmentations:
+        blocks.append(_segmentations_table(summary))
     if summary.flagged:
         blocks.append(_flagged_table(summary))
     blocks += _histograms(made.scans())
@@ -90,6 +92,16 @@ def _rejected_table(summary: Summary) -> Table:
     rows: list[list[Cell]] = [[row.reason, row.scans, "; ".join(row.examples)] for row in summary.rejected]
     note = "All of them stand in the store's table `rejected`." if rows else "No scan was rejected."
     return Table("Rejected scans", ["reason", "scans", "for example"], rows, note=note)
+
+
+def _segmentations_table(summary: Summary) -> Table:
+    rows: list[list[Cell]] = [[*row[:-1], "; ".join(row.unused)] for row in summary.segmentations]
+    return Table(
+        "Label maps and brain masks",
+        ["cohort", "segmentation", "drawn on", "found", "used", "doubtful", "not used"],
+        rows,
+        note="Each of them, with its file and how it was chosen, stands in the store's table `label_maps`.",
+    )
 
 
 def _flagged_table(summary: Summary) -> Table:
@@ -284,7 +296,11 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         )
     else:
         reference = f"Each scan was resampled once, {interpolated}, on its own axes. "
-        channels = f"A sample is three {how.slice_axis} slices of one scan, {stacks.gap_mm:g} mm apart. "
+        channels = (
+            f"A sample is three {how.slice_axis} slices of one scan, {stacks.gap_mm:g} mm apart. "
+            if stacks.gap_mm
+            else f"A sample is one {how.slice_axis} slice of one scan, the same in all three channels. "
+        )
     low, high = how.window
     grey = f"Grey values from the {low:g}th to the {high:g}th percentile of the foreground became 0 to 255. "
     if how.intensity == "zscore":
@@ -298,19 +314,30 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         "mean": "Of 4-D scans the mean of the volumes was taken. ",
         "each": "Each volume of a 4-D scan gave samples of its own, in the frame of the first, in its own window. ",
     }[how.volumes]
+    head = "brain" if how.brain != "none" else "head"
     between = ""
     if how.slice_range_mm is not None:
-        between = f" from {how.slice_range_mm[0]:g} to {how.slice_range_mm[1]:g} mm of the head's centre"
+        between = f" from {how.slice_range_mm[0]:g} to {how.slice_range_mm[1]:g} mm of its centre"
+    volumes = {
+        "refuse": "",
+        "first": "Of 4-D files the first volume was taken. ",
+        "mean": "Of 4-D files the mean of the volumes was taken. ",
+    }[how.volumes]
+    carried = {
+        "rigid": ", registered rigidly with the scan it was drawn on,",
+        "header": ", placed by the header of the scan it was drawn on,",
+        "none": "",
+    }[how.registration]
     mask = {
         "none": "",
-        "given": "the given brain mask",
+        "given": f"the given brain mask{carried}",
         "image": "the brain of the skull-stripped reference",
         "deepbet": "the brain mask of deepbet",
     }[how.brain]
     return (
         f"Scans ({cohorts}) were prepared with bfp {__version__}. Axes were renamed to lie closest to RAS, without "
-        f"de-obliquing. {reference}Slices of {how.size} × {how.size} pixels of {how.spacing_mm:g} mm, "
-        f"{slice_spacing_mm(how):g} mm apart, were cut around the centre of the head; those{between} with at least "
+        f"de-obliquing. {volumes}{reference}Slices of {how.size} × {how.size} pixels of {how.spacing_mm:g} mm, "
+        f"{slice_spacing_mm(how):g} mm apart, were cut around the centre of the {head}; those{between} with at least "
         f"{how.min_foreground:.0%} foreground were kept. "
         + (f"Voxels outside {mask} were set to zero. " if mask else "")
         + grey

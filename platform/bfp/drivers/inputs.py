@@ -7,12 +7,14 @@ encoders: `stores`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bfp.cohorts import SegmentationSource, Session, Source, discover
+from bfp.cohorts.sessions import BRAIN
 from bfp.specs.cohorts import Cohort
 from bfp.specs.preprocessing import ModalityStacks, Preprocessing
 from bfp.storage import place
+from bfp.words import counted
 
 if TYPE_CHECKING:
     from bfp.imaging.stacks import Recipe
@@ -25,6 +27,44 @@ def sessions_of(cohorts: Sequence[Cohort], preprocessing: Preprocessing) -> list
         (session for cohort in cohorts for session in discover(_source(cohort), wanted=wanted)),
         key=lambda session: session.key,
     )
+
+
+class Carried(NamedTuple):
+    """In how many sessions of a cohort a segmentation has a label map; refused: of how many more their names forbid it.
+
+    of: all sessions that have a scan.
+    """
+
+    cohort: str
+    segmentation: str
+    sessions: int
+    refused: int
+    of: int
+
+    @property
+    def text(self) -> str:
+        refused = f"; in {self.refused:,} more by name not in its scan's space" if self.refused else ""
+        return f"in {self.sessions:,} of {counted(self.of, 'session')} of cohort {self.cohort}{refused}"
+
+    @property
+    def warning(self) -> str:
+        """What to say where none carries it, "" otherwise."""
+        if self.sessions:
+            return ""
+        remedy = "compare its `suffix` or `column` with the cohort's files"
+        return f"segmentation {self.segmentation}: {self.text}; {remedy}"
+
+
+def carried(cohorts: Sequence[Cohort], sessions: Sequence[Session]) -> list[Carried]:
+    """The segmentations of the cohorts, in the order of the spec."""
+    found = []
+    for cohort in cohorts:
+        own = [session for session in sessions if session.key.cohort == cohort.name and session.scans]
+        for name in (each.name for each in cohort.segmentations):
+            maps = [label_map for session in own for label_map in session.label_maps if label_map.name == name]
+            refused = sum(bool(label_map.refused) for label_map in maps)
+            found.append(Carried(cohort.name, name, len(maps) - refused, refused, len(own)))
+    return found
 
 
 def wanted_modalities(preprocessing: Preprocessing) -> tuple[str, ...]:
@@ -74,7 +114,15 @@ def _source(cohort: Cohort) -> Source:
         pattern=cohort.pattern or "",
         modalities=cohort.modalities,
         segmentations=tuple(
-            SegmentationSource(each.name, each.drawn_on, suffix=each.suffix, column=each.column)
+            SegmentationSource(
+                each.name,
+                each.drawn_on,
+                suffix=each.suffix,
+                column=each.column,
+                inside=tuple(sorted({value for values in each.classes.values() for value in values}))
+                if each.name == BRAIN
+                else (),
+            )
             for each in cohort.segmentations
         ),
         prefer=cohort.prefer,

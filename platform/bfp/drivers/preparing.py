@@ -46,7 +46,8 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     scans = sum(len(session.scans) for session in with_scans)
     slices = round(180 / slice_spacing_mm(preprocessing))
     if preprocessing.stacks.form == "neighbours":
-        stacks, filled, registered = slices * scans, 3 * slices * scans, 0
+        registered = scans - len(with_scans) if preprocessing.brain == "given" else 0  # the mask's scan with each other
+        stacks, filled = slices * scans, 3 * slices * scans
     else:
         stacks, filled, registered = slices * len(with_scans), slices * scans, scans - len(with_scans)
     if preprocessing.registration == "none":

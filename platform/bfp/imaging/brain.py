@@ -26,6 +26,9 @@ from bfp.imaging.stacks import BrainMask
 FACES = 0.9  # of a defaced head with its air at zero: 0.87; of a skull-stripped one: 1.0
 SMALLEST_ML, LARGEST_ML = 300.0, 2100.0  # from a newborn's brain to the largest skull's inside
 
+# How deepbet says that there is nothing to cut out: its own words, and NumPy's where no component is left.
+_NOTHING_FOUND = ("Not enough foreground", "argmax of an empty sequence")
+
 
 class Brain(NamedTuple):
     """mask: non-zero in the brain. source: where it comes from. size_ml: of all that it holds."""
@@ -39,7 +42,8 @@ class Brain(NamedTuple):
 def find_brain(volume: Volume, *, how: BrainMask, given: Volume | None, for_deepbet: bool) -> Brain | None:
     """The brain in a scan, by the recipe's `brain`; None where it asks for none.
 
-    given: the mask that the cohort brings. for_deepbet: whether this is the scan that deepbet may look at.
+    given: the mask that the cohort brings, non-zero in the brain, in the scan's space; its warnings are the brain's.
+    for_deepbet: whether this is the scan that deepbet may look at.
     Raises Unusable (NO_BRAIN_MASK).
     """
     match how:
@@ -91,15 +95,17 @@ def stripped_brain(volume: Volume) -> Brain:
 def deepbet_mask(volume: Volume) -> Volume:
     """The brain that deepbet finds in a T1w, on its grid.
 
-    Raises Unusable (NO_BRAIN_MASK) where it finds none.
+    Raises Unusable (NO_BRAIN_MASK) where it finds none or fails.
     """
     import nibabel
 
     image = nibabel.Nifti1Image(volume.scaled(volume.stored), volume.grid.ras_from_voxel)
     try:
         _, mask, _ = _deepbet().run(image)
-    except (AssertionError, ValueError) as error:  # how it says that there is nothing to cut out
-        raise Unusable(Reason.NO_BRAIN_MASK, "deepbet finds no brain in the scan") from error
+    except (AssertionError, ValueError) as error:
+        nothing = any(words in str(error) for words in _NOTHING_FOUND)
+        detail = "deepbet finds no brain in the scan" if nothing else f"deepbet failed: {type(error).__name__}: {error}"
+        raise Unusable(Reason.NO_BRAIN_MASK, detail) from error
     return _mask(volume, np.asarray(mask.dataobj) != 0)
 
 
@@ -123,7 +129,8 @@ def _checked(mask: Volume, source: BrainMask) -> Brain:
     told = (
         f"the brain mask holds {size_ml:,.0f} ml, {SMALLEST_ML:,.0f} to {LARGEST_ML:,.0f} are expected: is it a brain?"
     )
-    return Brain(mask, source, size_ml, () if SMALLEST_ML <= size_ml <= LARGEST_ML else (told,))
+    doubts = () if SMALLEST_ML <= size_ml <= LARGEST_ML else (told,)
+    return Brain(mask, source, size_ml, mask.warnings + doubts)
 
 
 def _size_ml(mask: Volume) -> float:

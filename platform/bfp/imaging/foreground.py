@@ -67,7 +67,7 @@ def masked_foreground(volume: Volume, *, mask: Volume, mask_ras_from_volume_ras:
     """The same where a mask (non-zero: brain) says what is foreground.
 
     mask_ras_from_volume_ras: (4, 4), where in the mask's space a point of the volume's lies.
-    Raises Unusable (EMPTY) where the two do not overlap.
+    Raises Unusable (NO_BRAIN_MASK) where the two do not overlap.
     """
     values, grid = coarse(volume, step_mm=STEP_MM)
     brain = resample(
@@ -78,6 +78,8 @@ def masked_foreground(volume: Volume, *, mask: Volume, mask_ras_from_volume_ras:
         interpolation="nearest",
         outside=0,
     )
+    if not brain.any():
+        raise Unusable(Reason.NO_BRAIN_MASK, "the brain mask and the scan have no place in common")
     return _foreground(brain != 0, values, grid)
 
 

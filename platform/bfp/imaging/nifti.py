@@ -54,6 +54,9 @@ _LARGEST_VALUE = 1e30  # beyond it, arithmetic in float32 overflows: as good as 
 _SMALLEST_RANGE, _SMALLEST_SHARE = 1e-30, 2.0**-14
 _QFORM_SFORM_TOLERANCE_MM = 1.0
 
+NO_ORIENTATION = "the header says nothing of orientation (qform_code and sform_code are 0); RAS was assumed"
+"""The warning of a volume whose grid is no more than a guess."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
@@ -312,7 +315,7 @@ def _geometry(header: np.void, shape: tuple[int, int, int]) -> tuple[Grid, float
         affine = qform
     else:
         affine = in_mm * np.diag([*np.abs(header["pixdim"][1:4]).astype(np.float64), 1.0])
-        warnings.append("the header says nothing of orientation (qform_code and sform_code are 0); RAS was assumed")
+        warnings.append(NO_ORIENTATION)
     if not _is_usable(affine):
         raise Unusable(Reason.GEOMETRY, f"voxel-to-millimetre matrix {np.round(affine[:3], 4).tolist()}")
     grid = Grid(shape, affine)

@@ -6,21 +6,26 @@ said to be absent. Form `neighbours`: one set of stacks for each scan, on its ow
 wanted each, one for each volume, on the one grid of all.
 
 A scan that cannot be used costs the session only that scan, and is returned with its reason.
+
+Label maps and the brain mask that a cohort brings belong to the scan on which they were drawn: it takes them along
+wherever it goes, and where it cannot be used they cannot either. A map has to lie on its scan by its own header: it
+shares the scan's grid or, with a grid of its own, covers the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from bfp.errors import Reason, Unusable
 from bfp.imaging.brain import Brain, find_brain
-from bfp.imaging.foreground import Foreground, find_foreground, masked_foreground
+from bfp.imaging.foreground import BRAIN_HEIGHT_MM, Foreground, find_foreground, masked_foreground
 from bfp.imaging.grid import Grid
-from bfp.imaging.nifti import Series, Volume
+from bfp.imaging.nifti import NO_ORIENTATION, Series, Volume
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM, Alignment, Overview, align, overview
 from bfp.imaging.resample import Interpolation, planes
 from bfp.imaging.stacks import CHANNELS, BrainMask, Frame, Recipe, Registration, frame_stacks, mirrored, to_pixels
@@ -36,13 +41,22 @@ _LEAST_SIMILARITY = 1.12
 MAX_SERIES_BYTES = 1 << 30
 # A scan that need not be resampled (`register: none`) lies on its reference's grid up to so much.
 _SAME_GRID_MM = 1e-3
+# Programs that write a label map round the scan's matrix. What is further off was not drawn on this header.
+_MAP_GRID_MM = 1.0
+# Of the head without its neck, in the box of a map: of eleven adults cropped to their brain 0.83 to 0.92, to their
+# lesions 0.15 to 0.28, which is what a lost origin leaves as well.
+_LEAST_COVER = 0.75
 
 
 class Segmentation(NamedTuple):
-    """Whole-number labels (0: none of them) and the modality of the scan on which they were drawn."""
+    """Whole-number labels (0: none of them) and the modality of the scan on which they were drawn.
+
+    inside: of a brain mask, the labels that are brain; () for all but 0.
+    """
 
     volume: Volume
     drawn_on: str
+    inside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +65,7 @@ class ScanFacts:
 
     volume: which one of a 4-D scan this is, from 0; None where the scan made one volume.
     form_distance_mm: between qform and sform, None unless the file has both. foreground_share: of the volume.
+    register: what was done: none for the reference, for a scan by itself, and where the grids were required to be one.
     reference_ras_from_scan_ras: the motion that was applied; the identity for the reference and unless registered.
     shift_mm: how far rigid registration moves the head, applied or not; None for the reference or if not estimated.
     similarity_before, similarity_after: normalised mutual information with the reference, None if not estimated.
@@ -105,11 +120,13 @@ class Prepared:
 class PreparedSession(NamedTuple):
     """prepared: at most one with form modalities, one for each scan with form neighbours.
 
-    rejected: what could not be used, scans by modality and segmentations by name.
+    rejected: what could not be used, scans by modality and segmentations by name. doubts: of the segmentations that
+    were used, by name, as sentences for a person; those of the brain mask stand with the scans.
     """
 
     prepared: list[Prepared]
     rejected: dict[str, Unusable]
+    doubts: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 def prepare_session(
@@ -117,13 +134,13 @@ def prepare_session(
     *,
     recipe: Recipe,
     segmentations: Mapping[str, Segmentation] | None = None,
-    brain_mask: Volume | None = None,
+    brain_mask: Segmentation | None = None,
 ) -> PreparedSession:
     """The stacks of a session from its decoded scans, by modality.
 
-    brain_mask: non-zero in the brain; the headers place it on the reference (form neighbours: on each scan). It is
-    looked at with recipe.brain "given" alone. Whatever mask there is decides what is foreground, and what is outside
-    becomes black.
+    brain_mask: goes with the scan on which it was drawn to the reference (form neighbours: to each other scan), as
+    recipe.register says. It is looked at with recipe.brain "given" alone. Whatever mask there is decides what is
+    foreground, and what is outside becomes black.
     """
     segmentations = segmentations or {}
     scans: list[_Scan] = []
@@ -138,12 +155,14 @@ def prepare_session(
 
     groups = [scans] if recipe.form == "modalities" else [[scan] for scan in scans]
     prepared: list[Prepared] = []
+    doubts: dict[str, tuple[str, ...]] = {}
     for group in groups:
-        of_group = _prepare_group(group, recipe=recipe, segmentations=segmentations, given=brain_mask)
+        of_group = _prepare_group(group, scans, recipe=recipe, segmentations=segmentations, given=brain_mask)
         prepared += of_group.prepared
         rejected |= of_group.rejected
+        doubts |= of_group.doubts
     used = {facts.modality for stacks in prepared for facts in stacks.facts}
-    return PreparedSession(prepared, rejected | _without_stacks(segmentations, used))
+    return PreparedSession(prepared, rejected | _without_stacks(segmentations, used), doubts)
 
 
 def prepare_series(
@@ -152,7 +171,7 @@ def prepare_series(
     *,
     recipe: Recipe,
     segmentations: Mapping[str, Segmentation] | None = None,
-    brain_mask: Volume | None = None,
+    brain_mask: Segmentation | None = None,
 ) -> Iterator[PreparedSession]:
     """The stacks of a 4-D scan in form `neighbours`, of one volume after the other: only one is held at a time.
 
@@ -175,18 +194,19 @@ def prepare_series(
                 volume = replace(volume, warnings=())  # the header's are told once
             scan = _Scan(modality, volume, find_foreground(volume), number)
             if frame is None:
-                placed, frame, brain = _lead(scan, recipe=recipe, given=brain_mask)
+                placed, frame, brain = _lead(_Reference(scan, recipe.register), [scan], recipe=recipe, given=brain_mask)
             else:
                 placed = _place(scan, _BY_HEADER, recipe=recipe, brain=brain)
         except Unusable as unusable:
             yield PreparedSession([], {modality: unusable})
             continue
-        labels, lost = dict[str, np.ndarray](), dict[str, Unusable]()
+        drawn = _Drawn({}, {}, {})
         if leads:
             _check_size(frame, volumes=len(series))
-            labels, lost = _labels(segmentations, {modality: placed}, frame)
-            lost |= _without_stacks(segmentations, {modality})
-        yield PreparedSession([_stacked({modality: placed}, frame, labels, recipe=recipe, brain=brain)], lost)
+            drawn = _drawn(segmentations, {modality: placed}, frame)
+            drawn.lost.update(_without_stacks(segmentations, {modality}))
+        stacks = _stacked({modality: placed}, frame, drawn.labels, recipe=recipe, brain=brain)
+        yield PreparedSession([stacks], drawn.lost, drawn.doubts)
         brain = brain._replace(warnings=()) if brain else None  # likewise
 
 
@@ -206,7 +226,7 @@ def _check_size(frame: Frame, *, volumes: int) -> None:
 def _without_stacks(segmentations: Mapping[str, Segmentation], used: Collection[str]) -> dict[str, Unusable]:
     """Why segmentations cannot be used that were drawn on none of the modalities that gave stacks."""
     return {
-        name: Unusable(Reason.MISSING, f"drawn on {segmentation.drawn_on}, which gave no stacks")
+        name: Unusable(Reason.UNPLACED, f"the {segmentation.drawn_on}, which gave no stacks")
         for name, segmentation in segmentations.items()
         if segmentation.drawn_on not in used
     }
@@ -249,28 +269,56 @@ class _Leader(NamedTuple):
 _BY_HEADER = _Motion(np.eye(4), None, ())
 
 
-def _lead(scan: _Scan, *, recipe: Recipe, given: Volume | None) -> _Leader:
-    """given: the brain mask that the cohort brings. Raises Unusable where the scan can be no reference."""
-    for_deepbet = scan.modality == recipe.wanted[0]
-    brain = find_brain(scan.volume, how=recipe.brain, given=given, for_deepbet=for_deepbet)
+@dataclass(slots=True, eq=False)
+class _Reference:
+    """A scan and what follows it: its overview and each motion are worked out once, when they are wanted."""
+
+    scan: _Scan
+    register: Registration
+    _view: Overview | None = None
+    _motions: dict[str, _Motion] = field(default_factory=dict)
+
+    def motion_of(self, scan: _Scan) -> _Motion:
+        """How a scan goes with this one. Raises Unusable: OFF_GRID, REGISTRATION."""
+        if scan is self.scan:
+            return _BY_HEADER
+        if self._view is None and self.register != "none":
+            self._view = overview(self.scan.volume, self.scan.head)
+        if scan.modality not in self._motions:
+            self._motions[scan.modality] = _follow(scan, self.scan, self._view, register=self.register)
+        return self._motions[scan.modality]
+
+
+def _lead(reference: _Reference, scans: list[_Scan], *, recipe: Recipe, given: Segmentation | None) -> _Leader:
+    """scans, given: as of a group. Raises Unusable where the scan can be no reference."""
+    scan = reference.scan
+    mask = _given_mask(given, reference, scans) if given and recipe.brain == "given" else None
+    brain = find_brain(scan.volume, how=recipe.brain, given=mask, for_deepbet=scan.modality == recipe.wanted[0])
     placed = _place(scan, _BY_HEADER, recipe=recipe, brain=brain)
     return _Leader(placed, frame_stacks(scan.volume.grid, placed.tissue, recipe=recipe), brain)
 
 
 def _prepare_group(
-    scans: list[_Scan], *, recipe: Recipe, segmentations: Mapping[str, Segmentation], given: Volume | None
+    group: list[_Scan],
+    scans: list[_Scan],
+    *,
+    recipe: Recipe,
+    segmentations: Mapping[str, Segmentation],
+    given: Segmentation | None,
 ) -> PreparedSession:
     """The stacks of scans that share a working grid, in order of rank: the first that can be the reference is.
 
-    given: the brain mask that the cohort brings. The brain that is found in the reference is that of all.
+    scans: all of the session. given: the brain mask that the cohort brings. The brain that is found in the reference is
+    that of all.
     """
     rejected: dict[str, Unusable] = {}
-    followers = list(scans)
+    followers = list(group)
     leader = None
     while followers and leader is None:
         reference = followers.pop(0)
+        following = _Reference(reference, recipe.register)
         try:
-            leader = _lead(reference, recipe=recipe, given=given)
+            leader = _lead(following, scans, recipe=recipe, given=given)
         except Unusable as unusable:
             rejected[reference.modality] = unusable
     if leader is None:
@@ -278,36 +326,90 @@ def _prepare_group(
     frame, brain = leader.frame, leader.brain
     placed = {reference.modality: leader.placed}
 
-    view = overview(reference.volume, reference.head) if followers and recipe.register != "none" else None
     for scan in followers:
         try:
-            motion = _follow(scan, reference, view, register=recipe.register)
+            motion = following.motion_of(scan)
             placed[scan.modality] = _place(scan, motion, recipe=recipe, brain=brain)
         except Unusable as unusable:
             rejected[scan.modality] = unusable
 
-    labels, lost = _labels(segmentations, placed, frame)
-    return PreparedSession([_stacked(placed, frame, labels, recipe=recipe, brain=brain)], rejected | lost)
+    drawn = _drawn(segmentations, placed, frame)
+    stacks = _stacked(placed, frame, drawn.labels, recipe=recipe, brain=brain)
+    return PreparedSession([stacks], rejected | drawn.lost, drawn.doubts)
 
 
-class _Labels(NamedTuple):
-    """Label slices by the segmentation's name, and why others gave none."""
+class _Drawn(NamedTuple):
+    """Segmentations by name: their label slices, what is doubtful about these, and why others gave none."""
 
-    planes: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    doubts: dict[str, tuple[str, ...]]
     lost: dict[str, Unusable]
 
 
-def _labels(segmentations: Mapping[str, Segmentation], placed: Mapping[str, _Placed], frame: Frame) -> _Labels:
-    """Of the segmentations that were drawn on one of these scans."""
-    labels = _Labels({}, {})
+def _drawn(segmentations: Mapping[str, Segmentation], placed: Mapping[str, _Placed], frame: Frame) -> _Drawn:
+    """Those that were drawn on one of these scans."""
+    drawn = _Drawn({}, {}, {})
     for name, segmentation in segmentations.items():
         try:
             if segmentation.drawn_on in placed:
-                motion = placed[segmentation.drawn_on].motion
-                labels.planes[name] = _label_planes(segmentation.volume, frame=frame, motion=motion)
+                drawn.labels[name], drawn.doubts[name] = _labels(segmentation, placed[segmentation.drawn_on], frame)
         except Unusable as unusable:
-            labels.lost[name] = unusable
-    return labels
+            drawn.lost[name] = unusable
+    return drawn
+
+
+def _given_mask(given: Segmentation, reference: _Reference, scans: list[_Scan]) -> Volume:
+    """The cohort's brain mask, 1 in the brain, moved into the reference's space with the scan that it was drawn on.
+
+    Raises Unusable (NO_BRAIN_MASK).
+    """
+    try:
+        drawn_on = next((scan for scan in scans if scan.modality == given.drawn_on), None)
+        if drawn_on is None:
+            raise Unusable(Reason.UNPLACED, f"the {given.drawn_on}, which is not there or cannot be used")
+        _check_lies_on(drawn_on, given.volume)
+        labels = _whole_numbers(given.volume)
+        motion = reference.motion_of(drawn_on)
+    except Unusable as unusable:
+        raise Unusable(Reason.NO_BRAIN_MASK, str(unusable)) from unusable
+    brain = np.isin(labels.T, given.inside).T if given.inside else labels != 0  # isin answers in C order
+    if not brain.any():
+        found = f"no voxel is {' or '.join(map(str, given.inside))}" if given.inside else "every voxel is 0"
+        raise Unusable(Reason.NO_BRAIN_MASK, f"the mask is blank: {found}")
+    grid = given.volume.grid
+    return replace(
+        given.volume,
+        stored=brain.view(np.uint8),
+        slope=1.0,
+        intercept=0.0,
+        grid=Grid(grid.shape, motion.reference_ras_from_scan_ras @ grid.ras_from_voxel),
+        warnings=tuple(f"brain mask: {text}" for text in given.volume.warnings)
+        + tuple(f"brain mask, drawn on the {given.drawn_on}: {text}" for text in motion.warnings),
+    )
+
+
+def _check_lies_on(scan: _Scan, drawn: Volume) -> None:
+    """Raise Unusable (UNPLACED) where what was drawn on a scan does not lie on it by its own header."""
+    own, grid, head = drawn.grid, scan.volume.grid, scan.head
+    if own.matches(grid, tolerance_mm=_MAP_GRID_MM):
+        return
+    if own.shape == grid.shape:
+        raise Unusable(
+            Reason.UNPLACED,
+            f"it has the shape of the {scan.modality}, and its corners lie up to {own.distance_mm(grid):,.0f} mm from "
+            "those; if it was drawn on these voxels, give it the scan's header",
+        )
+    if NO_ORIENTATION in drawn.warnings:
+        raise Unusable(Reason.UNPLACED, f"{NO_ORIENTATION}, and that is not the grid of the {scan.modality}")
+    head_ras = head.grid.ras(np.argwhere(head.mask))
+    voxels = own.voxels(head_ras[head_ras[:, 2] >= head.crown_mm - BRAIN_HEIGHT_MM])
+    cover = float(np.mean(((voxels >= -0.5) & (voxels <= np.array(own.shape) - 0.5)).all(axis=-1)))
+    if cover < _LEAST_COVER:
+        raise Unusable(
+            Reason.UNPLACED,
+            f"it covers {cover:.0%} of the head in the {scan.modality}, {_LEAST_COVER:.0%} are expected; if it was cut "
+            "to what it shows, put it back onto the scan's grid",
+        )
 
 
 def _follow(scan: _Scan, reference: _Scan, view: Overview | None, *, register: Registration) -> _Motion:
@@ -444,27 +546,41 @@ def _fill_grey(
             row[to_pixels(plane) == 0] = 0
 
 
-def _label_planes(segmentation: Volume, *, frame: Frame, motion: _Motion) -> np.ndarray:
-    """uint16 (n, size, size): the labels on the kept slices, 0 outside the segmentation.
+class _Labels(NamedTuple):
+    """planes: uint16 (n, size, size), of the kept slices, 0 outside the segmentation."""
 
-    Raises Unusable (DATATYPE) unless the voxels are whole numbers from 0 to 65535.
-    """
-    values = segmentation.scaled(segmentation.stored)
-    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max or np.any(values != np.rint(values)):
-        raise Unusable(Reason.DATATYPE, f"labels from {values.min():g} to {values.max():g}; whole numbers are expected")
+    planes: np.ndarray
+    doubts: tuple[str, ...]
+
+
+def _labels(segmentation: Segmentation, drawn_on: _Placed, frame: Frame) -> _Labels:
+    """The labels on the kept slices. Raises Unusable: UNPLACED, NOT_LABELS."""
+    _check_lies_on(drawn_on.scan, segmentation.volume)
+    values = _whole_numbers(segmentation.volume)
     labels = np.empty((frame.slices.size, *frame.working.shape[1::-1]), np.uint16)
     drawn = planes(
-        values.astype(np.uint16, order="K"),
-        source=segmentation.grid,
+        values,
+        source=segmentation.volume.grid,
         target=frame.working,
-        source_ras_from_target_ras=np.linalg.inv(motion.reference_ras_from_scan_ras),
+        source_ras_from_target_ras=np.linalg.inv(drawn_on.motion.reference_ras_from_scan_ras),
         at=frame.slices,
         interpolation="nearest",
         outside=0,
     )
     for row, plane in zip(labels, drawn, strict=True):
         row[:] = to_pixels(plane)
-    return labels
+    doubts = segmentation.volume.warnings
+    if not labels.any() and (drawn_voxels := np.count_nonzero(values)):
+        doubts += (f"none of its {drawn_voxels:,} labelled voxels lies on a stack",)
+    return _Labels(labels, doubts)
+
+
+def _whole_numbers(labels: Volume) -> np.ndarray:
+    """uint16 (i, j, k). Raises Unusable (NOT_LABELS) where there are others than whole numbers from 0 to 65535."""
+    values = labels.scaled(labels.stored)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max or np.any(values != np.rint(values)):
+        raise Unusable(Reason.NOT_LABELS, f"they go from {values.min():g} to {values.max():g}")
+    return values.astype(np.uint16, order="K")
 
 
 def _facts(
@@ -480,7 +596,7 @@ def _facts(
         form_distance_mm=volume.form_distance_mm,
         window=placed.window,
         foreground_share=placed.tissue.share,
-        register=register,
+        register="none" if is_reference else register,
         reference_ras_from_scan_ras=motion.reference_ras_from_scan_ras,
         shift_mm=alignment.shift_mm if alignment else None,
         similarity_before=alignment.similarity_before if alignment else None,

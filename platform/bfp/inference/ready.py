@@ -68,7 +68,8 @@ def inputs_of(session: Session, *, model: str) -> str:
     told = [
         [name, *(fact for file in files for fact in (file.place.uri, file.size, file.etag))] for name, files in named
     ]
-    content = json.dumps([session.key, told, model, IMAGING_VERSION])
+    meant = [[each.drawn_on, each.inside, each.refused, each.warnings] for each in session.label_maps]
+    content = json.dumps([session.key, told, meant, model, IMAGING_VERSION])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

@@ -33,19 +33,39 @@ EntityValue = Annotated[str, StringConstraints(pattern=ENTITY_VALUE_PATTERN)]
 
 
 class Segmentation(Strict):
-    """Label maps that ride along from a cohort's scans to the stacks."""
+    """Label maps that ride along from a cohort's scans to the stacks, or its brain masks."""
 
-    name: Name = Field(description="What this segmentation is called in the store.", examples=["tumour"])
+    name: Name = Field(
+        description="What this segmentation is called in the store. `brain`: the brain mask, with `brain: given`.",
+        examples=["tumour"],
+    )
     suffix: str | None = Field(
         None, description="BIDS cohorts: how the file name ends before its extension (`label-lesion_mask`, `dseg`)."
     )
     column: str | None = Field(None, description="Table cohorts: the column with the label map's URI.")
-    drawn_on: Modality = Field(description="The modality on whose grid the labels were drawn.", examples=["T1w"])
+    drawn_on: Modality = Field(
+        description="The modality of the scan on which the labels were drawn: they go where it goes. A map that does "
+        "not lie on it by its own header is not used.",
+        examples=["T1w"],
+    )
     classes: dict[Name, list[Annotated[int, Field(ge=1, le=65535)]]] = Field(
-        description="Each class and the label values that make it; every other value is background.",
+        description="Each class and the label values that make it; every other value is background. Of a brain mask, "
+        "what is in any class is brain.",
         min_length=1,
         examples=[{"lesion": [1]}],
     )
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Segmentation:
+        clashes, owner = [], dict[int, str]()
+        for name, values in self.classes.items():
+            for value in values:
+                if owner.setdefault(value, name) != name:
+                    expected = f"the value {value} is {owner[value]} already; give each value to one class"
+                    clashes.append(Clash(f"classes.{name}", expected, (f"classes.{owner[value]}",)))
+        if clashes:
+            raise Misfit(*clashes)
+        return self
 
 
 class Cohort(Strict):
@@ -127,11 +147,20 @@ class Cohort(Strict):
         if given == ["glob"] and self.segmentations:
             expected = "a glob cohort carries no segmentations; list its files in a table instead"
             clashes.append(Clash("segmentations", expected, ("glob",)))
+        names = [segmentation.name for segmentation in self.segmentations]
         for number, segmentation in enumerate(self.segmentations):
-            key = {"bids": "suffix", "table": "column"}.get("".join(given))
-            if key is not None and getattr(segmentation, key) is None:
+            at = f"segmentations[{number}]"
+            if segmentation.name in names[:number]:
+                expected = "another segmentation of this cohort has this name; give each its own"
+                first = names.index(segmentation.name)
+                clashes.append(Clash(f"{at}.name", expected, (f"segmentations[{first}].name",)))
+            key, other = {"bids": ("suffix", "column"), "table": ("column", "suffix")}.get("".join(given), ("", ""))
+            if key and getattr(segmentation, key) is None:
                 expected = f"the segmentation of a {given[0]} cohort needs its `{key}`"
-                clashes.append(Clash(f"segmentations[{number}]", expected, tuple(given)))
+                clashes.append(Clash(at, expected, tuple(given)))
+            if other and getattr(segmentation, other) is not None:
+                expected = f"the label maps of a {given[0]} cohort are found by `{key}` alone"
+                clashes.append(Clash(f"{at}.{other}", expected, tuple(given)))
         if clashes:
             raise Misfit(*clashes)
         return self

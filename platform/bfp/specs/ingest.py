@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from bfp.specs.cohorts import Cohort, run_in_cohort, same_names
 from bfp.specs.fields import Clash, CpuCompute, Job, Misfit, Share, Uri, run_in_store
-from bfp.specs.preprocessing import Preprocessing
+from bfp.specs.preprocessing import ModalityStacks, Preprocessing
 
 
 class Ingest(Job):
@@ -35,10 +35,17 @@ class Ingest(Job):
     @model_validator(mode="after")
     def _cohorts_fit(self) -> Ingest:
         clashes = [*same_names(self.cohorts), *run_in_store(self, [self.store]), *run_in_cohort(self, self.cohorts)]
+        stacks = self.preprocessing.stacks
+        wanted = list(stacks.channels if isinstance(stacks, ModalityStacks) else stacks.modalities)
         for number, cohort in enumerate(self.cohorts):
             if self.preprocessing.brain == "given" and "brain" not in [mask.name for mask in cohort.segmentations]:
                 expected = "preprocessing.brain: given needs a segmentation named `brain` in every cohort"
                 clashes.append(Clash(f"cohorts[{number}]", expected, ("preprocessing.brain",)))
+            for place, mask in enumerate(cohort.segmentations):
+                if mask.drawn_on not in wanted:
+                    expected = f"no stacks are made of it, but of {', '.join(wanted)}: nothing could carry the labels"
+                    at = f"cohorts[{number}].segmentations[{place}].drawn_on"
+                    clashes.append(Clash(at, expected, ("preprocessing.stacks",)))
         if clashes:
             raise Misfit(*clashes)
         return self

@@ -63,7 +63,8 @@ _ALWAYS_STORED = frozenset(
 class Preprocessing(Strict):
     """What is done to every scan; a store has one, and refuses another.
 
-    `preset` gives some of the fields other defaults; a field beside it overrides the preset's.
+    `preset` gives some of the fields other defaults; a field beside it overrides the preset's, within `stacks` each
+    for itself unless the form is another.
     """
 
     preset: Literal["brainfound", "braindino"] | None = Field(
@@ -113,7 +114,9 @@ class Preprocessing(Strict):
     brain: Literal["none", "given", "image", "deepbet"] = Field(
         "none",
         description="Where the brain mask comes from: what is outside becomes black, and crop, window and slices go by "
-        "what is inside. none: no mask, the whole head. given: the cohort's segmentation named `brain`. image: what is "
+        "what is inside. none: no mask, the whole head. given: the cohort's segmentation named `brain`; the scan that "
+        "it was drawn on takes it along to the session's reference, in form neighbours to each other scan, as "
+        "`register` says, and a session without that scan has no mask. image: what is "
         "not background in a session's reference, which must be skull-stripped already. deepbet: found in the T1w "
         "(unless that is skull-stripped already) by the program of this name, an extra: pip install 'bfp[deepbet]'.",
     )
@@ -137,7 +140,12 @@ class Preprocessing(Strict):
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(preset := given.get("preset"), str):
             return given
-        return {**PREPROCESSING_PRESETS.get(preset, {}), **given}
+        fields = PREPROCESSING_PRESETS.get(preset, {})
+        filled = {**fields, **given}
+        stacks, own = fields.get("stacks"), given.get("stacks")
+        if isinstance(stacks, dict) and isinstance(own, dict) and own.get("form", stacks["form"]) == stacks["form"]:
+            filled["stacks"] = {**stacks, **own}
+        return filled
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Preprocessing:

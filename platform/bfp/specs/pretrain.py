@@ -95,7 +95,9 @@ class Ssl(Strict):
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {**SSL_PRESETS.get(given.get("preset", "brain"), SSL_PRESETS["brain"]), "preset": "brain", **given}
+        preset = given.get("preset", "brain")
+        known = isinstance(preset, str) and preset in SSL_PRESETS  # a list, say, is refused where its type is checked
+        return {**SSL_PRESETS[preset if known else "brain"], "preset": "brain", **given}
 
 
 class Crops(Strict):

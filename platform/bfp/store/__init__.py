@@ -8,6 +8,7 @@
     <store>/scans/part-<hash>.parquet     one row per scan: source, geometry, window, registration, QC figures
     <store>/sessions/part-<hash>.parquet  one row per session: the labels that the cohort carried
     <store>/rejected/part-<hash>.parquet  one row per scan left out, with the reason
+    <store>/label_maps/part-<hash>.parquet  one row per label map or brain mask: source, how it was chosen, its use
 
 A part is named by its own content, a commit by what its content follows from; both are only ever created, never
 replaced. So two submitters at once cannot harm each other, a killed run leaves whole files or none, and the same input

@@ -3,9 +3,9 @@
 Of each live part: it is there, has the size and the SHA-256 of its commit, opens as Parquet, has the row groups that
 the commit says and the columns that the contract says. Of each commit: its file says what the snapshot says. Of a
 shard's tables: each scan, or volume of one, has as many stacks as its row says, no slice of it stands there twice,
-labels lie on stacks. Of a
-cohort: each session stands in one shard and has a row in `sessions`, and every scan that was found is in the store or
-rejected. Of the store: every JSON file can be read, and the totals are the sums.
+labels lie on stacks and come from a label map that was used. Of a cohort: each session stands in one shard and has a
+row in `sessions`, and every scan that was found is in the store or rejected. Of the store: every JSON file can be read,
+and the totals are the sums.
 
 Files are hashed as they are read, piece by piece, a few at once; besides them only identities are held, those of one
 shard at a time and the sessions of all. Nothing is written.
@@ -37,6 +37,7 @@ REPORT = "bfp never writes this: please report it"
 
 SCAN = ("subject", "session", "modality")
 SLICE = ("subject", "session", "modality", "slice")
+MAP = ("subject", "session", "segmentation")
 
 _REMOTE_READS = 16  # at once, which on object storage mostly wait
 
@@ -220,7 +221,14 @@ def _tables(own: SliceStore, record: Commit, told: Told | None) -> _Look:
         wrong.append(f"slice {twice[0][1]} of {_volume(twice[0][0])} stands there {slices[twice[0]]} times")
     if stray:
         wrong.append(f"labels of {_words(stray[0][:3])} at slice {stray[0][3]}, where no stack is")
-    cohorts = {name for table in (own.scans(), own.rejected()) for name in table["cohort"].unique().to_pylist()}
+    maps = own.label_maps()
+    cohorts = {name for table in (own.scans(), own.rejected(), maps) for name in table["cohort"].unique().to_pylist()}
+    if maps.num_rows:  # none where an earlier bfp made the shard
+        used = {tuple(key) for *key, reason in _rows(maps, *MAP, "reason") if reason is None}
+        wrong += [
+            f"labels of {_words(key)}, whose row in `label_maps` is not of one that was used"
+            for key in sorted(set(_rows(masks, *MAP)) - used)
+        ]
     if others := sorted(cohorts - {record.cohort}):
         wrong.append(f"a shard of cohort {record.cohort} with rows of {', '.join(others)}")
     if told is not None:

@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bfp.errors import InputError
 from bfp.storage import Place
 
-CONTRACT = 1
-"""The version of the store's files and columns; readers refuse a newer one."""
+CONTRACT = 2
+"""The version of the store's files and columns; readers refuse a newer one. 2: the table `label_maps`."""
 
 _READS_AT_ONCE = 32  # small files, which on object storage mostly wait
 
 
-Table = Literal["stacks", "masks", "scans", "sessions", "rejected"]
+Table = Literal["stacks", "masks", "scans", "sessions", "rejected", "label_maps"]
 TABLES: tuple[Table, ...] = get_args(Table)
 
 

@@ -32,13 +32,13 @@ from typing import Literal, NamedTuple
 from bfp.errors import InputError
 from bfp.storage import Place
 from bfp.store import layout
-from bfp.store.layout import TABLES, Commit
+from bfp.store.layout import TABLES, Commit, Table
 
 DAY_S = 86_400.0
 
 _AT_ONCE = 16  # requests, which on object storage mostly wait
 
-Kind = Literal["snapshots", "commits", "stacks", "masks", "scans", "sessions", "rejected", "left by a kill"]
+Kind = Literal["snapshots", "commits", Table, "left by a kill"]
 Progress = Callable[[int, int], None]
 
 _HALF_WRITTEN = re.compile(r"[.].+[.][0-9a-f]{8}|[.]bfp-[0-9a-f]{12}")  # as `storage` names what stands aside

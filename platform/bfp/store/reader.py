@@ -156,6 +156,10 @@ class SliceStore:
         """One row per scan left out (schemas.REJECTED)."""
         return self._table("rejected", schemas.REJECTED)
 
+    def label_maps(self) -> pa.Table:
+        """One row per label map and brain mask (schemas.LABEL_MAPS); none of shards that an earlier bfp made."""
+        return self._table("label_maps", schemas.LABEL_MAPS)
+
     def masks(self, segmentation: str) -> pa.Table:
         """The label stacks of one segmentation (schemas.masks); `labels_of` turns them into arrays."""
         return self._table("masks", schemas.masks(self.size_px), segmentation=segmentation)

@@ -106,11 +106,27 @@ REJECTED = pa.schema(
 )
 """One row per scan left out; `reason` is one of bfp.errors.Reason."""
 
+LABEL_MAPS = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("segmentation", pa.string()),
+        pa.field("drawn_on", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("chosen", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("warnings", pa.list_(pa.string())),
+    ]
+)
+"""One row per label map or brain mask that a session has; reason and detail as of REJECTED, null where it is used."""
+
 
 def of_table(table: str, size_px: int) -> pa.Schema:
     """The columns of a table of a store whose stacks have so many pixels a side."""
     made = {"stacks": stacks, "masks": masks}
-    fixed = {"scans": SCANS, "sessions": SESSIONS, "rejected": REJECTED}
+    fixed = {"scans": SCANS, "sessions": SESSIONS, "rejected": REJECTED, "label_maps": LABEL_MAPS}
     return made[table](size_px) if table in made else fixed[table]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from bfp.cohorts.prepare import ScanRecord, SessionStacks
-from bfp.cohorts.sessions import Key, Session
+from bfp.cohorts.prepare import MapRecord, ScanRecord, SessionStacks
+from bfp.cohorts.sessions import Key, Session, as_text
 from bfp.imaging.session import Prepared
 from bfp.storage import Place
 from bfp.store import schemas
@@ -34,7 +34,7 @@ def commit_shard(
     With a session that lacks what may be there the next time, the commit has a name of its own: that of the shard is
     not taken, and the shard is made again.
     """
-    tables: tuple[Table, ...] = ("stacks", "masks", "scans", "rejected")
+    tables: tuple[Table, ...] = ("stacks", "masks", "scans", "rejected", "label_maps")
     writers = {table: _Parts(store, table, schemas.of_table(table, size_px)) for table in tables}
     passing = False
     for each in sessions:
@@ -47,6 +47,8 @@ def commit_shard(
         writers["scans"].add(pa.Table.from_pylist([_scan_row(key, record) for record in each.scans], schemas.SCANS))
         left_out = [schemas.rejected_row(row) for row in each.left_out]
         writers["rejected"].add(pa.Table.from_pylist(left_out, schemas.REJECTED))
+        maps = [_map_row(key, record) for record in each.label_maps]
+        writers["label_maps"].add(pa.Table.from_pylist(maps, schemas.LABEL_MAPS))
     parts = [part for writer in writers.values() for part in writer.end()]
     record = Commit(name=name, kind="shard", cohort=cohort, parts=parts, imaging=version)
     if passing:
@@ -103,6 +105,23 @@ def _masks(key: Key, prepared: Prepared) -> Iterator[pa.Table]:
     reference = next(name for name, there in zip(prepared.modalities, prepared.present, strict=True) if there)
     for name, labels in sorted(prepared.labels.items()):
         yield mask_table(key, segmentation=name, modality=reference, slices=prepared.slices, labels=labels)
+
+
+def _map_row(key: Key, record: MapRecord) -> dict[str, Any]:
+    """A row of schemas.LABEL_MAPS."""
+    label_map, unusable = record.label_map, record.unusable
+    return {
+        **key._asdict(),
+        "segmentation": label_map.name,
+        "drawn_on": label_map.drawn_on,
+        "uri": as_text(label_map.file.place.uri),
+        "size_bytes": sum(file.size for file in label_map.files if file.size >= 0),
+        "etag": " ".join(file.etag for file in label_map.files),
+        "chosen": label_map.chosen,
+        "reason": str(unusable.reason) if unusable else None,
+        "detail": unusable.detail if unusable else None,
+        "warnings": list(record.warnings),
+    }
 
 
 def _scan_row(key: Key, record: ScanRecord) -> dict[str, Any]:

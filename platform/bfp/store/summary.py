@@ -84,24 +84,43 @@ class FlaggedRow(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class SegmentationRow(NamedTuple):
+    """Label maps of one segmentation in one cohort: how many, how many were used, how many of these are doubtful.
+
+    unused: the reasons of the others, each with how often it was given, the most frequent first.
+    """
+
+    cohort: str
+    segmentation: str
+    drawn_on: str
+    maps: int
+    used: int
+    doubtful: int
+    unused: tuple[str, ...]
+
+
 class Summary(NamedTuple):
-    """modalities and spreads by cohort and name; rejected the most frequent first.
+    """modalities, spreads and segmentations by cohort and name; rejected the most frequent first.
 
     flagged: the furthest outliers first, then by how far they were moved.
     """
 
     modalities: list[ModalityRow]
     spreads: list[SpreadRow]
+    segmentations: list[SegmentationRow]
     rejected: list[RejectedRow]
     flagged: list[FlaggedRow]
 
 
 def summarise(store: SliceStore, *, cohorts: Collection[str] | None = None) -> Summary:
     """The summary of a store, or of some of its cohorts."""
-    scans, rejected = (_of_cohorts(table, cohorts) for table in (store.scans(), store.rejected()))
+    tables = (store.scans(), store.label_maps(), store.rejected())
+    scans, label_maps, rejected = (_of_cohorts(table, cohorts) for table in tables)
     groups = _groups(scans)
     flagged = _flagged(scans, groups)
-    return Summary(_modalities(groups, flagged), _spreads(groups), _rejected(rejected), flagged)
+    return Summary(
+        _modalities(groups, flagged), _spreads(groups), _segmentations(label_maps), _rejected(rejected), flagged
+    )
 
 
 def _of_cohorts(table: pa.Table, cohorts: Collection[str] | None) -> pa.Table:
@@ -147,6 +166,30 @@ def _spreads(groups: Mapping[tuple[str, str], pa.Table]) -> list[SpreadRow]:
                 least, low, median, high, most = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist()
                 bins, _ = np.histogram(values, BINS, (least, most if most > least else least + 1))
                 rows.append(SpreadRow(*key, figure, len(values), least, low, median, high, most, tuple(bins.tolist())))
+    return rows
+
+
+def _segmentations(label_maps: pa.Table) -> list[SegmentationRow]:
+    names = ["cohort", "segmentation", "drawn_on"]
+    columns = [label_maps[name].to_pylist() for name in names]
+    reasons, warnings = label_maps["reason"].to_pylist(), label_maps["warnings"].to_pylist()
+    grouped: dict[tuple[str, ...], list[tuple[str | None, bool]]] = {}
+    for *key, reason, told in zip(*columns, reasons, warnings, strict=True):
+        grouped.setdefault(tuple(key), []).append((reason, bool(told)))
+    rows = []
+    for (cohort, segmentation, drawn_on), own in sorted(grouped.items()):
+        unused = Counter(reason for reason, _ in own if reason is not None)
+        rows.append(
+            SegmentationRow(
+                cohort,
+                segmentation,
+                drawn_on,
+                maps=len(own),
+                used=len(own) - unused.total(),
+                doubtful=sum(doubtful for reason, doubtful in own if reason is None),
+                unused=tuple(f"{reason}: {count}" for reason, count in unused.most_common()),
+            )
+        )
     return rows
 
 
