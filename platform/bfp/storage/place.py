@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
@@ -35,11 +37,15 @@ from bfp.storage.patience import patiently
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a listing: its place, size in bytes, and a mark that changes whenever its content does."""
+    """One file of a listing: its place, size in bytes, and a mark that changes whenever its content does.
+
+    modified_s: as `Place.modified_s` tells it; None where the listing did not tell.
+    """
 
     place: Place
     size: int
     etag: str
+    modified_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -154,7 +160,7 @@ class Place:
 
     def now_s(self) -> float:
         """The time by the clock that `modified_s` tells, which need not be this machine's: that of a file made here."""
-        probe = self / f".bfp-{secrets.token_hex(6)}"
+        probe = self._probe()
         probe.write(b"")
         try:
             written = probe.modified_s()
@@ -205,7 +211,8 @@ class Place:
                 for found in self._s3_listing("Contents"):
                     if not found["Key"].endswith("/"):  # what some tools put for an empty folder
                         here = Place(f"s3://{self.bucket}/{found['Key']}")
-                        yield Entry(here, int(found["Size"]), found["ETag"].strip('"'))
+                        modified_s = datetime.fromisoformat(found["LastModified"]).timestamp()
+                        yield Entry(here, int(found["Size"]), found["ETag"].strip('"'), modified_s)
             return
         with plainly(self, "list"):
             found = patiently(lambda: _fsspec(self.scheme).find(self.uri, detail=True), store=self.scheme)
@@ -333,7 +340,7 @@ class Place:
                 patiently(lambda: _fsspec(self.scheme).put_file(str(file), self.uri), store=self.scheme)
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            aside = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
+            aside = self._aside()
             with open(file, "rb") as source, open(aside, "wb") as target:
                 while block := source.read(1 << 22):
                     target.write(block)
@@ -367,7 +374,7 @@ class Place:
     def check_writable(self) -> None:
         """Raise StorageError, having left nothing behind, where this folder could not be written to."""
         if not self.is_local:
-            probe = self / f".bfp-{secrets.token_hex(6)}"
+            probe = self._probe()
             probe.write(b"")
             probe.delete()
             return
@@ -387,19 +394,35 @@ class Place:
         """Whether `create` keeps its promise here: some object stores ignore `If-None-Match` and let everybody win."""
         if self.is_local:
             return True
-        probe = self / f".bfp-{secrets.token_hex(6)}"
+        probe = self._probe()
         probe.create(b"first")
         kept = not probe.create(b"second")
         probe.delete()
         return kept
 
+    def _probe(self) -> Place:
+        """A file of this folder that is there for a moment; `left_by_a_kill` knows its name."""
+        return self / f".bfp-{secrets.token_hex(6)}"
+
+    def _aside(self) -> Path:
+        """Where a local file stands until it is whole; `left_by_a_kill` knows its name."""
+        return self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
+
     def _write_aside(self, data: bytes) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
+        aside = self._aside()
         with open(aside, "wb") as file:
             file.write(data)
             _flush(file)
         return aside
+
+
+_LEFT = re.compile(r"[.]bfp-[0-9a-f]{12}|[.].+[.][0-9a-f]{8}")
+
+
+def left_by_a_kill(name: str) -> bool:
+    """Whether a file of this name is one that bfp takes away itself unless it is killed meanwhile."""
+    return bool(_LEFT.fullmatch(name))
 
 
 def place(text: str, *, base: Path | None = None) -> Place:
@@ -420,7 +443,9 @@ def _local_entry(here: Place) -> Entry | None:
         found = here.path.stat()
     except OSError:
         return Entry(here, -1, "")
-    return Entry(here, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return Entry(here, found.st_size, str(found.st_mtime_ns), found.st_mtime)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
