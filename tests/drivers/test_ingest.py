@@ -15,11 +15,12 @@ from bfp.cohorts.sessions import Key
 from bfp.drivers import ingest
 from bfp.drivers.attempts import Lost
 from bfp.drivers.ingest_results import _methods
+from bfp.drivers.inputs import recipe_of, sessions_of
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
 from bfp.specs.ingest import Ingest
 from bfp.storage import Entry, Place, place
-from bfp.store import layout
+from bfp.store import layout, turns
 from bfp.store.check import check
 from bfp.store.prune import remove, survey
 from bfp.store.reader import SliceStore, pixels_of
@@ -497,6 +498,7 @@ DRIVER = """
 import sys
 import ray
 from bfp.drivers import ingest
+from bfp.drivers.inputs import recipe_of, sessions_of
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.storage import place
@@ -550,26 +552,113 @@ def test_a_part_that_was_lost_or_thrown_away_is_made_anew(
     assert check(place(spec.store)).faults == []
 
 
-def test_a_commit_that_a_prune_takes_meanwhile_fails_the_run_with_words_and_the_next_makes_it_anew(
+def test_what_a_prune_takes_meanwhile_fails_the_run_with_words_and_the_next_makes_it_anew(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, dataset)
+    take_snapshot, whole = layout.take_snapshot, layout.whole
+
+    def prune(store: Place) -> None:
+        found = survey(store, older_than_s=0)
+        assert remove(found) == found.waste != []
+
+    def pruned_before_the_snapshot(store: Place, *arguments: Any, **more: Any) -> layout.Numbered:
+        prune(store)
+        return take_snapshot(store, *arguments, **more)
+
+    def pruned_before_the_look(store: Place, names: list[str]) -> dict[str, layout.Commit]:
+        if layout.committed(store):
+            prune(store)
+        return whole(store, names)
+
+    expected = files_of(undisturbed.folder.parent.parent / "store")
+    for name, pruned, snapshots in (
+        ("whole", pruned_before_the_look, []),
+        ("take_snapshot", pruned_before_the_snapshot, [1]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, name, pruned)
+            with pytest.raises(
+                JobFailed, match=r"a prune of the store took . commits, or parts of it, .* submit again"
+            ):
+                executed(spec)
+        assert layout.snapshot_numbers(place(spec.store)) == snapshots
+    executed(spec)
+    assert files_of(tmp_path / "store") == expected
+    assert check(place(spec.store)).faults == []
+
+
+def test_a_part_that_a_prune_takes_after_its_commit_was_made_fails_the_run(
     dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(tmp_path, dataset)
     take_snapshot = layout.take_snapshot
 
-    def pruned_before(store: Place, *arguments: Any, **more: Any) -> layout.Numbered:
-        found = survey(store, older_than_s=0)
-        assert remove(found) == found.waste != []
+    def lost_before(store: Place, *arguments: Any, **more: Any) -> layout.Numbered:
+        (store / "stacks" / (store / "stacks").names()[0]).delete()
         return take_snapshot(store, *arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "take_snapshot", pruned_before)
-        with pytest.raises(
-            JobFailed, match="commits were removed while this ran, by a prune of the store; submit again"
-        ):
+        patch.setattr(layout, "take_snapshot", lost_before)
+        with pytest.raises(JobFailed, match="a prune of the store took 1 commit, or parts of it"):
             executed(spec)
     executed(spec)
-    assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
     assert check(place(spec.store)).faults == []
+
+
+def test_what_a_prune_takes_at_the_beginning_is_made_in_the_same_run(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, dataset, max_rejected=0.0)
+    with pytest.raises(JobFailed):
+        executed(spec)
+    renew = layout.renew
+
+    def pruned_between(store: Place, names: list[str]) -> None:
+        assert layout.whole(store, names).keys() == set(names)
+        remove(survey(store, older_than_s=0))
+        renew(store, names)
+
+    monkeypatch.setattr(layout, "renew", pruned_between)
+    executed(spec_of(tmp_path, dataset))
+    assert files_of(tmp_path / "store") == files_of(undisturbed.folder.parent.parent / "store")
+
+
+def test_an_ingest_waits_for_the_prune_that_is_at_work_and_not_for_one_that_was_killed(
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, dataset)
+    store = place(spec.store)
+    with turns.marked(store):
+        asked = run_of(spec)
+        asked.ask_to_stop()
+        with pytest.raises(Interrupted, match="while a prune of the store was going on"), asked:
+            ingest.execute(spec, asked)
+        killed = store / layout.marker_file()
+        killed.write(b"")
+    notes = [event["message"] for event in RunFolder(asked.folder).events() if event["event"] == "note"]
+    assert notes == ["waiting for a prune of the store to end"]
+    monkeypatch.setattr(turns, "LEASE_S", 0.0)
+    executed(spec)
+    assert files_of(store).keys() - {killed.name} == files_of(undisturbed.folder.parent.parent / "store").keys()
+
+
+def test_a_shard_whose_worker_died_right_after_its_commit_is_not_prepared_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, dataset)
+    store, recipe = place(spec.store), recipe_of(spec.preprocessing)
+    shard = ingest.shards_of(spec, sessions_of(spec.cohorts, spec.preprocessing))[0]
+    layout.make(store, spec.preprocessing.stored())
+    made = ingest.prepare_shard(shard, store=store, recipe=recipe, scan_timeout_s=60)
+    with monkeypatch.context() as patch:
+        patch.setattr("bfp.cohorts.prepare.prepare", lambda *arguments, **more: pytest.fail("prepared again"))
+        assert ingest.prepare_shard(shard, store=store, recipe=recipe, scan_timeout_s=60) == made
+    part = store / made.parts[0].file
+    before = part.read()
+    part.delete()
+    assert ingest.prepare_shard(shard, store=store, recipe=recipe, scan_timeout_s=60) == made
+    assert part.read() == before
 
 
 @pytest.mark.parametrize("names", [("demo", "other"), ("demo", "demo")])

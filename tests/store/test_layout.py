@@ -57,18 +57,57 @@ def test_the_first_commit_of_a_name_stands(store: Place) -> None:
 
 
 def test_a_commit_that_lost_a_part_is_whole_no_more_and_may_be_replaced(store: Place) -> None:
-    first, second = record("x", rows=5), record("x", rows=6)
+    first, second = record("x", rows=5), record("y", rows=6).model_copy(update={"name": "x"})
     part = store / first.parts[0].file
     layout.commit(store, first)
-    assert layout.whole(store, ["x", "y"]) == set()
+    assert layout.whole(store, ["x", "y"]) == {}
     part.write(b"")
-    assert layout.whole(store, ["x", "y"]) == {"x"}
+    assert layout.whole(store, ["x", "y"]) == {"x": first}
     layout.take_snapshot(store, [first], cohorts=["a"])
-    assert layout.whole(store, ["x", "y"]) == {"x"}
+    assert layout.whole(store, ["x", "y"]) == {"x": first}
+    assert layout.standing(store, "x") == first
     part.delete()
-    assert layout.whole(store, ["x", "y"]) == set()
+    assert layout.whole(store, ["x", "y"]) == {}
+    assert layout.standing(store, "x") is None
+    (store / second.parts[0].file).write(b"")
     assert layout.commit(store, second) == second
-    assert layout.read_commit(store, "x") == second
+    assert layout.whole(store, ["x"]) == {"x": second}, "what the snapshot says of it is of the past"
+
+
+def test_what_a_prune_takes_while_it_is_looked_for_is_made_or_not_there(
+    store: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, file = record("x"), store / layout.commit_file("x")
+    layout.commit(store, first)
+    create = Place.create
+
+    def pruned_after(here: Place, data: bytes) -> bool:
+        done = create(here, data)
+        file.delete()
+        monkeypatch.setattr(Place, "create", create)
+        return done
+
+    monkeypatch.setattr(Place, "create", pruned_after)
+    assert layout.commit(store, first) == first
+    assert layout.read_commit(store, "x") == first
+    file.delete()
+    monkeypatch.setattr(layout, "committed", lambda store: {"x"})
+    assert layout.whole(store, ["x"]) == {}
+    layout.renew(store, ["x"])
+    assert not file.exists()
+
+
+def test_a_snapshot_that_a_prune_takes_while_it_is_read_was_not_the_latest(
+    store: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout.take_snapshot(store, [record("a1")], cohorts=["a"])
+    layout.take_snapshot(store, [record("a2")], cohorts=["a"])
+    (store / layout.snapshot_file(1)).delete()
+    listings = [[1], [2]]
+    monkeypatch.setattr(layout, "snapshot_numbers", lambda store: listings.pop(0))
+    latest = layout.latest_snapshot(store)
+    assert latest is not None
+    assert latest.number == 2
 
 
 def test_a_snapshot_replaces_what_its_cohorts_had_and_keeps_the_others(store: Place) -> None:
@@ -118,5 +157,25 @@ def test_a_newer_contract_is_refused_and_an_unknown_field_is_not(store: Place) -
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"contract": 1}'])
 def test_a_damaged_file_is_named(store: Place, content: bytes) -> None:
     (store / "store.json").write(content)
-    with pytest.raises(InputError, match=r"store\.json: not a file that bfp wrote, or damaged"):
+    with pytest.raises(InputError, match=r"store\.json: not a file that bfp wrote, or damaged") as caught:
         layout.read_info(store)
+    said = str(caught.value).splitlines()
+    assert len(said) == 2
+    assert said[1] == "    put back a good copy"
+
+
+def test_of_a_damaged_commit_and_snapshot_it_is_said_what_to_do(store: Place) -> None:
+    (store / layout.commit_file("x")).write(b'{"name": "x"}')
+    (store / layout.snapshot_file(1)).write(b"[]")
+    with pytest.raises(InputError) as caught:
+        layout.read_commit(store, "x")
+    assert str(caught.value) == (
+        f"{store}/commits/x.json: not a file that bfp wrote, or damaged (kind: Field required)\n"
+        "    delete it and submit its ingest again, which makes it anew"
+    )
+    with pytest.raises(InputError) as caught:
+        layout.read_snapshot(store, 1)
+    assert str(caught.value) == (
+        f"{store}/snapshots/1.json: not a file that bfp wrote, or damaged (no JSON object)\n"
+        "    put back a good copy, or delete it and submit its ingest again, which makes it anew"
+    )

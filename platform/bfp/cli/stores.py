@@ -13,7 +13,7 @@ from bfp.cli.display import Display
 from bfp.cli.output import grid, shown, table, write
 from bfp.cli.runs import local_time
 from bfp.errors import InputError
-from bfp.reports.numbers import number_text
+from bfp.reports.numbers import bytes_text, number_text
 from bfp.storage import Place
 from bfp.words import counted
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bfp.store.check import Checked, Progress
-    from bfp.store.prune import Survey, Waste
+    from bfp.store.prune import StoreFile, Survey
 
 SHOWN_ROWS = 30  # of scans worth a look, and of faults; --json has all
 BARS = "▁▂▃▄▅▆▇█"
@@ -119,7 +119,7 @@ def checked(at: Place, *, snapshot: int | None) -> Checked:
 def check_text(found: Checked) -> Iterator[RenderableType]:
     """What was looked at, then what is wrong, by file."""
     looked = f"{counted(found.parts, 'file')} of {counted(found.commits, 'commit')}, {counted(found.rows, 'row')}"
-    yield f"{found.store}, snapshot {found.snapshot}: {looked}, {_bytes(found.size_bytes)}"
+    yield f"{found.store}, snapshot {found.snapshot}: {looked}, {bytes_text(found.size_bytes)}"
     if not found.faults:
         yield "whole: every file has the size, the checksum and the rows that it should"
         return
@@ -155,7 +155,7 @@ def pruned(at: Place, *, keep_snapshots: int | None, older_than: str, yes: bool,
     from bfp.store.prune import remove, survey
 
     found = survey(at, keep_snapshots=keep_snapshots, older_than_s=_seconds(older_than))
-    removed: list[Waste] = []
+    removed: list[StoreFile] = []
     if found.waste and (yes or (ask and _agreed(found))):
         with _displayed("removing", unit="files") as progress:
             removed = remove(found, progress=progress)
@@ -175,7 +175,7 @@ def prune_text(done: Pruned) -> Iterator[RenderableType]:
         yield from _found_text(done.found)
         yield "nothing was removed; --yes removes it"
     elif done.removed_files:
-        yield f"removed {counted(done.removed_files, 'file')}, {_bytes(done.removed_bytes)}"
+        yield f"removed {counted(done.removed_files, 'file')}, {bytes_text(done.removed_bytes)}"
     else:
         yield "nothing to remove"
     if done.spared_young:
@@ -196,7 +196,7 @@ def _found_text(rows: list[PruneRow]) -> Iterator[RenderableType]:
     yield table(
         "no kept snapshot needs",
         ["what", "files", "size", "oldest"],
-        ([row.kind, f"{row.files:,}", _bytes(row.size_bytes), row.oldest] for row in rows),
+        ([row.kind, f"{row.files:,}", bytes_text(row.size_bytes), row.oldest] for row in rows),
         right=(1, 2),
     )
 
@@ -235,10 +235,6 @@ def _displayed(phase: str, *, unit: str) -> Iterator[Progress]:
 
 def _more(rows: list[Any]) -> str:
     return f"; {len(rows) - SHOWN_ROWS:,} not shown, --json has all" if len(rows) > SHOWN_ROWS else ""
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 10e9 else f"{size / 1e9:,.1f} GB"
 
 
 def _cell(value: str | float | None) -> str:

@@ -15,6 +15,7 @@ run at its end, with everything else committed and no snapshot taken.
 from __future__ import annotations
 
 import pickle
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,13 +39,14 @@ from bfp.drivers.preparing import (
     volumes_warnings,
     worker_gb,
 )
-from bfp.drivers.streaming import until_stopped
+from bfp.drivers.streaming import POLL_S, until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed, Reason
 from bfp.imaging import IMAGING_VERSION
+from bfp.reports.numbers import bytes_text
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.storage import Place, place, repeats
-from bfp.store import layout
+from bfp.store import layout, turns
 from bfp.store.layout import Commit, Numbered, SegmentationInfo
 from bfp.words import counted
 
@@ -79,7 +81,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
             f"store: {store}: this object store ignores conditional writes (If-None-Match), so of two ingests at once "
             "one could lose the other's snapshot; choose a bucket that heeds them, as on AWS and Ceph, or a disk"
         )
-    shards = _shards(spec, sessions)
+    shards = shards_of(spec, sessions)
     committed = layout.whole(store, [shard.name for shard in shards])
     todo = [shard for shard in shards if shard.name not in committed]
     estimate = _estimate(spec, todo, cpus=cpus or cpus_here())
@@ -98,7 +100,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     workers = counted(estimate.workers, "worker")
     rows += [
         ("to do", f"{counted(estimate.scans, 'scan')} in {counted(len(todo), 'shard')}; {done} committed already"),
-        ("will write", f"about {counted(estimate.stacks, 'stack')}, {estimate.size_bytes / 1e6:,.0f} MB"),
+        ("will write", f"about {counted(estimate.stacks, 'stack')}, {bytes_text(estimate.size_bytes)}"),
         ("memory", f"about {estimate.workers * each_gb:.1f} GB: {each_gb:.1f} GB for each of {workers}"),
         ("time", f"{minutes(estimate.seconds)} with {workers}, one CPU each"),
     ]
@@ -194,7 +196,8 @@ def _preprocessing(spec: Ingest) -> dict[str, Any]:
     return spec.preprocessing.stored()
 
 
-def _shards(spec: Ingest, sessions: list[Session]) -> list[Shard]:
+def shards_of(spec: Ingest, sessions: list[Session]) -> list[Shard]:
+    """The shards that sessions make by this spec; a shard's name follows from both."""
     return plan_shards(
         sessions,
         mean_sessions=spec.sessions_per_shard,
@@ -236,18 +239,21 @@ def execute(spec: Ingest, run: Run) -> None:
     run.phase("listing", unit="sessions")
     sessions = sessions_of(spec.cohorts, spec.preprocessing)
     run.progress(len(sessions))
-    shards = _shards(spec, sessions)
+    shards = shards_of(spec, sessions)
     layout.make(store, _preprocessing(spec))
-    committed = layout.whole(store, [shard.name for shard in shards])
-    layout.renew(store, committed)
+    names = [shard.name for shard in shards]
+    layout.renew(store, names)
+    _wait_for_prunes(store, run)
+    committed = layout.whole(store, names)
 
     made_now = _prepare_all([shard for shard in shards if shard.name not in committed], spec=spec, run=run)
     if again := sum(commit != shard for shard, commit in made_now.items()):
         run.warn(f"scans of {counted(again, 'shard')} {TRIED_AGAIN}")
 
     run.phase("committing")
-    commits = layout.read_commits(store, [made_now.get(shard.name, shard.name) for shard in shards])
-    commits += _commit_sessions(store, sessions, _segmentations(spec))
+    kept = [made_now.get(name, name) for name in names]
+    kept += _commit_sessions(store, sessions, _segmentations(spec))
+    commits = _all_whole(store, kept, run)
     made = SliceStore.of_commits(store, commits)
     summary = summarise(made)
     refused = too_many(
@@ -256,12 +262,10 @@ def execute(spec: Ingest, run: Run) -> None:
         allowed=spec.max_rejected,
         meanwhile="no snapshot was taken",
     )
-    snapshot = None if refused else layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
-    if gone := {commit.name for commit in commits} - layout.committed(store):
-        raise JobFailed(
-            f"{counted(len(gone), 'commit was', 'commits were')} removed while this ran, by a prune of the store; "
-            "submit again, which makes them anew"
-        )
+    snapshot = None
+    if not refused:
+        snapshot = layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
+        _all_whole(store, kept, run)
 
     run.phase("describing")
     results = results_of(spec, run, made, summary, snapshot=snapshot.number if snapshot else None)
@@ -271,11 +275,38 @@ def execute(spec: Ingest, run: Run) -> None:
         raise JobFailed(refused)
 
 
+def _wait_for_prunes(store: Place, run: Run) -> None:
+    """As `store.turns` wants it. Raises Interrupted when the run is asked to stop."""
+    for waits, _ in enumerate(turns.while_pruned(store)):
+        if not waits:
+            run.note("waiting for a prune of the store to end")
+        if run.stopping:
+            raise Interrupted("stopped, while a prune of the store was going on; submit again to go on")
+        time.sleep(POLL_S)
+
+
+def _all_whole(store: Place, names: list[str], run: Run) -> list[Commit]:
+    """The commits of these names. Raises JobFailed where a prune took of what this run builds on."""
+    _wait_for_prunes(store, run)
+    whole = layout.whole(store, names)
+    if gone := set(names) - whole.keys():
+        raise JobFailed(
+            f"a prune of the store took {counted(len(gone), 'commit')}, or parts of it, while this ran; submit again, "
+            "which makes anew what is missing"
+        )
+    return [whole[name] for name in names]
+
+
 def prepare_shard(shard: Shard, *, store: Place, recipe: Recipe, scan_timeout_s: float) -> Commit:
-    """Prepare the sessions of a shard and commit it: the whole work of one task."""
+    """Prepare the sessions of a shard and commit it: the whole work of one task.
+
+    Ray begins a task anew whose worker died, also right after its commit.
+    """
     from bfp.cohorts.prepare import prepare_in_turn
     from bfp.store.shards import commit_shard
 
+    if (stands := layout.standing(store, shard.name)) is not None:
+        return stands
     return commit_shard(
         store,
         prepare_in_turn(shard.sessions, recipe=recipe, scan_timeout_s=scan_timeout_s),
@@ -368,8 +399,11 @@ def shard_task(row: dict[str, Any], *, store: Place, recipe: Recipe, scan_timeou
 
 def _commit_sessions(
     store: Place, sessions: list[Session], segmentations: dict[str, dict[str, SegmentationInfo]]
-) -> list[Commit]:
-    """What each cohort says of its sessions; files whose name told no subject are none of them."""
+) -> list[str]:
+    """Commit what each cohort says of its sessions, and return the names of the commits.
+
+    Files whose name told no subject are no sessions.
+    """
     from bfp.store.shards import session_row
     from bfp.store.writer import commit_sessions
 
@@ -379,6 +413,6 @@ def _commit_sessions(
             [session_row(session) for session in own if session.key.subject],
             cohort=cohort,
             segmentations=segmentations[cohort],
-        )
+        ).name
         for cohort, own in groupby(sessions, key=lambda session: session.key.cohort)
     ]

@@ -17,6 +17,7 @@ from bfp.drivers.inputs import slice_spacing_mm
 from bfp.imaging import IMAGING_VERSION, SHOWN_HEIGHTS
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
+from bfp.reports.numbers import bytes_text
 from bfp.reports.pictures import Pair, SessionSlices, mosaic, orientation, overlays
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
@@ -53,7 +54,7 @@ def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, sn
                 ("place", str(made.place)),
                 ("snapshot", snapshot if snapshot is not None else "none was taken"),
                 ("stacks", made.totals.stacks),
-                ("size", f"{made.totals.size_bytes / 1e6:,.1f} MB"),
+                ("size", bytes_text(made.totals.size_bytes)),
                 ("sessions", made.totals.sessions),
                 ("scans", f"{scans} done, {rejected} rejected"),
                 ("preprocessing", f"fingerprint {made.fingerprint}, imaging version {IMAGING_VERSION}"),

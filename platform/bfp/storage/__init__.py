@@ -7,6 +7,6 @@ patience   which failures may pass, and how long they are waited for
 """
 
 from bfp.storage.patience import repeats
-from bfp.storage.place import Entry, Place, intact, place, plainly
+from bfp.storage.place import Entry, Place, intact, left_by_a_kill, place, plainly
 
-__all__ = ["Entry", "Place", "intact", "place", "plainly", "repeats"]
+__all__ = ["Entry", "Place", "intact", "left_by_a_kill", "place", "plainly", "repeats"]

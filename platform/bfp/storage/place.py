@@ -24,7 +24,8 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
@@ -36,11 +37,15 @@ from bfp.storage.patience import Exhausted
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a listing: its place, size in bytes, and a mark that changes whenever its content does."""
+    """One file of a listing: its place, size in bytes, and a mark that changes whenever its content does.
+
+    modified_s: as `Place.modified_s` tells it; None where the listing did not tell.
+    """
 
     place: Place
     size: int
     etag: str
+    modified_s: float | None = field(default=None, compare=False)
 
     def read(self) -> bytes:
         """The file as it was listed.
@@ -186,7 +191,7 @@ class Place:
 
     def now_s(self) -> float:
         """The time by the clock that `modified_s` tells, which need not be this machine's: that of a file made here."""
-        probe = self / f".bfp-{secrets.token_hex(6)}"
+        probe = self._probe()
         probe.write(b"")
         try:
             written = probe.modified_s()
@@ -239,7 +244,8 @@ class Place:
                 for found in self._s3_listing("Contents"):
                     if not found["Key"].endswith("/"):  # what some tools put for an empty folder
                         here = Place(f"s3://{self.bucket}/{found['Key']}")
-                        yield Entry(here, int(found["Size"]), found["ETag"].strip('"'))
+                        modified_s = datetime.fromisoformat(found["LastModified"]).timestamp()
+                        yield Entry(here, int(found["Size"]), found["ETag"].strip('"'), modified_s)
             return
         with plainly(self, "list"):
             for other in remote.files(self.uri):
@@ -387,7 +393,7 @@ class Place:
     def check_writable(self) -> None:
         """Raise StorageError, having left nothing behind, where this folder could not be written to."""
         if not self.is_local:
-            probe = self / f".bfp-{secrets.token_hex(6)}"
+            probe = self._probe()
             probe.write(b"")
             probe.delete()
             return
@@ -407,15 +413,19 @@ class Place:
         """Whether `create` keeps its promise here: some object stores ignore `If-None-Match` and let everybody win."""
         if self.is_local:
             return True
-        probe = self / f".bfp-{secrets.token_hex(6)}"
+        probe = self._probe()
         probe.create(b"first")
         kept = not probe.create(b"second")
         probe.delete()
         return kept
 
+    def _probe(self) -> Place:
+        """A file of this folder that is there for a moment; `left_by_a_kill` knows its name."""
+        return self / f".bfp-{secrets.token_hex(6)}"
+
     @contextmanager
     def _aside(self) -> Iterator[tuple[IO[bytes], Path]]:
-        """A new file beside a local one, under a name that is gone at the end, whatever happens."""
+        """A new file beside a local one, under a name that is gone at the end, but for a kill (`left_by_a_kill`)."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         name = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}"
         try:
@@ -429,6 +439,14 @@ _AUTHORITY = re.compile(r"([\w+.-]+)://(?:\[[^/]*?\])?([^/?#]*)")
 _SIGNED = re.compile(
     r"[?&;#](?:[\w-]*(?:signature|credential|token|secret|password|api[_-]?key)|sig|AWSAccessKeyId|Key-Pair-Id)=", re.I
 )
+
+
+_LEFT = re.compile(r"[.]bfp-[0-9a-f]{12}|[.].+[.][0-9a-f]{8}")
+
+
+def left_by_a_kill(name: str) -> bool:
+    """Whether a file of this name is one that bfp takes away itself unless it is killed meanwhile."""
+    return bool(_LEFT.fullmatch(name))
 
 
 def place(text: str, *, base: Path | None = None) -> Place:
@@ -473,7 +491,9 @@ def _local_entry(here: Place) -> Entry | None:
         found = here.path.stat()
     except OSError:
         return Entry(here, -1, "")
-    return Entry(here, found.st_size, _local_mark(found)) if stat.S_ISREG(found.st_mode) else None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return Entry(here, found.st_size, _local_mark(found), found.st_mtime)
 
 
 def _local_mark(found: os.stat_result) -> str:

@@ -10,10 +10,12 @@
     <store>/rejected/part-<hash>.parquet  one row per scan left out, with the reason
     <store>/label_maps/part-<hash>.parquet  one row per label map or brain mask: source, how it was chosen, its use
 
-A part is named by its own content, a commit by what its content follows from; both are only ever created, never
-replaced. So two submitters at once cannot harm each other, a killed run leaves whole files or none, and the same input
-gives the same bytes: no time, host or run's name stands anywhere in a store.
+A part is named by its own content, a commit by what its content follows from; what is whole is never replaced by
+anything else. So two submitters at once cannot harm each other, a killed run leaves whole files or none, and the same
+input gives the same bytes: no time, host or run's name stands anywhere in a store.
 
-`schemas` are the columns, `layout` the JSON files, `writer` makes and commits parts, `reader` is the way in for
-everybody else, `where` filters, `summary` says what is there. `layout` alone is light (no pyarrow).
+`schemas` are the columns, `layout` the names of files and what the JSON ones hold. `writer` makes parts, `shards` one
+shard of them with its commit. `reader` is the way in for everybody else, `pages` what it reads pixels by, `where`
+filters, `summary` says what is there, `check` whether it is whole. `prune` removes what nobody needs, and `turns` says
+why no ingest minds. `layout`, `prune` and `turns` alone are light (no pyarrow).
 """

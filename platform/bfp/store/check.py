@@ -30,7 +30,7 @@ from bfp.store.reader import SliceStore
 from bfp.words import counted
 
 GONE = "nothing is there"
-AGAIN = "submit its ingest again, which makes it anew"
+AGAIN = layout.DO_AGAIN
 REPLACE = f"delete this file and {AGAIN}"
 RESTORE = "put back a good copy"
 REPORT = "bfp never writes this: please report it"
@@ -112,16 +112,16 @@ def check(at: Place, *, snapshot: int | None = None, progress: Progress = lambda
 def _json_files(at: Place, live: Snapshot, info: StoreInfo) -> Iterator[Fault]:
     """Whether each JSON file can be read, and each live commit's says what the snapshot says."""
     if info.fingerprint != layout.fingerprint(info.preprocessing):
-        yield Fault("store.json", "its fingerprint is not that of its preprocessing", RESTORE)
+        yield Fault(layout.INFO, "its fingerprint is not that of its preprocessing", RESTORE)
     for number in layout.snapshot_numbers(at):
         try:
             layout.read_snapshot(at, number)
         except InputError as error:
-            yield Fault(f"snapshots/{number}.json", _said(error, at), RESTORE)
+            yield Fault(layout.snapshot_file(number), _said(error, at), RESTORE)
     names, expected = layout.committed(at), {record.name: record for record in live.commits}
 
     def look(name: str) -> Fault | None:
-        file = f"commits/{name}.json"
+        file = layout.commit_file(name)
         if name not in names:
             return Fault(file, GONE, AGAIN)
         try:
@@ -140,7 +140,7 @@ def _totals(number: int, live: Snapshot) -> Iterator[Fault]:
     for name, value in told.items():
         if value != summed[name]:
             yield Fault(
-                f"snapshots/{number}.json", f"totals.{name} is {value}; its commits come to {summed[name]}", RESTORE
+                layout.snapshot_file(number), f"totals.{name} is {value}; its commits come to {summed[name]}", RESTORE
             )
 
 
@@ -233,7 +233,7 @@ def _tables(own: SliceStore, record: Commit, told: Told | None) -> _Look:
         wrong.append(f"a shard of cohort {record.cohort} with rows of {', '.join(others)}")
     if told is not None:
         wrong += _untold(told, scans, rejected)
-    file = f"commits/{record.name}.json"
+    file = layout.commit_file(record.name)
     sessions = {(subject, session) for subject, session, _ in scans | rejected}
     return _Look([Fault(file, each, REPORT) for each in wrong], sessions)
 
@@ -275,7 +275,7 @@ def _told(at: Place, info: StoreInfo, records: list[Commit]) -> Told | None:
 
 def _cohort(cohort: str, number: int, told: Told | None, found: Counter[Name], *, whole: bool) -> Iterator[Fault]:
     """Whether the sessions of a cohort stand in one shard each. whole: whether all of its shards could be read."""
-    file = f"snapshots/{number}.json"
+    file = layout.snapshot_file(number)
     for name, count in sorted(found.items()):
         if count > 1:
             yield Fault(file, f"session {_words(name)} of cohort {cohort} stands in {count} shards", AGAIN)

@@ -1,4 +1,4 @@
-"""The JSON files of a store: what it is, what is committed, and which commits are live.
+"""The files of a store by name, and its JSON files: what it is, what is committed, and which commits are live.
 
 A snapshot holds its commits whole, so that opening a store takes one listing and one read. An ingest replaces what its
 cohorts had in the snapshot before and keeps every other cohort; where another ingest took the next number first, the
@@ -10,23 +10,84 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bfp.errors import InputError
+from bfp.errors import InputError, StorageError
 from bfp.storage import Place
 
 CONTRACT = 2
 """The version of the store's files and columns; readers refuse a newer one. 2: the table `label_maps`."""
+
+DO_AGAIN = "submit its ingest again, which makes it anew"
 
 _READS_AT_ONCE = 32  # small files, which on object storage mostly wait
 
 
 Table = Literal["stacks", "masks", "scans", "sessions", "rejected", "label_maps"]
 TABLES: tuple[Table, ...] = get_args(Table)
+
+# files by name, relative to the store -----------------------------------------------------------------------------
+
+INFO = "store.json"
+SNAPSHOTS = "snapshots"
+COMMITS = "commits"
+FOLDERS = ("", SNAPSHOTS, COMMITS, *TABLES)
+"""Where bfp writes; "" is the store itself."""
+
+FileKind = Literal["snapshots", "commits", "stacks", "masks", "scans", "sessions", "rejected", "label_maps"]
+
+_NAMES = {SNAPSHOTS: r"\d+[.]json", COMMITS: r".+[.]json"} | dict.fromkeys(TABLES, r"part-[0-9a-f]+[.]parquet")
+_MARKER = re.compile(r"[.]bfp-prune-[0-9a-f]{12}")
+
+
+def snapshot_file(number: int) -> str:
+    return f"{SNAPSHOTS}/{number}.json"
+
+
+def number_of(file: str) -> int:
+    """As `snapshot_file` has it."""
+    return int(name_of(file))
+
+
+def commit_file(name: str) -> str:
+    return f"{COMMITS}/{name}.json"
+
+
+def name_of(file: str) -> str:
+    """As `commit_file` has it."""
+    return file.rpartition("/")[2].removesuffix(".json")
+
+
+def part_file(table: Table, sha256: str) -> str:
+    """The name of a part, from its content."""
+    return f"{table}/part-{sha256[:24]}.parquet"
+
+
+def marker_file() -> str:
+    """A name for the marker of one prune (`turns`)."""
+    return f".bfp-prune-{secrets.token_hex(6)}"
+
+
+def is_marker(file: str) -> bool:
+    return bool(_MARKER.fullmatch(file))
+
+
+def kind_of(file: str) -> FileKind | None:
+    """What a file is that a snapshot may need, by its name; None for any other."""
+    folder, _, name = file.rpartition("/")
+    for kind in get_args(FileKind):
+        if folder == kind and re.fullmatch(_NAMES[kind], name):
+            return kind
+    return None
+
+
+# what they hold ---------------------------------------------------------------------------------------------------
 
 
 class Stored(BaseModel):
@@ -115,8 +176,8 @@ def read_info(store: Place) -> StoreInfo | None:
 
     Raises InputError where it is of a newer contract or was damaged.
     """
-    file = store / "store.json"
-    return _parse(StoreInfo, file) if file.exists() else None
+    file = store / INFO
+    return _parse(StoreInfo, file, "put back a good copy") if file.exists() else None
 
 
 def check_same(store: Place, preprocessing: Mapping[str, Any]) -> None:
@@ -137,32 +198,51 @@ def check_same(store: Place, preprocessing: Mapping[str, Any]) -> None:
 def make(store: Place, preprocessing: Mapping[str, Any]) -> None:
     """Write store.json, or see that the one that stands there says the same."""
     info = StoreInfo(contract=CONTRACT, preprocessing=dict(preprocessing), fingerprint=fingerprint(preprocessing))
-    if not (store / "store.json").create(info.encoded()):
+    if not (store / INFO).create(info.encoded()):
         check_same(store, preprocessing)
 
 
 def committed(store: Place) -> set[str]:
     """The names of all commits, live or not, from one listing."""
-    return {name.removesuffix(".json") for name in (store / "commits").names() if name.endswith(".json")}
+    return {name.removesuffix(".json") for name in (store / COMMITS).names() if name.endswith(".json")}
 
 
-def whole(store: Place, names: Iterable[str]) -> set[str]:
-    """Those of these commits that are there with all of their parts, from one listing of each folder.
+def whole(store: Place, names: Iterable[str]) -> dict[str, Commit]:
+    """Those of these commits that are there with all of their parts, by name, from one listing of each folder.
 
-    A commit that the latest snapshot does not hold costs a read of its own.
+    A commit that the latest snapshot does not hold, or that lost a part and may have been replaced since, costs a read
+    of its own.
     """
     there = committed(store) & set(names)
+    if not there:
+        return {}
+    files = {f"{table}/{name}" for table in TABLES for name in (store / table).names()}
+
+    def with_parts(records: Iterable[Commit]) -> dict[str, Commit]:
+        return {record.name: record for record in records if all(part.file in files for part in record.parts)}
+
     live = _live(store)
-    records = [live[name] for name in there & live.keys()] + read_commits(store, there - live.keys())
-    files = {f"{table}/{name}" for table in TABLES for name in (store / table).names()} if records else set()
-    return {record.name for record in records if all(part.file in files for part in record.parts)}
+    found = with_parts(live[name] for name in there & live.keys())
+    return found | with_parts(read_commits(store, there - found.keys()))
+
+
+def standing(store: Place, name: str) -> Commit | None:
+    """A commit that is there with all of its parts, else None; from one request where there is none of that name."""
+    record = _commit_at(store, name)
+    return record if record and all((store / part.file).exists() for part in record.parts) else None
 
 
 def renew(store: Place, names: Iterable[str]) -> None:
-    """Make these commits count as written now where the latest snapshot does not hold them: a prune spares them."""
-    loose = set(names) - _live(store).keys()
+    """Make those of these commits that are there count as written now, but for those of the latest snapshot.
+
+    One that a prune takes meanwhile is not there any more, or comes back without its parts: look what is `whole` only
+    once that prune has ended (`turns`).
+    """
+    loose = committed(store) & set(names)
+    if loose:
+        loose -= _live(store).keys()
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        list(pool.map(lambda name: (store / "commits" / f"{name}.json").touch(), loose))
+        list(pool.map(lambda name: (store / commit_file(name)).touch(), loose))
 
 
 def _live(store: Place) -> dict[str, Commit]:
@@ -171,12 +251,13 @@ def _live(store: Place) -> dict[str, Commit]:
 
 
 def read_commit(store: Place, name: str) -> Commit:
-    return _parse(Commit, store / "commits" / f"{name}.json")
+    return _parse(Commit, store / commit_file(name), f"delete it and {DO_AGAIN}")
 
 
 def read_commits(store: Place, names: Iterable[str]) -> list[Commit]:
+    """Those of these commits that are there."""
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return list(pool.map(lambda name: read_commit(store, name), names))
+        return list(filter(None, pool.map(lambda name: _commit_at(store, name), names)))
 
 
 def commit(store: Place, record: Commit) -> Commit:
@@ -184,10 +265,12 @@ def commit(store: Place, record: Commit) -> Commit:
 
     One that has lost a part is replaced: by another version of bfp, its parts would be other ones.
     """
-    file = store / "commits" / f"{record.name}.json"
-    if file.create(record.encoded()):
-        return record
-    stands = read_commit(store, record.name)
+    file = store / commit_file(record.name)
+    stands = None
+    while stands is None:
+        if file.create(record.encoded()):
+            return record
+        stands = _commit_at(store, record.name)  # None where a prune has just taken it
     if stands != record and not all((store / part.file).exists() for part in stands.parts):
         file.write(record.encoded())
         return record
@@ -196,17 +279,20 @@ def commit(store: Place, record: Commit) -> Commit:
 
 def latest_snapshot(store: Place) -> Numbered | None:
     """The highest snapshot and its number; None where there is none."""
-    numbers = snapshot_numbers(store)
-    return Numbered(numbers[-1], read_snapshot(store, numbers[-1])) if numbers else None
+    while numbers := snapshot_numbers(store):
+        snapshot = _unless_gone(lambda: read_snapshot(store, numbers[-1]))
+        if snapshot:  # else a prune took it since, and there is a higher one
+            return Numbered(numbers[-1], snapshot)
+    return None
 
 
 def snapshot_numbers(store: Place) -> list[int]:
-    stems = (name.removesuffix(".json") for name in (store / "snapshots").names())
+    stems = (name.removesuffix(".json") for name in (store / SNAPSHOTS).names())
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
 def read_snapshot(store: Place, number: int) -> Snapshot:
-    return _parse(Snapshot, store / "snapshots" / f"{number}.json")
+    return _parse(Snapshot, store / snapshot_file(number), f"put back a good copy, or delete it and {DO_AGAIN}")
 
 
 def take_snapshot(store: Place, commits: Iterable[Commit], *, cohorts: Iterable[str]) -> Numbered:
@@ -222,7 +308,7 @@ def take_snapshot(store: Place, commits: Iterable[Commit], *, cohorts: Iterable[
         if latest and latest.snapshot.commits == live:
             return latest
         following = Numbered(latest.number + 1 if latest else 1, snapshot_of(live))
-        if (store / "snapshots" / f"{following.number}.json").create(following.snapshot.encoded()):
+        if (store / snapshot_file(following.number)).create(following.snapshot.encoded()):
             return following
 
 
@@ -239,7 +325,7 @@ def _totals(commits: list[Commit]) -> Totals:
     )
 
 
-def _parse(kind: type[Kind], file: Place) -> Kind:
+def _parse(kind: type[Kind], file: Place, remedy: str) -> Kind:
     try:
         found = json.loads(file.read())
         contract = found.get("contract", CONTRACT)
@@ -248,8 +334,31 @@ def _parse(kind: type[Kind], file: Place) -> Kind:
                 f"{file}: written by a newer bfp (contract {contract}; this one reads up to {CONTRACT}); update bfp"
             )
         return kind.model_validate(found)
-    except (ValueError, AttributeError, ValidationError) as error:
-        raise InputError(f"{file}: not a file that bfp wrote, or damaged: {error}") from error
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file}: not a file that bfp wrote, or damaged ({_cause(error)})\n    {remedy}") from error
+
+
+def _cause(error: Exception) -> str:
+    """What is wrong with a file, on one line: of several fields the first."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return "no JSON object" if isinstance(error, AttributeError) else str(error)
+
+
+def _commit_at(store: Place, name: str) -> Commit | None:
+    """A commit, with or without its parts; None where there is none."""
+    return _unless_gone(lambda: read_commit(store, name))
+
+
+def _unless_gone(read: Callable[[], Kind]) -> Kind | None:
+    """What is read, or None where there is no file."""
+    try:
+        return read()
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

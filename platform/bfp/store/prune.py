@@ -7,174 +7,179 @@ parts that no kept commit has, and what a kill left half written. What bfp did n
 Which snapshots runs have pinned stands with the runs (`<run>/inputs.json`), which a store does not know. So all
 snapshots are kept unless the user says how many; a run that goes on with a snapshot that was removed is told so.
 
-An ingest may be going on meanwhile. It builds on what it found: commits of shards that it need not make again, and
-parts whose content it would write. It is safe from a prune, and the store with it, by these rules:
+What was written less than a day ago is spared: it may be of an ingest that is going on, or of one that was killed and
+will be submitted again. An ingest may take longer than a day, but not over one shard: so all commits that no snapshot
+holds are spared, with their parts, while one of them is that young.
 
-- what was written less than a day ago (by the storage's own clock) is spared, and so are all commits that no snapshot
-  holds while one of them is that young: an ingest may take longer than a day, but not over one shard. What an ingest
-  builds on counts as written anew (`layout.renew`, `PartWriter.write`);
-- each file is looked at once more before it goes, and stays where it was written since it was shown;
-- snapshots go first, then commits, then parts: a kill in between leaves what nobody refers to, for the next prune;
-- between commits and parts the snapshots are listed again. What one of them holds by now is spared, and its commit put
-  back. An ingest that takes its snapshot later than that finds its commit gone (it looks after it took it) and fails
-  with the words to submit again, which makes that shard anew.
-
-A reader of a kept snapshot notices nothing.
+`survey` lists, and `remove` lists again behind a marker (`turns`, which says why an ingest that is going on is safe)
+and removes what was shown and is still waste by then. Snapshots go first, then commits, then parts: a kill in between
+leaves what nobody refers to, for the next prune. A reader of a kept snapshot notices nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from bfp.errors import InputError
-from bfp.storage import Place
-from bfp.store import layout
-from bfp.store.layout import TABLES, Commit, Table
+from bfp.storage import Place, left_by_a_kill
+from bfp.store import layout, turns
+from bfp.store.layout import Commit, FileKind
 
 DAY_S = 86_400.0
 
 _AT_ONCE = 16  # requests, which on object storage mostly wait
 
-Kind = Literal["snapshots", "commits", Table, "left by a kill"]
+Kind = FileKind | Literal["left by a kill"]
 Progress = Callable[[int, int], None]
 
-_HALF_WRITTEN = re.compile(r"[.].+[.][0-9a-f]{8}|[.]bfp-[0-9a-f]{12}")  # as `storage` names what stands aside
+_ORDER: tuple[Kind, ...] = (*get_args(FileKind), "left by a kill")
 
 
-class Waste(NamedTuple):
-    """A file that nobody needs; modified_s is by the storage's clock."""
+class StoreFile(NamedTuple):
+    """A file that bfp wrote: its name in the store, and when it was written, by the storage's clock."""
 
     kind: Kind
-    place: Place
+    file: str
     size_bytes: int
     modified_s: float
 
 
-class Survey(NamedTuple):
-    """What a prune would remove, in the order of removal.
+class Rules(NamedTuple):
+    """What the user wants. keep_snapshots: how many of the latest are kept, None for all; older_than_s: the grace."""
 
-    kept, needed: the snapshots that stay, and the names of their commits. young: how many files nobody needs and are
-    spared, since they were written too lately. now_s: the storage's time.
+    keep_snapshots: int | None
+    older_than_s: float
+
+
+class Survey(NamedTuple):
+    """What a prune by these rules would remove, in the order of removal.
+
+    kept: the snapshots that stay. young: how many files nobody needs and are spared, since they were written too
+    lately.
     """
 
     store: Place
+    rules: Rules
     kept: list[int]
-    needed: set[str]
-    waste: list[Waste]
+    waste: list[StoreFile]
     young: int
-    now_s: float
 
 
 def survey(store: Place, *, keep_snapshots: int | None = None, older_than_s: float = DAY_S) -> Survey:
-    """Find what a store can do without. keep_snapshots: how many of the latest are kept; None for all.
+    """Find what a store can do without; nothing is written. keep_snapshots: how many of the latest are kept, or all.
 
+    Ages are by this machine's clock here, and by the storage's where it is seen to be ahead.
     Raises InputError where there is no store, or a file of it that others hang on cannot be read: nothing is removed
     from a store that is not understood.
     """
     if layout.read_info(store) is None:
-        raise InputError(f"{store}: no slice store there (no store.json)")
+        raise InputError(f"{store}: no slice store there (no {layout.INFO})")
     if keep_snapshots is not None and keep_snapshots < 1:
         raise InputError(f"--keep-snapshots {keep_snapshots}: the latest is always kept; give 1 or more")
-    files = {
-        (kind, entry.place.name): (entry.place, entry.size)
-        for entry in store.files()
-        if (kind := _kind(store, entry.place))
-    }
-    numbers = layout.snapshot_numbers(store)
-    now_s = store.now_s()
-
-    def aged(wanted: Iterable[tuple[Kind, str]]) -> tuple[list[Waste], int]:
-        """Those that are old enough, and how many are not."""
-        wanted = sorted(wanted)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            times = list(pool.map(lambda each: files[each][0].modified_s(), wanted))
-        found = [
-            Waste(each[0], *files[each], time) for each, time in zip(wanted, times, strict=True) if time is not None
-        ]
-        old = [each for each in found if now_s - each.modified_s >= older_than_s]
-        return old, len(found) - len(old)
-
-    oldest = numbers[:-keep_snapshots] if keep_snapshots else []
-    snapshots, young = aged(("snapshots", f"{number}.json") for number in oldest)
-    gone = {each.place.name for each in snapshots}
-    kept = [number for number in numbers if f"{number}.json" not in gone]
-
-    needed, parts = set[str](), set[str]()
-    for number in kept:
-        for record in layout.read_snapshot(store, number).commits:
-            needed.add(record.name)
-            parts |= _parts(record)
-    loose = {name for kind, name in files if kind == "commits"} - {f"{name}.json" for name in needed}
-    commits, young_commits = aged(("commits", name) for name in loose)
-    if young_commits:
-        # an ingest may be going on, and have begun before the young ones
-        young_commits, commits = len(loose), []
-        for record in layout.read_commits(store, [name.removesuffix(".json") for name in loose]):
-            parts |= _parts(record)
-    others, young_others = aged(
-        each for each in files if each[0] not in ("snapshots", "commits") and "/".join(each) not in parts
-    )
-    return Survey(store, kept, needed, [*snapshots, *commits, *others], young + young_commits + young_others, now_s)
+    files = list(_files(store))
+    now_s = max([time.time(), *(file.modified_s for file in files)])
+    return _survey(store, files, rules=Rules(keep_snapshots, older_than_s), now_s=now_s)
 
 
-def remove(found: Survey, *, progress: Progress = lambda done, total: None) -> list[Waste]:
-    """Remove what a survey found, but for what was written or is needed since; returns what was removed."""
-    removed: list[Waste] = []
+def remove(found: Survey, *, progress: Progress = lambda done, total: None) -> list[StoreFile]:
+    """Remove what a survey found, but for what was written or is needed since; returns what was removed.
 
-    def clear(wanted: list[Waste]) -> None:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for each, went in zip(wanted, pool.map(_delete, wanted), strict=True):
-                if went:
-                    removed.append(each)
-                progress(len(removed), len(found.waste))
-
-    clear([each for each in found.waste if each.kind == "snapshots"])
-    clear([each for each in found.waste if each.kind == "commits"])
-    needed = _needed_since(found)
-    clear([each for each in found.waste if each.kind not in ("snapshots", "commits") and _name(each) not in needed])
+    Raises StorageError where the storage fails, or this machine was asleep meanwhile; what is removed by then, is.
+    """
+    store, shown = found.store, {each.file for each in found.waste}
+    removed: list[StoreFile] = []
+    with turns.marked(store) as marker, ThreadPoolExecutor(_AT_ONCE) as pool:
+        files = list(_files(store))
+        (now_s,) = (each.modified_s for each in files if each.file == marker.place.name)
+        again = _survey(store, files, rules=found.rules, now_s=now_s)
+        todo = [each for each in again.waste if each.file in shown]
+        for start in range(0, len(todo), _AT_ONCE):
+            marker.keep()
+            some = todo[start : start + _AT_ONCE]
+            for each, _ in zip(some, pool.map(lambda each: (store / each.file).delete(), some), strict=True):
+                removed.append(each)
+                progress(len(removed), len(todo))
     return removed
 
 
-def _needed_since(found: Survey) -> set[str]:
-    """The parts of what is there beside the kept snapshots and their commits; puts back commits of new snapshots."""
-    store = found.store
-    records = layout.read_commits(store, layout.committed(store) - found.needed)
-    for number in set(layout.snapshot_numbers(store)) - set(found.kept):
-        for record in layout.read_snapshot(store, number).commits:
-            layout.commit(store, record)
-            records.append(record)
-    return {file for record in records for file in _parts(record)}
+def _survey(store: Place, files: list[StoreFile], *, rules: Rules, now_s: float) -> Survey:
+    """Reads the kept snapshots and, of the commits that none of them holds, those that are spared."""
+    young = young_among(files, older_than_s=rules.older_than_s, now_s=now_s)
+    kept = kept_snapshots(files, keep=rules.keep_snapshots, young=young)
+    needed = [record for number in kept for record in layout.read_snapshot(store, number).commits]
+    spared = layout.read_commits(store, spared_commits(files, needed=needed, young=young))
+    waste, count = decide(files, kept=kept, needed=needed, spared=spared, young=young)
+    return Survey(store, rules, kept, waste, count)
 
 
-def _delete(each: Waste) -> bool:
-    if each.place.modified_s() != each.modified_s:
-        return False
-    each.place.delete()
-    return True
+# listing --------------------------------------------------------------------------------------------------------------
 
 
-def _parts(record: Commit) -> set[str]:
-    return {part.file for part in record.parts}
+def _files(store: Place) -> Iterator[StoreFile]:
+    """Every file of the store that bfp wrote, but for store.json, from one listing."""
+    for entry in store.files():
+        file = entry.place.uri.removeprefix(f"{store.uri}/")
+        if kind := _kind(file):
+            time_s = entry.modified_s if entry.modified_s is not None else entry.place.modified_s()
+            if time_s is not None:
+                yield StoreFile(kind, file, entry.size, time_s)
 
 
-def _name(each: Waste) -> str:
-    return f"{each.kind}/{each.place.name}"
-
-
-def _kind(store: Place, file: Place) -> Kind | None:
-    """What a file of the store is; None for what `survey` has no say in."""
-    *folders, name = file.uri.removeprefix(f"{store.uri}/").split("/")
-    folder = "/".join(folders)
-    if folder in ("", "snapshots", "commits", *TABLES) and _HALF_WRITTEN.fullmatch(name):
+def _kind(file: str) -> Kind | None:
+    folder, _, name = file.rpartition("/")
+    if layout.is_marker(file) or (folder in layout.FOLDERS and left_by_a_kill(name)):
         return "left by a kill"
-    if folder == "snapshots" and re.fullmatch(r"\d+[.]json", name):
-        return "snapshots"
-    if folder == "commits" and name.endswith(".json"):
-        return "commits"
-    for table in TABLES:
-        if folder == table and re.fullmatch(r"part-[0-9a-f]+[.]parquet", name):
-            return table
-    return None
+    return layout.kind_of(file)
+
+
+# deciding: pure -------------------------------------------------------------------------------------------------------
+
+
+def young_among(files: Iterable[StoreFile], *, older_than_s: float, now_s: float) -> set[str]:
+    """The names of those that are spared for their age; a prune's marker while it may count for one."""
+    return {
+        each.file
+        for each in files
+        if now_s - each.modified_s < (max(older_than_s, turns.LEASE_S) if layout.is_marker(each.file) else older_than_s)
+    }
+
+
+def kept_snapshots(files: Iterable[StoreFile], *, keep: int | None, young: Collection[str]) -> list[int]:
+    """The numbers of the latest so many snapshots, or of all, and of the young ones."""
+    numbers = sorted(layout.number_of(each.file) for each in files if each.kind == layout.SNAPSHOTS)
+    latest = numbers[-keep:] if keep else numbers
+    return [number for number in numbers if number in latest or layout.snapshot_file(number) in young]
+
+
+def spared_commits(files: Iterable[StoreFile], *, needed: Iterable[Commit], young: Collection[str]) -> set[str]:
+    """The names of the commits that no kept snapshot holds, where one of them is young; else none."""
+    held = {layout.commit_file(record.name) for record in needed}
+    loose = {each.file for each in files if each.kind == layout.COMMITS} - held
+    return {layout.name_of(file) for file in loose} if not loose.isdisjoint(young) else set()
+
+
+def decide(
+    files: Iterable[StoreFile],
+    *,
+    kept: Iterable[int],
+    needed: Collection[Commit],
+    spared: Collection[Commit],
+    young: Collection[str],
+) -> tuple[list[StoreFile], int]:
+    """What goes, in the order of removal, and how many files that nobody needs are spared.
+
+    kept, needed: the snapshots that stay and the commits that they hold. spared: the commits that may be of an ingest
+    that is going on. young: the names of files that are spared for their age.
+    """
+    of_nobody = {layout.commit_file(record.name) for record in spared}
+    stay = {layout.snapshot_file(number) for number in kept}
+    for record in needed:
+        stay.add(layout.commit_file(record.name))
+    for record in (*needed, *spared):
+        stay |= {part.file for part in record.parts}
+    loose = [each for each in files if each.file not in stay]
+    waste = [each for each in loose if each.file not in young and each.file not in of_nobody]
+    return sorted(waste, key=lambda each: (_ORDER.index(each.kind), each.file)), len(loose) - len(waste)

@@ -78,7 +78,10 @@ class SliceStore:
             raise InputError(f"{at}: the store is empty: no ingest into it has finished; submit the ingest again")
         number = numbers[-1] if snapshot is None else snapshot
         if number not in numbers:
-            raise InputError(f"{at}: has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}")
+            has = f"it has {numbers[0]} to {numbers[-1]}"
+            if number < numbers[-1]:
+                has += "; a prune removed it: a run that began with it can only be begun anew, under another name"
+            raise InputError(f"{at}: has no snapshot {number}; {has}")
         return cls(at, info, number, layout.read_snapshot(at, number))
 
     @classmethod

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from bfp.cohorts.sessions import Key
 from bfp.storage import Place
 from bfp.store import schemas
-from bfp.store.layout import Commit, Part, SegmentationInfo, Table, commit
+from bfp.store.layout import Commit, Part, SegmentationInfo, Table, commit, part_file
 
 ROWS_PER_GROUP = 16
 _CODED = ("cohort", "subject", "session", "segmentation", "modality", "reason")
@@ -119,11 +119,11 @@ class PartWriter:
             return None
         data = self._buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
-        name = f"{self._table}/part-{digest[:24]}.parquet"
+        name = part_file(self._table, digest)
         # Where a part of this name stands, its content is the same: by another submitter, or an earlier, killed run.
-        # It counts as written now, so that a prune does not take it from under the commit to come.
-        while not (store / name).create(data) and not (store / name).touch():
-            pass
+        # It is written again, so that it counts as written now, and a prune spares it for the commit to come (`turns`).
+        if not (store / name).create(data):
+            (store / name).write(data)
         return Part(table=self._table, file=name, size_bytes=len(data), sha256=digest, row_groups=self._row_groups)
 
     def _write_group(self, rows: pa.Table) -> None:
