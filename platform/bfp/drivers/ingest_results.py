@@ -309,12 +309,6 @@ def _methods(spec: Ingest, summary: Summary) -> str:
             f"Grey values within {how.zscore_limit:g} standard deviations of the foreground's mean, both taken between "
             f"its {low:g}th and {high:g}th percentile, became 0 to 255. "
         )
-    several = {
-        "refuse": "",
-        "first": "Of 4-D scans the first volume was taken. ",
-        "mean": "Of 4-D scans the mean of the volumes was taken. ",
-        "each": "Each volume of a 4-D scan gave samples of its own, in the frame of the first, in its own window. ",
-    }[how.volumes]
     head = "brain" if how.brain != "none" else "head"
     between = ""
     if how.slice_range_mm is not None:
@@ -323,6 +317,7 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         "refuse": "",
         "first": "Of 4-D files the first volume was taken. ",
         "mean": "Of 4-D files the mean of the volumes was taken. ",
+        "each": "Each volume of a 4-D file gave samples of its own, in the frame of the first, in its own window. ",
     }[how.volumes]
     carried = {
         "rigid": ", registered rigidly with the scan it was drawn on,",
@@ -343,5 +338,4 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         + (f"Voxels outside {mask} were set to zero. " if mask else "")
         + grey
         + channels
-        + several
     ).strip()

@@ -7,6 +7,7 @@ of fsspec's needs to know beside its URI (a user, a project) stands in ~/.config
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -240,4 +241,6 @@ def _found(uri: str, info: dict[str, Any]) -> Found:
     if info.get("size") is None:
         raise OSError(f"the server does not tell how large {uri} is")
     mark = next((info[name] for name in _MARKS if info.get(name)), "")
+    if isinstance(mark, datetime):  # one client tells the same time as a number in a listing
+        mark = mark.timestamp()
     return Found(uri, int(info["size"]), str(mark).strip('"'))
