@@ -375,7 +375,7 @@ def test_the_volumes_of_4d_scans_become_stacks_of_their_own(tmp_path: Path, ray_
     assert (set(scans), len(scans)) == (expected | {("02", "T1w", None)}, 6)
     figures = run.results()["figures"]
     assert (figures["scans"], figures["rejected"]) == (3, 1)
-    assert "Each volume of a 4-D scan gave samples of its own" in json.dumps(run.results()["blocks"])
+    assert "Each volume of a 4-D file gave samples of its own" in json.dumps(run.results()["blocks"])
     assert scans_prepared(executed(spec)) == 0
 
 
