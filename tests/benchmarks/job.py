@@ -5,8 +5,8 @@
 The scans are repeated under new names, one a session, until there are so many. Then `bfp submit` ingests them at 1 mm,
 with --s3 from and into a bucket of a Ceph gateway on this machine. Printed for each job:
 
-- scans a second between the first committed shard and the last (Ray and its workers start before that), also as a share
-  of what so many workers would do at the rate of one core: of the same scans, in a process of its own;
+- scans a second from the end of each worker's first shard, before which Ray and the workers start, to the last; also as
+  a share of what as many plain processes do of the same scans, side by side, each on a core of its own;
 - seconds from start to end, and peak memory: proportional set size of the job's processes, every 2 s (Linux).
 
 A gateway on the same cores takes its share of them: leave it one, with --workers 1 on a machine of two.
@@ -24,14 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from threading import Barrier
+from typing import Any, NamedTuple
 
-from bfp.drivers.ingest import _shards, shard_task
+from bfp.drivers.ingest import shard_task, shards_of
 from bfp.drivers.inputs import recipe_of, sessions_of
 from bfp.specs import load
 from bfp.specs.ingest import Ingest
@@ -41,7 +42,7 @@ from tests.processes import below, resident_bytes
 
 BFP = Path(sys.executable).parent / "bfp"
 SAMPLED_EVERY_S = 2.0
-ONE_CORE_SCANS = 40
+PLAIN_SCANS = 40  # of each plain process
 
 SPEC = """\
 kind: ingest
@@ -83,28 +84,55 @@ def spec_file(folder: Path, root: str, *, name: str, scans: int, workers: int) -
     return file
 
 
-def one_core_rate(spec: Path) -> float:
-    """Scans a second of one core, shard by shard, without Ray. To be called in a process of its own."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+def plain_rate(spec: Path, *, workers: int) -> float:
+    """Scans a second of so many processes, side by side and without Ray: the sum of their rates."""
+    context = get_context("spawn")
+    with context.Manager() as manager, context.Pool(workers) as pool:
+        together = manager.Barrier(workers)
+        return sum(pool.starmap(one_core_rate, [(spec, number, workers, together) for number in range(workers)], 1))
+
+
+def one_core_rate(spec: Path, number: int, of: int, together: Barrier) -> float:
+    """Scans a second of one of so many processes, on the core of its number, shard by shard.
+
+    It counts from when all of them have done a first shard, which imports.
+    """
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number]})
     made = load(str(spec))
     assert isinstance(made, Ingest)
     recipe = recipe_of(made.preprocessing)
     done, began = 0, 0.0
     with tempfile.TemporaryDirectory(dir=spec.parent) as folder:
         store = place(folder)
-        for shard in _shards(made, sessions_of(made.cohorts, made.preprocessing)):
+        for shard in shards_of(made, sessions_of(made.cohorts, made.preprocessing))[number::of]:
             row = shard_task({"shard": pickle.dumps(shard)}, store=store, recipe=recipe, scan_timeout_s=600)
             assert not row["failure"], row
-            if not began:  # the first one imports
+            if not began:
+                together.wait()
                 began = time.perf_counter()
                 continue
             done += shard.scans
-            if done >= ONE_CORE_SCANS:
+            if done >= PLAIN_SCANS:
                 break
     return done / (time.perf_counter() - began)
 
 
-def submit(spec: Path, run: str) -> Job:
+def rate_of(events: Sequence[Mapping[str, Any]], *, workers: int) -> float:
+    """Scans a second of a run once all workers are at work: the first shard of each does not count, nor its time.
+
+    Raises ValueError where there are no more shards than workers.
+    """
+    steps = [each for each in events if each["event"] == "progress" and each["phase"] == "preparing" and each["done"]]
+    # not every shard has an event of its own; each tells how many are done, as in "3 of 12"
+    counted = [each for each in steps if int(each["shards"].split()[0].replace(",", "")) >= workers]
+    if len(counted) < 2:
+        raise ValueError(f"too few shards to tell the rate of {workers} workers; give more scans")
+    first, last = counted[0], counted[-1]
+    took_s = (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(first["time"])).total_seconds()
+    return float((last["done"] - first["done"]) / took_s)
+
+
+def submit(spec: Path, run: str, *, workers: int) -> Job:
     began, peak = time.perf_counter(), 0
     process = subprocess.Popen([str(BFP), "submit", str(spec)], stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -115,10 +143,7 @@ def submit(spec: Path, run: str) -> Job:
         sys.exit(f"bfp submit {spec} ended with {process.returncode}")
     wall_s = time.perf_counter() - began
     events = [json.loads(line) for line in (place(run) / "events.jsonl").read().splitlines()]
-    steps = [each for each in events if each["event"] == "progress" and each["phase"] == "preparing" and each["done"]]
-    first, last = steps[0], steps[-1]
-    took_s = (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(first["time"])).total_seconds()
-    return Job((last["done"] - first["done"]) / took_s, wall_s, peak)
+    return Job(rate_of(events, workers=workers), wall_s, peak)
 
 
 def main() -> None:
@@ -144,18 +169,15 @@ def main() -> None:
             repeat(given.files, folder, count=count)
             if given.s3:
                 bucket.put(f"{folder}/", f"bfp-job/{folder.name}/", recursive=True)
-            spec = spec_file(here, str(here), name=f"one-core-{count}", scans=count, workers=1)
-            with get_context("spawn").Pool(1) as pool:
-                alone = pool.apply(one_core_rate, (spec,))
-            print(f"{count} scans: {alone:.2f} a second on one core", flush=True)
+            spec = spec_file(here, str(here), name=f"plain-{count}", scans=count, workers=1)
+            plain = plain_rate(spec, workers=given.workers)
+            print(f"{count} scans: {plain:.2f} a second by {given.workers} plain processes", flush=True)
             for where, root in roots.items():
                 name = f"{where}-{count}"
-                job = submit(
-                    spec_file(here, root, name=name, scans=count, workers=given.workers), f"{root}/runs/{name}"
-                )
+                made = spec_file(here, root, name=name, scans=count, workers=given.workers)
+                job = submit(made, f"{root}/runs/{name}", workers=given.workers)
                 print(
-                    f"  {where:4} {job.rate:.2f} a second, {job.rate / alone / given.workers:.0%} of the rate of "
-                    f"{given.workers} cores; {job.wall_s:.0f} s in all; "
+                    f"  {where:4} {job.rate:.2f} a second, {job.rate / plain:.0%} of that; {job.wall_s:.0f} s in all; "
                     f"peak {job.peak / 1e9:.2f} GB",
                     flush=True,
                 )

@@ -34,11 +34,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import s3fs
 import yaml
 
 from bfp.cli.main import run
 from bfp.drivers import ingest
-from bfp.storage import Place, s3
+from bfp.storage import Place
 from bfp.targets.local import Local
 from tests.ceph import Gateway, gateway
 from tests.cohorts.makers import write_bids
@@ -67,7 +68,7 @@ class Campaign:
         here = write_bids(folder / "cohort", subjects=SUBJECTS)
         self.bucket = Place(f"s3://{BUCKET}")
         with clients(made.environment()):
-            s3._filesystem().mkdir(BUCKET)
+            s3fs.S3FileSystem().mkdir(BUCKET)
             for file in sorted(here.rglob("*.*")):
                 (self.bucket / f"cohort/{file.relative_to(here)}").upload(file)
         self.write_spec()

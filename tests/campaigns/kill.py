@@ -1,13 +1,16 @@
 """`kill -9` at random moments of `bfp submit`, then the same submit: nothing is lost and nothing differs.
 
-    python -m tests.campaigns.kill FOLDER [--rounds 10] [--seed 0] [--jobs ingest] [--victims driver raylet]
+    python -m tests.campaigns.kill FOLDER [--kills 100] [--seed 0] [--jobs ingest] [--victims driver raylet]
 
 Makes a demo cohort in FOLDER and runs the demo's ingest and pretrain once undisturbed. Each round then runs both
 again, killed one to five times at moments drawn over the whole of an undisturbed run, from the first import to the
-report; what is killed is drawn too: the driver, one of its Ray workers, or its raylet. At the end of a round the store
-must be the undisturbed one byte for byte, with no shard that was committed before a submit done again in it; the
-encoder, the last checkpoint's tensors and the losses must be equal. Prints a line a round; exits 1 where anything
-differed.
+report; what is killed is drawn too: the driver, one of its Ray workers that is at work, or its raylet. Rounds go on
+until so many kills hit; a moment that came after the end is none.
+
+At the end of a round `bfp store prune` is run, as if an hour later, which must leave the store as the undisturbed one,
+byte for byte, and no part of a shard that was committed may have been written again meanwhile, within a submit or by a
+later one; the encoder, the last checkpoint's tensors and the losses must be equal. Prints a line a round, and whom the
+kills hit; exits 1 where anything differed.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bfp.cli.demo import places
@@ -30,12 +34,17 @@ from bfp.demo.cohort import make_cohort
 from bfp.demo.plan import Groups
 from bfp.runs import RunFolder
 from bfp.storage import place
+from bfp.words import counted
 from tests.conftest import CHECKOUT
 from tests.processes import below
 
 BFP = Path(sys.executable).parent / "bfp"
 SUBJECTS = Groups(6, 6, 2)
 VICTIMS = ("driver", "worker", "raylet")
+LATE = "after the end"
+AT_WORK = {"ingest": b"ray::Map(shard_task)", "pretrain": b"ray::RayTrainWorker"}
+"""How the title of a Ray worker begins while it does the job's work; other `ray::` processes idle, or serve Ray."""
+LOOKED_EVERY_S = 0.05  # at the store: a shard takes longer
 PRETRAIN_STEPS = 60
 GIVES_UP_S = 300  # a submit that lost its raylet or a worker has ended by then, done or failed
 
@@ -59,52 +68,115 @@ def finish(line: Sequence[str]) -> float:
     return time.monotonic() - began
 
 
-def kill(line: Sequence[str], victim: str, *, after_s: float, draw: random.Random) -> str | None:
-    """Start it and kill a process of it after so many seconds; returns which, None where it had ended before.
+def kill(line: Sequence[str], victim: str, *, at_work: bytes, after_s: float, draw: random.Random) -> str:
+    """Start it and kill a process of it after so many seconds; returns which, or LATE where it had ended before.
 
-    Before Ray is up there is only the driver to kill.
+    Where there is no such process (Ray is not up yet, or no worker is at work) it is the driver.
     """
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(after_s)
     except subprocess.TimeoutExpired:
-        found = sorted(pid for pid, name in descendants(process.pid) if name == victim)
+        there = list(descendants(process.pid, at_work=at_work))
+        workers = [pid for pid, name in there if name == "worker"]
+        found = sorted(pid for pid, name in there if name == victim)
         killed, pid = (victim, draw.choice(found)) if found else ("driver", process.pid)
-        with suppress(ProcessLookupError):
+        try:
             os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            killed = LATE
         process.wait(GIVES_UP_S)
+        # a worker that outlives its driver may commit what the next submit has begun: that is no shard done again
+        until = time.monotonic() + GIVES_UP_S
+        while time.monotonic() < until and any(title_of(pid).startswith(at_work) for pid in workers):
+            time.sleep(0.1)
         return killed
-    return None
+    return LATE
 
 
-def descendants(root: int) -> Iterator[tuple[int, str]]:
-    """The processes below a driver that are Ray workers or its raylet (Linux)."""
+def descendants(root: int, *, at_work: bytes) -> Iterator[tuple[int, str]]:
+    """The processes below a driver that are Ray workers at work or its raylet (Linux)."""
     for pid in below(root) - {root}:
-        with suppress(OSError):
-            title = (Path("/proc") / str(pid) / "cmdline").read_bytes().partition(b"\0")[0]
-            if title.startswith(b"ray::"):
-                yield pid, "worker"
-            elif title.endswith(b"/raylet"):
-                yield pid, "raylet"
+        title = title_of(pid)
+        if title.startswith(at_work):
+            yield pid, "worker"
+        elif title.endswith(b"/raylet"):
+            yield pid, "raylet"
+
+
+def title_of(pid: int) -> bytes:
+    """What a process calls itself; b"" where it is gone."""
+    with suppress(OSError):
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().partition(b"\0")[0]
+    return b""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def committed_parts(store: Path) -> dict[str, int]:
-    """The parts of every committed shard, and when each was written last, in ns: what is done again writes them."""
-    commits = [json.loads(file.read_text()) for file in (store / "commits").glob("*.json")]
-    parts = [store / part["file"] for commit in commits if commit["kind"] == "shard" for part in commit["parts"]]
-    return {str(part.relative_to(store)): part.stat().st_mtime_ns for part in parts}
+class Watch:
+    """Looks at a store all the time, and keeps which parts of committed shards were written again.
+
+    Commits are only ever added, and what is done again writes its parts: each is known by its file and time since its
+    commit was first seen.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._known: set[Path] = set()
+        self._written: dict[Path, tuple[int, int]] = {}
+        self._ended = threading.Event()
+        self.again: list[str] = []
+
+    def look(self) -> None:
+        for file in sorted(set((self._store / "commits").glob("*.json")) - self._known):
+            self._known.add(file)
+            commit = json.loads(file.read_text())
+            parts = [self._store / part["file"] for part in commit["parts"] if commit["kind"] == "shard"]
+            self._written |= {part: _identity(part) for part in parts}
+        for part, before in self._written.items():
+            if (now := _identity(part)) != before:
+                self._written[part] = now
+                self.again.append(f"{part.relative_to(self._store)} written again")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Until the end of the block, in a thread of its own."""
+
+        def go() -> None:
+            while not self._ended.wait(LOOKED_EVERY_S):
+                self.look()
+
+        thread = threading.Thread(target=go)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+            self.look()
 
 
-def rewritten(store: Path, written: dict[str, int]) -> list[str]:
-    """Those of the parts in `written` that were written since; `written` is brought up to date."""
-    now = committed_parts(store)
-    again = [f"{name} done again" for name, time in written.items() if now.get(name) != time]
-    written.update(now)
-    return again
+def _identity(part: Path) -> tuple[int, int]:
+    """What changes whenever a file is written or made to count as written; (0, 0) where it is gone."""
+    with suppress(FileNotFoundError):
+        found = part.stat()
+        return found.st_ino, found.st_mtime_ns
+    return 0, 0
+
+
+def pruned(store: Path) -> int:
+    """Run `bfp store prune` as if an hour later, without any grace; returns how many files it removed."""
+    for file in store.rglob("*"):
+        if file.is_file():
+            now = file.stat()
+            os.utime(file, (now.st_atime - 3600, now.st_mtime - 3600))
+    line = [str(BFP), "store", "prune", str(store), "--older-than=30m", "--yes", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(line)}\nended with {done.returncode}\n{done.stderr}")
+    return int(json.loads(done.stdout)["removed_files"])
 
 
 def trained(run: Path) -> dict[str, object]:
@@ -125,7 +197,7 @@ def differing(found: dict[str, object], expected: dict[str, object]) -> list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", nargs="+", choices=("ingest", "pretrain"), default=["ingest", "pretrain"])
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
@@ -142,28 +214,34 @@ def main() -> None:
         print(f"{kind}, undisturbed: {lasts_s[kind]:.0f} s", flush=True)
 
     kills: Counter[str] = Counter()
-    bad = 0
-    for number in range(1, given.rounds + 1):
+    number = bad = leftovers = 0
+    while kills.total() - kills[LATE] < given.kills:
+        number += 1
         for kind in given.jobs:
             line = command(kind, base, name=f"{kind}-{number}", store=store_of[kind].format(number))
-            killed = []
-            written, again = dict[str, int](), list[str]()
-            for _ in range(draw.randint(1, 5)):
-                moment = draw.uniform(0.5, 1.1 * lasts_s[kind])
-                if victim := kill(line, draw.choice(given.victims), after_s=moment, draw=draw):
-                    killed.append(f"{victim} at {moment:.1f} s")
+            killed, watch = list[str](), Watch(base / f"store-{number}")
+            with watch.watching():
+                for _ in range(draw.randint(1, 5)):
+                    moment = draw.uniform(0.5, 1.1 * lasts_s[kind])
+                    victim = kill(line, draw.choice(given.victims), at_work=AT_WORK[kind], after_s=moment, draw=draw)
                     kills[victim] += 1
-                again += rewritten(base / f"store-{number}", written)
-            last_s = finish(line)
-            again += rewritten(base / f"store-{number}", written)
-            wrong = differing(outcome(kind, base, str(number)), expected[kind]) + again
+                    killed += [f"{victim} at {moment:.1f} s"] if victim != LATE else []
+                last_s = finish(line)
+            left = pruned(base / store_of[kind].format(number))
+            leftovers += left
+            wrong = differing(outcome(kind, base, str(number)), expected[kind]) + watch.again
             bad += bool(wrong)
             said = f"DIFFERS: {', '.join(wrong)}" if wrong else "equal"
             print(
-                f"round {number} {kind}: {'; '.join(killed) or 'none in time'}; then {last_s:.0f} s: {said}", flush=True
+                f"round {number} {kind}: {'; '.join(killed) or 'none in time'}; then {last_s:.0f} s; "
+                f"{counted(left, 'file')} pruned: {said}",
+                flush=True,
             )
-    by_victim = ", ".join(f"{count} of the {victim}" for victim, count in sorted(kills.items()))
-    print(f"{kills.total()} kills ({by_victim}) in {given.rounds} rounds; {bad} results differ from the undisturbed")
+    hits = ", ".join(f"{kills[victim]} of the {victim}" for victim in VICTIMS)
+    print(
+        f"{kills.total() - kills[LATE]} kills ({hits}; {kills[LATE]} moments more came after the end) in {number} "
+        f"rounds; {leftovers} files were pruned; {bad} results differ from the undisturbed"
+    )
     sys.exit(bad > 0)
 
 

@@ -9,7 +9,9 @@ ten mutants one is registered onto a good scan, and five have stacks of neighbou
 
 Broken promises are: an exception or a warning of numpy's; a process that dies or hangs; an outcome that is not true of
 the mutant; a good scan beside it that is lost; more than LIMIT_S of CPU for a session, or LIMIT_MB of memory for a
-batch; a store whose rows say anything else; a file outside the store. Prints a line for each mutation; exits 1 where a
+batch; a store whose rows say anything else; a file outside the store: in the working directory, the folder for
+temporary files or any of the DEPTH folders above the store, which are the batch's own. Prints a line for each mutation,
+with the slowest session by CPU time and by the clock (which what else the machine does prolongs); exits 1 where a
 promise was broken.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import resource
 import shutil
 import signal
@@ -49,6 +52,7 @@ from tests.cohorts.makers import RECIPE, write_scan
 LIMIT_S = 2.0
 LIMIT_MB = 256
 HANGS_S = 60
+DEPTH = 6  # more than any `..` of a mutant's name leads up
 _ADDRESS_SPACE = 3 << 30  # on top of what the process has when it begins; threads reserve much that they never touch
 _PATTERN = r"/(?P<subject>\d+)/(?P<modality>T1w|FLAIR)/[^/]*\Z"
 
@@ -72,6 +76,7 @@ class Told(NamedTuple):
     outcome: Outcome
     others: tuple[Outcome, ...]
     cpu_s: float
+    wall_s: float
 
 
 @dataclass(slots=True)
@@ -79,7 +84,8 @@ class Tally:
     """What a batch came to."""
 
     outcomes: Counter[Outcome] = field(default_factory=Counter)
-    slowest_s: float = 0.0
+    slowest_s: float = 0.0  # of CPU time
+    slowest_wall_s: float = 0.0
     peak_mb: float = 0.0
     broken: list[str] = field(default_factory=list)
 
@@ -121,9 +127,9 @@ def ingest(cohort: Path, store: Place, tasks: Mapping[int, Task], tell: Callable
         source = Source("mutants", "glob", Place(f"{cohort}/*/*/*"), pattern=_PATTERN)
         for session in discover(source, wanted=("T1w", "T2w", "FLAIR")):
             task = tasks[int(session.key.subject)]
-            start = time.process_time()
+            cpu, wall = time.process_time(), time.perf_counter()
             pieces = list(prepare(session, recipe=task.recipe, scan_timeout_s=HANGS_S / 3))
-            tell(_outcome_of(pieces, task, time.process_time() - start))
+            tell(_outcome_of(pieces, task, cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall))
             left_out.extend(row.uri for piece in pieces for row in piece.left_out)
             yield from pieces
 
@@ -134,16 +140,20 @@ def ingest(cohort: Path, store: Place, tasks: Mapping[int, Task], tell: Callable
     assert all(row["reason"] in set(Reason) and row["detail"] for row in rejected)
 
 
-def _outcome_of(pieces: list[SessionStacks], task: Task, cpu_s: float) -> Told:
+def _outcome_of(pieces: list[SessionStacks], task: Task, *, cpu_s: float, wall_s: float) -> Told:
     outcomes: dict[str, Outcome] = {row.modality: row.reason for piece in pieces for row in piece.left_out}
     outcomes |= {record.scan.modality: STACKS for piece in pieces for record in piece.scans}
     own = outcomes.pop(task.modality)
-    return Told(task.number, own, tuple(outcomes.values()), cpu_s)
+    return Told(task.number, own, tuple(outcomes.values()), cpu_s, wall_s)
 
 
 def _in_a_process_of_its_own(folder: Path, tasks: Mapping[int, Task], replies: Connection) -> None:
     """`ingest` with numpy's warnings as errors and little memory; sends each Told, then the peak in MB or a text."""
     warnings.simplefilter("error", RuntimeWarning)
+    for name in ("cwd", "tmp"):
+        (outermost(folder) / name).mkdir()
+    os.chdir(outermost(folder) / "cwd")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(outermost(folder) / "tmp")
     # What every process needs once is no mutant's doing: a good session goes first.
     ingest(
         folder / "good", Place(f"{folder}/good-store"), {0: Task(0, "FLAIR", MODALITIES, frozenset())}, lambda _: None
@@ -179,13 +189,19 @@ def judge(told: Told, task: Task) -> str:
     return ""
 
 
-def run_batch(folder: Path, mutation: str, *, numbers: Sequence[int], seed: int, among: Sequence[Seed]) -> Tally:
+def outermost(folder: Path) -> Path:
+    """The uppermost folder in which strays are looked for."""
+    return folder.parents[DEPTH - 1]
+
+
+def run_batch(empty: Path, mutation: str, *, numbers: Sequence[int], seed: int, among: Sequence[Seed]) -> Tally:
     """Make the mutants of these numbers below an empty folder, let a process ingest them, and judge what it tells."""
-    tally = Tally()
+    tally, folder = Tally(), empty.joinpath(*"abcdef"[:DEPTH])
+    assert outermost(folder) == empty, folder
     tasks = {number: make(folder / "cohort", mutation, number=number, seed=seed, among=among) for number in numbers}
     for modality in ("T1w", "FLAIR"):
         write_scan(folder / f"good/0/{modality}/good.nii", shape=SHAPE, spacing_mm=SPACING_MM)
-    before = files_below(folder)
+    before = files_below(empty)
 
     spawn = multiprocessing.get_context("spawn")
     replies, theirs = spawn.Pipe(duplex=False)
@@ -199,6 +215,7 @@ def run_batch(folder: Path, mutation: str, *, numbers: Sequence[int], seed: int,
                 waiting.remove(told.number)
                 tally.outcomes[told.outcome] += 1
                 tally.slowest_s = max(tally.slowest_s, told.cpu_s)
+                tally.slowest_wall_s = max(tally.slowest_wall_s, told.wall_s)
                 if wrong := judge(told, tasks[told.number]):
                     tally.broken.append(f"{mutation} {told.number}: {wrong}")
             case float() as peak:
@@ -213,9 +230,8 @@ def run_batch(folder: Path, mutation: str, *, numbers: Sequence[int], seed: int,
         tally.broken.append(f"{mutation}: nothing was told of {waiting}")
     if tally.peak_mb > LIMIT_MB:
         tally.broken.append(f"{mutation}: {tally.peak_mb:.0f} MB of memory")
-    strays = [file for file in files_below(folder) - before if not file.startswith(("store/", "good-store/"))]
-    if strays:
-        tally.broken.append(f"{mutation}: files outside the store: {strays}")
+    if found := strays(folder, before):
+        tally.broken.append(f"{mutation}: files outside the store: {found}")
     return tally
 
 
@@ -230,6 +246,13 @@ def _replies(replies: Connection, kill: Callable[[], None]) -> Iterator[object]:
             return
 
 
+def strays(folder: Path, before: set[str]) -> list[str]:
+    """The files outside the stores of a batch that were not there before."""
+    empty = outermost(folder)
+    stores = tuple(f"{(folder / name).relative_to(empty)}/" for name in ("store", "good-store"))
+    return sorted(file for file in files_below(empty) - before if not file.startswith(stores))
+
+
 def files_below(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()}
 
@@ -240,7 +263,8 @@ def files_below(folder: Path) -> set[str]:
 def line(mutation: str, tally: Tally) -> str:
     outcomes = ", ".join(f"{count} {outcome.partition(' (')[0]}" for outcome, count in tally.outcomes.most_common())
     count = tally.outcomes.total()
-    return f"{mutation:<28} {count:>6} {1000 * tally.slowest_s:>6.0f} ms {tally.peak_mb:>5.0f} MB  {outcomes}"
+    slowest = f"{1000 * tally.slowest_s:>6.0f} ms {1000 * tally.slowest_wall_s:>6.0f} ms"
+    return f"{mutation:<28} {count:>6} {slowest} {tally.peak_mb:>5.0f} MB  {outcomes}"
 
 
 def main() -> None:
@@ -254,7 +278,7 @@ def main() -> None:
     chosen = [given.only] if given.only else list(MUTATIONS)
     each = -(-given.count // len(chosen))
     print(f"{each} mutants by each of {len(chosen)} mutations, of {len(among)} seeds, seed {given.seed}", flush=True)
-    print(f"{'mutation':<28} {'count':>6} {'slowest':>9} {'peak':>8}  outcomes")
+    print(f"{'mutation':<28} {'count':>6} {'CPU':>9} {'clock':>9} {'peak':>8}  outcomes")
     whole, began = Tally(), time.monotonic()
     for mutation in chosen:
         folder = Path(tempfile.mkdtemp(prefix="bfp-mutants-"))
@@ -267,6 +291,7 @@ def main() -> None:
             print(f"    BROKEN {broken}", flush=True)
         whole.outcomes += tally.outcomes
         whole.slowest_s = max(whole.slowest_s, tally.slowest_s)
+        whole.slowest_wall_s = max(whole.slowest_wall_s, tally.slowest_wall_s)
         whole.peak_mb = max(whole.peak_mb, tally.peak_mb)
         whole.broken += tally.broken
     print(line("all", whole))

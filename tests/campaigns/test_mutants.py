@@ -9,7 +9,18 @@ import pytest
 
 from bfp.errors import Reason
 from bfp.storage import Place
-from tests.campaigns.mutants import MODALITIES, Task, Told, ingest, judge, make, run_batch
+from tests.campaigns.mutants import (
+    MODALITIES,
+    Task,
+    Told,
+    files_below,
+    ingest,
+    judge,
+    make,
+    outermost,
+    run_batch,
+    strays,
+)
 from tests.campaigns.mutations import MUTATIONS, SHAPE, SPACING_MM, STACKS, Seed, seeds
 from tests.cohorts.makers import write_scan
 
@@ -38,6 +49,8 @@ def test_a_batch_in_a_process_of_its_own_keeps_every_promise(among: list[Seed], 
     tally = run_batch(tmp_path, "bits of the gzip", numbers=range(5), seed=1, among=among)
     assert tally.broken == []
     assert tally.outcomes.total() == 5
+    assert tally.slowest_wall_s > 0
+    assert {"cwd", "tmp"} <= {each.name for each in tmp_path.iterdir()}, "where the process works is looked at too"
 
 
 def test_the_seeds_are_good_scans(among: list[Seed], tmp_path: Path) -> None:
@@ -56,7 +69,21 @@ def test_the_seeds_are_good_scans(among: list[Seed], tmp_path: Path) -> None:
 
 def test_an_untrue_reason_a_lost_neighbour_and_a_slow_scan_are_broken_promises() -> None:
     task = Task(0, "T1w", MODALITIES, frozenset({Reason.TRUNCATED}))
-    assert judge(Told(0, Reason.TRUNCATED, (STACKS,), 0.1), task) == ""
-    assert "became 'stacks'; true would be" in judge(Told(0, STACKS, (), 0.1), task)
-    assert "the good scan beside it" in judge(Told(0, Reason.TRUNCATED, (Reason.EMPTY,), 0.1), task)
-    assert "3.0 s of CPU" in judge(Told(0, Reason.TRUNCATED, (), 3.0), task)
+    assert judge(Told(0, Reason.TRUNCATED, (STACKS,), 0.1, 9.0), task) == ""
+    assert "became 'stacks'; true would be" in judge(Told(0, STACKS, (), 0.1, 0.1), task)
+    assert "the good scan beside it" in judge(Told(0, Reason.TRUNCATED, (Reason.EMPTY,), 0.1, 0.1), task)
+    assert "3.0 s of CPU" in judge(Told(0, Reason.TRUNCATED, (), 3.0, 3.0), task)
+
+
+def test_a_file_outside_the_store_is_found_wherever_a_batch_may_have_put_it(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*"abcdef")
+    for name in ("cohort/1/T1w/x.nii", "store/stacks/x"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"")
+    before = files_below(outermost(folder))
+    assert strays(folder, before) == []
+    (folder / "store/stacks/y").write_bytes(b"")
+    assert strays(folder, before) == []
+    for name in ("store-x", "../x", "../../../../../../x", "cohort/1/T1w/y"):
+        (folder / name).write_bytes(b"")
+    assert strays(folder, before) == ["a/b/c/d/e/f/cohort/1/T1w/y", "a/b/c/d/e/f/store-x", "a/b/c/d/e/x", "x"]

@@ -20,7 +20,7 @@ from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
 from bfp.specs.ingest import Ingest
 from bfp.storage import Entry, Place, place
-from bfp.store import layout, turns
+from bfp.store import layout, summary, turns
 from bfp.store.check import check
 from bfp.store.prune import remove, survey
 from bfp.store.reader import SliceStore, pixels_of
@@ -552,56 +552,49 @@ def test_a_part_that_was_lost_or_thrown_away_is_made_anew(
     assert check(place(spec.store)).faults == []
 
 
+@pytest.mark.parametrize("moment", ["before they are read", "while they are read", "before the snapshot"])
 def test_what_a_prune_takes_meanwhile_fails_the_run_with_words_and_the_next_makes_it_anew(
-    dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     spec = spec_of(tmp_path, dataset)
-    take_snapshot, whole = layout.take_snapshot, layout.whole
+    store = place(spec.store)
+    at, name = {
+        "before they are read": (ingest, "_all_whole"),
+        "while they are read": (summary, "summarise"),
+        "before the snapshot": (ingest, "_take_snapshot"),
+    }[moment]
+    plain = getattr(at, name)
 
-    def prune(store: Place) -> None:
+    def pruned_before(*arguments: Any) -> Any:
         found = survey(store, older_than_s=0)
         assert remove(found) == found.waste != []
+        return plain(*arguments)
 
-    def pruned_before_the_snapshot(store: Place, *arguments: Any, **more: Any) -> layout.Numbered:
-        prune(store)
-        return take_snapshot(store, *arguments, **more)
-
-    def pruned_before_the_look(store: Place, names: list[str]) -> dict[str, layout.Commit]:
-        if layout.committed(store):
-            prune(store)
-        return whole(store, names)
-
-    expected = files_of(undisturbed.folder.parent.parent / "store")
-    for name, pruned, snapshots in (
-        ("whole", pruned_before_the_look, []),
-        ("take_snapshot", pruned_before_the_snapshot, [1]),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(layout, name, pruned)
-            with pytest.raises(
-                JobFailed, match=r"a prune of the store took . commits, or parts of it, .* submit again"
-            ):
-                executed(spec)
-        assert layout.snapshot_numbers(place(spec.store)) == snapshots
+    with monkeypatch.context() as patch:
+        patch.setattr(at, name, pruned_before)
+        with pytest.raises(JobFailed, match=r"a prune of the store took . commits, or parts of .* submit again"):
+            executed(spec)
+    assert layout.snapshot_numbers(store) == []
     executed(spec)
-    assert files_of(tmp_path / "store") == expected
-    assert check(place(spec.store)).faults == []
+    assert files_of(store) == files_of(undisturbed.folder.parent.parent / "store")
+    assert check(store).faults == []
 
 
-def test_a_part_that_a_prune_takes_after_its_commit_was_made_fails_the_run(
+def test_a_part_that_is_gone_though_its_commit_is_there_fails_the_run(
     dataset: Path, tmp_path: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(tmp_path, dataset)
-    take_snapshot = layout.take_snapshot
+    take_snapshot = ingest._take_snapshot
 
-    def lost_before(store: Place, *arguments: Any, **more: Any) -> layout.Numbered:
-        (store / "stacks" / (store / "stacks").names()[0]).delete()
-        return take_snapshot(store, *arguments, **more)
+    def lost_before(*arguments: Any) -> layout.Numbered:
+        (place(spec.store) / "stacks" / (place(spec.store) / "stacks").names()[0]).delete()
+        return take_snapshot(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "take_snapshot", lost_before)
+        patch.setattr(ingest, "_take_snapshot", lost_before)
         with pytest.raises(JobFailed, match="a prune of the store took 1 commit, or parts of it"):
             executed(spec)
+    assert layout.snapshot_numbers(place(spec.store)) == []
     executed(spec)
     assert check(place(spec.store)).faults == []
 
@@ -629,12 +622,12 @@ def test_an_ingest_waits_for_the_prune_that_is_at_work_and_not_for_one_that_was_
 ) -> None:
     spec = spec_of(tmp_path, dataset)
     store = place(spec.store)
-    with turns.marked(store):
+    with turns.marked(store, "prune"):
         asked = run_of(spec)
         asked.ask_to_stop()
         with pytest.raises(Interrupted, match="while a prune of the store was going on"), asked:
             ingest.execute(spec, asked)
-        killed = store / layout.marker_file()
+        killed = store / layout.marker_file("prune")
         killed.write(b"")
     notes = [event["message"] for event in RunFolder(asked.folder).events() if event["event"] == "note"]
     assert notes == ["waiting for a prune of the store to end"]

@@ -166,7 +166,7 @@ def test_a_prune_that_is_killed_anywhere_leaves_a_whole_store_and_the_next_one_e
         assert check(store).faults == []
         remove(survey(store, keep_snapshots=1))
         (marker,) = files_of(store.path).keys() - files_of(undisturbed.path).keys()
-        assert layout.is_marker(marker)
+        assert layout.marker_of(marker) == "prune"
         aged(store)
         assert [each.file for each in remove(survey(store, keep_snapshots=1))] == [marker]
         assert files_of(store.path) == files_of(undisturbed.path)

@@ -39,8 +39,8 @@ from bfp.drivers.preparing import (
     volumes_warnings,
     worker_gb,
 )
-from bfp.drivers.streaming import POLL_S, until_stopped
-from bfp.errors import InputError, Interrupted, JobFailed, Reason
+from bfp.drivers.streaming import until_stopped
+from bfp.errors import InputError, Interrupted, JobFailed, Reason, StorageError
 from bfp.imaging import IMAGING_VERSION
 from bfp.reports.numbers import bytes_text
 from bfp.runs import Run
@@ -253,19 +253,19 @@ def execute(spec: Ingest, run: Run) -> None:
     run.phase("committing")
     kept = [made_now.get(name, name) for name in names]
     kept += _commit_sessions(store, sessions, _segmentations(spec))
-    commits = _all_whole(store, kept, run)
-    made = SliceStore.of_commits(store, commits)
-    summary = summarise(made)
+    made = SliceStore.of_commits(store, _all_whole(store, kept))
+    try:
+        summary = summarise(made)
+    except StorageError:
+        _all_whole(store, kept)
+        raise
     refused = too_many(
         {row.reason: row.scans for row in summary.rejected},
         used=sum(row.scans for row in summary.modalities),
         allowed=spec.max_rejected,
         meanwhile="no snapshot was taken",
     )
-    snapshot = None
-    if not refused:
-        snapshot = layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
-        _all_whole(store, kept, run)
+    snapshot = None if refused else _take_snapshot(spec, kept, run)
 
     run.phase("describing")
     results = results_of(spec, run, made, summary, snapshot=snapshot.number if snapshot else None)
@@ -275,19 +275,29 @@ def execute(spec: Ingest, run: Run) -> None:
         raise JobFailed(refused)
 
 
-def _wait_for_prunes(store: Place, run: Run) -> None:
-    """As `store.turns` wants it. Raises Interrupted when the run is asked to stop."""
+def _take_snapshot(spec: Ingest, names: list[str], run: Run) -> Numbered:
+    """The snapshot of the commits of these names, when it is its turn. Raises JobFailed where one is gone by then."""
+    store = place(spec.store)
+    with turns.marked(store, "ingest") as marker:
+        _wait_for_prunes(store, run, keep=marker.keep)
+        commits = _all_whole(store, names)
+        marker.keep()
+        return layout.take_snapshot(store, commits, cohorts=[each.name for each in spec.cohorts])
+
+
+def _wait_for_prunes(store: Place, run: Run, *, keep: Callable[[], None] = lambda: None) -> None:
+    """As `store.turns` wants it; `keep` is called now and then. Raises Interrupted when the run is asked to stop."""
     for waits, _ in enumerate(turns.while_pruned(store)):
+        keep()
         if not waits:
             run.note("waiting for a prune of the store to end")
         if run.stopping:
             raise Interrupted("stopped, while a prune of the store was going on; submit again to go on")
-        time.sleep(POLL_S)
+        time.sleep(turns.POLL_S)
 
 
-def _all_whole(store: Place, names: list[str], run: Run) -> list[Commit]:
-    """The commits of these names. Raises JobFailed where a prune took of what this run builds on."""
-    _wait_for_prunes(store, run)
+def _all_whole(store: Place, names: list[str]) -> list[Commit]:
+    """The commits of these names. Raises JobFailed where one is gone, or a part of it."""
     whole = layout.whole(store, names)
     if gone := set(names) - whole.keys():
         raise JobFailed(

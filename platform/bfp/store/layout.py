@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,10 +40,11 @@ COMMITS = "commits"
 FOLDERS = ("", SNAPSHOTS, COMMITS, *TABLES)
 """Where bfp writes; "" is the store itself."""
 
+Side = Literal["prune", "ingest"]
 FileKind = Literal["snapshots", "commits", "stacks", "masks", "scans", "sessions", "rejected", "label_maps"]
 
 _NAMES = {SNAPSHOTS: r"\d+[.]json", COMMITS: r".+[.]json"} | dict.fromkeys(TABLES, r"part-[0-9a-f]+[.]parquet")
-_MARKER = re.compile(r"[.]bfp-prune-[0-9a-f]{12}")
+_MARKER = re.compile(r"[.]bfp-(prune|ingest)-[0-9a-f]{12}")
 
 
 def snapshot_file(number: int) -> str:
@@ -69,13 +70,15 @@ def part_file(table: Table, sha256: str) -> str:
     return f"{table}/part-{sha256[:24]}.parquet"
 
 
-def marker_file() -> str:
-    """A name for the marker of one prune (`turns`)."""
-    return f".bfp-prune-{secrets.token_hex(6)}"
+def marker_file(side: Side) -> str:
+    """A name for the marker of one prune or ingest (`turns`)."""
+    return f".bfp-{side}-{secrets.token_hex(6)}"
 
 
-def is_marker(file: str) -> bool:
-    return bool(_MARKER.fullmatch(file))
+def marker_of(file: str) -> Side | None:
+    """Whose marker a file is; None where it is none."""
+    found = _MARKER.fullmatch(file)
+    return cast(Side, found[1]) if found else None
 
 
 def kind_of(file: str) -> FileKind | None:

@@ -11,9 +11,9 @@ What was written less than a day ago is spared: it may be of an ingest that is g
 will be submitted again. An ingest may take longer than a day, but not over one shard: so all commits that no snapshot
 holds are spared, with their parts, while one of them is that young.
 
-`survey` lists, and `remove` lists again behind a marker (`turns`, which says why an ingest that is going on is safe)
-and removes what was shown and is still waste by then. Snapshots go first, then commits, then parts: a kill in between
-leaves what nobody refers to, for the next prune. A reader of a kept snapshot notices nothing.
+`survey` lists, and `remove` lists again when it is its turn (`turns`, which says why an ingest that is going on is
+safe) and removes what was shown and is still waste by then. Snapshots go first, then commits, then parts: a kill in
+between leaves what nobody refers to, for the next prune. A reader of a kept snapshot notices nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _AT_ONCE = 16  # requests, which on object storage mostly wait
 Kind = FileKind | Literal["left by a kill"]
 Progress = Callable[[int, int], None]
 
-_ORDER: tuple[Kind, ...] = (*get_args(FileKind), "left by a kill")
+LEFT: Kind = "left by a kill"
+_ORDER: tuple[Kind, ...] = (*get_args(FileKind), LEFT)
 
 
 class StoreFile(NamedTuple):
@@ -87,11 +88,12 @@ def survey(store: Place, *, keep_snapshots: int | None = None, older_than_s: flo
 def remove(found: Survey, *, progress: Progress = lambda done, total: None) -> list[StoreFile]:
     """Remove what a survey found, but for what was written or is needed since; returns what was removed.
 
-    Raises StorageError where the storage fails, or this machine was asleep meanwhile; what is removed by then, is.
+    Raises StorageError where the storage fails, ingests hold it up, or this machine was asleep meanwhile; what is
+    removed by then, is.
     """
     store, shown = found.store, {each.file for each in found.waste}
     removed: list[StoreFile] = []
-    with turns.marked(store) as marker, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with turns.of_prune(store) as marker, ThreadPoolExecutor(_AT_ONCE) as pool:
         files = list(_files(store))
         (now_s,) = (each.modified_s for each in files if each.file == marker.place.name)
         again = _survey(store, files, rules=found.rules, now_s=now_s)
@@ -130,8 +132,8 @@ def _files(store: Place) -> Iterator[StoreFile]:
 
 def _kind(file: str) -> Kind | None:
     folder, _, name = file.rpartition("/")
-    if layout.is_marker(file) or (folder in layout.FOLDERS and left_by_a_kill(name)):
-        return "left by a kill"
+    if layout.marker_of(file) or (folder in layout.FOLDERS and left_by_a_kill(name)):
+        return LEFT
     return layout.kind_of(file)
 
 
@@ -139,11 +141,11 @@ def _kind(file: str) -> Kind | None:
 
 
 def young_among(files: Iterable[StoreFile], *, older_than_s: float, now_s: float) -> set[str]:
-    """The names of those that are spared for their age; a prune's marker while it may count for one."""
+    """The names of those that are spared for their age: what looks left by a kill, while it may be in use."""
     return {
         each.file
         for each in files
-        if now_s - each.modified_s < (max(older_than_s, turns.LEASE_S) if layout.is_marker(each.file) else older_than_s)
+        if now_s - each.modified_s < (max(older_than_s, turns.LEASE_S) if each.kind == LEFT else older_than_s)
     }
 
 
