@@ -3,9 +3,10 @@
     python -m tests.benchmarks.ingest SCAN... [--repeats 7]
 
 Needs tests/benchmarks/requirements.txt. Every approach reads the file (cached by the system), turns it to RAS,
-resamples it to 1 mm, scales it between two percentiles to uint8 and crops or pads it to 224 × 224; on one core, in
-alternation, so that whatever else the machine does hits all alike. Printed are medians, and how many times as long as
-bfp the others take.
+resamples it to 1 mm, scales it between two percentiles to uint8 and crops or pads it to 224 × 224; each in a process of
+its own, all on one core, in alternation, so that whatever else the machine does hits all alike. bfp's process is set up
+as its workers are (`imaging.memory`), the others' as they come. Printed are medians, and how many times as long as bfp
+the others take.
 
 `floor` is what no approach can do without: libdeflate on the whole file, and one pass over the voxels.
 
@@ -21,7 +22,10 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import deflate
@@ -31,6 +35,7 @@ from scipy import ndimage
 
 from bfp.imaging.foreground import find_foreground
 from bfp.imaging.inflate import is_gzip
+from bfp.imaging.memory import keep_freed_memory
 from bfp.imaging.nifti import decode
 from bfp.imaging.session import Prepared, prepare_session
 from bfp.imaging.stacks import Recipe
@@ -190,16 +195,38 @@ APPROACHES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def medians(file: Path, *, repeats: int) -> dict[str, float]:
-    """Milliseconds of each approach, taken in turn after a first round that does not count."""
-    took: dict[str, list[float]] = {name: [] for name in APPROACHES}
-    for turn in range(repeats + 1):
-        for name, approach in APPROACHES.items():
+class Peer:
+    """An approach in a process of its own, which does one file at a time."""
+
+    def __init__(self, name: str) -> None:
+        context = get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        context.Process(target=serve, args=(name, theirs), daemon=True).start()
+
+    def milliseconds(self, file: Path) -> float:
+        self._ours.send(file)
+        took: float = self._ours.recv()
+        return took
+
+
+def serve(name: str, connection: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    if name == "bfp":
+        keep_freed_memory()
+    with suppress(EOFError):  # when the other side is done
+        while True:
+            file = connection.recv()
             began = time.perf_counter()
-            approach(file)
-            if turn:
-                took[name].append(1000 * (time.perf_counter() - began))
-    return {name: statistics.median(times) for name, times in took.items()}
+            APPROACHES[name](file)
+            connection.send(1000 * (time.perf_counter() - began))
+
+
+def medians(peers: Mapping[str, Peer], file: Path, *, repeats: int) -> dict[str, float]:
+    """Milliseconds of each approach, taken in turn after a first round that does not count."""
+    rounds = [{name: peer.milliseconds(file) for name, peer in peers.items()} for _ in range(repeats + 1)]
+    return {name: statistics.median(took[name] for took in rounds[1:]) for name in peers}
 
 
 def main() -> None:
@@ -209,12 +236,10 @@ def main() -> None:
     given = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    import torch
-
-    torch.set_num_threads(1)
+    peers = {name: Peer(name) for name in APPROACHES}
     different = list[str]()
     for file in given.scans:
-        found = medians(file, repeats=given.repeats)
+        found = medians(peers, file, repeats=given.repeats)
         image = nib.load(file)
         spacing = " × ".join(f"{zoom:.2f}" for zoom in image.header.get_zooms()[:3])
         print(f"\n{file.name}: {' × '.join(map(str, image.shape))} {image.get_data_dtype()} at {spacing} mm")
