@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from bfp.drivers import ingest
@@ -74,10 +75,10 @@ def held_up(draw: random.Random, held_up_s: float) -> None:
     """Make this process wait before some of its requests to the storage."""
 
     def slow(plain: Callable[..., Any]) -> Callable[..., Any]:
-        def method(here: Place, *arguments: Any) -> Any:
+        def method(here: Place, *arguments: Any, **named: Any) -> Any:
             if draw.random() < 0.1:
                 time.sleep(draw.uniform(0, held_up_s))
-            return plain(here, *arguments)
+            return plain(here, *arguments, **named)
 
         return method
 
@@ -164,7 +165,11 @@ def run(folder: Path, store: str, *, times: int, seed: int, held_up_s: float) ->
         process.start()
     outcomes, wrong, ended = Counter[str](), list[str](), 0
     while ended < INGESTERS * times:
-        what, said = told.get(timeout=600)
+        try:
+            what, said = told.get(timeout=5)
+        except Empty:
+            assert not any(process.exitcode for process in working), "an ingester died"
+            continue
         outcomes[what] += 1
         ended += what in (DONE, PRUNED, OTHERWISE)
         if what == "prunes":
