@@ -6,3 +6,8 @@ from __future__ import annotations
 def counted(count: int, one: str, several: str | None = None) -> str:
     """1 session, 1,204 sessions; several: where an added s does not make it."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def bytes_text(size: float) -> str:
+    """12.3 MB, 1,204.0 MB, 12.1 GB."""
+    return f"{size / 1e6:,.1f} MB" if size < 10e9 else f"{size / 1e9:,.1f} GB"

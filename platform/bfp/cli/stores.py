@@ -13,9 +13,9 @@ from bfp.cli.display import Display
 from bfp.cli.output import grid, shown, table, write
 from bfp.cli.runs import local_time
 from bfp.errors import InputError
-from bfp.reports.numbers import bytes_text, number_text
+from bfp.reports.numbers import number_text
 from bfp.storage import Place
-from bfp.words import counted
+from bfp.words import bytes_text, counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

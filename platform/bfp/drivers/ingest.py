@@ -43,13 +43,12 @@ from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed, Reason, StorageError
 from bfp.imaging import IMAGING_VERSION
 from bfp.imaging.memory import keep_freed_memory
-from bfp.reports.numbers import bytes_text
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.storage import Place, place, repeats
 from bfp.store import layout, turns
 from bfp.store.layout import Commit, Numbered, SegmentationInfo
-from bfp.words import counted
+from bfp.words import bytes_text, counted
 
 if TYPE_CHECKING:
     from bfp.imaging.stacks import Recipe

@@ -17,7 +17,6 @@ from bfp.drivers.inputs import slice_spacing_mm
 from bfp.imaging import IMAGING_VERSION, SHOWN_HEIGHTS
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
-from bfp.reports.numbers import bytes_text
 from bfp.reports.pictures import Pair, SessionSlices, mosaic, orientation, overlays
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
@@ -25,7 +24,7 @@ from bfp.specs.preprocessing import ModalityStacks
 from bfp.storage import Place
 from bfp.store.reader import SliceStore, pixels_of
 from bfp.store.summary import Summary
-from bfp.words import counted
+from bfp.words import bytes_text, counted
 
 SHOWN_SETS = 8
 SHOWN_PAIRS = 12

@@ -49,11 +49,6 @@ def cell_text(cell: str | float | None) -> str:
     return cell if isinstance(cell, str) else number_text(cell)
 
 
-def bytes_text(size: float) -> str:
-    """12.3 MB, 1,204.0 MB, 12.1 GB."""
-    return f"{size / 1e6:,.1f} MB" if size < 10e9 else f"{size / 1e9:,.1f} GB"
-
-
 def duration_text(seconds: float) -> str:
     """0.4 s, 12 s, 4 min 12 s, 2 h 5 min, 3 d 4 h: the two largest units."""
     if seconds < 10:
