@@ -178,6 +178,21 @@ def test_a_name_that_is_not_bids_or_of_another_subject_is_left_out(tmp_path: Pat
     assert "sub-01_<suffix>.nii.gz" in session.left_out[0].detail
 
 
+def test_an_image_that_lies_or_is_called_as_none_of_bids_is_left_out_and_not_forgotten(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/func/sub-01_bold.nii.gz", "sub-01/dwi/sub-01_dwi.nii")
+    astray = [
+        "anat/sub-01_T2w.NII.GZ",
+        "anat/sub-01_PDw.hdr",
+        "anat/sub-01_PDw.img",
+        "Anat/sub-01_T2w.nii",
+        "sub-01_T2w.nii",
+    ]
+    touch(tmp_path, *(f"sub-01/{name}" for name in astray), "sub-01/anat/sub-01_acq-a\nb_T1w.nii")
+    (session,) = found_in(tmp_path)
+    names = {row.uri.partition("sub-01/")[2]: row.reason for row in session.left_out}
+    assert names == dict.fromkeys(astray, Reason.NAME) | {"anat/sub-01_acq-a\nb_T1w.nii": Reason.DUPLICATE}
+
+
 def test_labels_come_from_participants_and_sessions(tmp_path: Path) -> None:
     root = touch(tmp_path, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz", "sub-01/ses-b/anat/sub-01_ses-b_T1w.nii.gz")
     write(root / "participants.tsv", "participant_id\tage\tsex\tsite\nsub-01\t70\tF\tn/a\n")

@@ -50,10 +50,21 @@ def test_equal_preprocessings_have_equal_fingerprints_whatever_the_order_of_thei
 
 def test_the_first_commit_of_a_name_stands(store: Place) -> None:
     first, second = record("x", rows=5), record("x", rows=6)
-    (store / first.parts[0].file).write(b"")
+    (store / first.parts[0].file).write(bytes(10))
     assert layout.commit(store, first) == first
     assert layout.commit(store, second) == first
     assert layout.committed(store) == {"x"}
+
+
+def test_a_commit_whose_part_was_cut_short_is_whole_no_more(store: Place) -> None:
+    layout.make(store, PREPROCESSING)
+    (store / record("x").parts[0].file).write(bytes(10))
+    layout.commit(store, record("x"))
+    assert set(layout.whole(store, ["x"])) == {"x"}
+    assert layout.standing(store, "x") == record("x")
+    (store / record("x").parts[0].file).write(bytes(9))
+    assert layout.whole(store, ["x"]) == {}
+    assert layout.standing(store, "x") is None
 
 
 def test_a_commit_that_lost_a_part_is_whole_no_more_and_may_be_replaced(store: Place) -> None:
@@ -61,7 +72,7 @@ def test_a_commit_that_lost_a_part_is_whole_no_more_and_may_be_replaced(store: P
     part = store / first.parts[0].file
     layout.commit(store, first)
     assert layout.whole(store, ["x", "y"]) == {}
-    part.write(b"")
+    part.write(bytes(10))
     assert layout.whole(store, ["x", "y"]) == {"x": first}
     layout.take_snapshot(store, [first], cohorts=["a"])
     assert layout.whole(store, ["x", "y"]) == {"x": first}
@@ -69,7 +80,7 @@ def test_a_commit_that_lost_a_part_is_whole_no_more_and_may_be_replaced(store: P
     part.delete()
     assert layout.whole(store, ["x", "y"]) == {}
     assert layout.standing(store, "x") is None
-    (store / second.parts[0].file).write(b"")
+    (store / second.parts[0].file).write(bytes(10))
     assert layout.commit(store, second) == second
     assert layout.whole(store, ["x"]) == {"x": second}, "what the snapshot says of it is of the past"
 

@@ -138,7 +138,7 @@ def test_a_place_without_a_store_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no snapshot 4; it has 1 to 1"):
         SliceStore.open(store, snapshot=4)
     (store / "snapshots" / "1.json").delete()
-    with pytest.raises(InputError, match="the store is empty"):
+    with pytest.raises(InputError, match="it has 5 commits, but no snapshot"):
         SliceStore.open(store)
 
 

@@ -54,7 +54,7 @@ def execute(spec: Spec, run: Run, *, mode: str, units: int) -> None:
         ray.get(unit.remote(number))
         run.progress(number + 1, loss=1 / (number + 1))
         if run.stopping and mode != "deaf":
-            raise Interrupted(f"{number + 1} units stand")
+            raise Interrupted(f"{number + 1} units stand; submit again to go on")
     run.result(Results({"sessions": units, "rejected": 0}, [Facts("What", [("units", units)])]).as_json())
 
 

@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _tell(error: BfpError, *, debug: bool) -> int:
     if isinstance(error, Interrupted):
-        sys.stderr.write(f"bfp: stopped: {error}\n  submit the same again to go on\n")
+        sys.stderr.write(f"bfp: {error}\n")
     else:
         _say(f"bfp: {error}", error, debug=debug, hint=error.exit_code == 1)
     return error.exit_code

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bfp.cli.display import Display
 from bfp.cli.output import grid, shown, table, write
 from bfp.cli.runs import local_time
-from bfp.errors import InputError
+from bfp.errors import InputError, Interrupted
 from bfp.reports.numbers import number_text
 from bfp.storage import Place
 from bfp.words import bytes_text, counted
@@ -140,7 +140,7 @@ class PruneRow(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """What a prune found, and what it removed: nothing where nobody said so."""
+    """What a prune found, and what it removed: nothing where nobody said so. asked: the user was, and saw it."""
 
     store: Place
     snapshots_kept: list[int]
@@ -148,6 +148,7 @@ class Pruned(NamedTuple):
     spared_young: int
     removed_files: int
     removed_bytes: int
+    asked: bool
 
 
 def pruned(at: Place, *, keep_snapshots: int | None, older_than: str, yes: bool, ask: bool) -> Pruned:
@@ -156,7 +157,8 @@ def pruned(at: Place, *, keep_snapshots: int | None, older_than: str, yes: bool,
 
     found = survey(at, keep_snapshots=keep_snapshots, older_than_s=_seconds(older_than))
     removed: list[StoreFile] = []
-    if found.waste and (yes or (ask and _agreed(found))):
+    asked = bool(found.waste) and ask and not yes and sys.stdin.isatty()
+    if found.waste and (yes or (asked and _agreed(found))):
         with _displayed("removing", unit="files") as progress:
             removed = remove(found, progress=progress)
     return Pruned(
@@ -166,14 +168,16 @@ def pruned(at: Place, *, keep_snapshots: int | None, older_than: str, yes: bool,
         found.young,
         len(removed),
         sum(each.size_bytes for each in removed),
+        asked,
     )
 
 
 def prune_text(done: Pruned) -> Iterator[RenderableType]:
     """What was found and what came of it."""
     if done.found and not done.removed_files:
-        yield from _found_text(done.found)
-        yield "nothing was removed; --yes removes it"
+        if not done.asked:
+            yield from _found_text(done.found)
+        yield "nothing was removed" + ("" if done.asked else "; --yes removes it")
     elif done.removed_files:
         yield f"removed {counted(done.removed_files, 'file')}, {bytes_text(done.removed_bytes)}"
     else:
@@ -184,12 +188,13 @@ def prune_text(done: Pruned) -> Iterator[RenderableType]:
 
 
 def _agreed(found: Survey) -> bool:
-    if not sys.stdin.isatty():
-        return False
     import typer
 
     write(_found_text(_prune_rows(found)), stderr=True)
-    return typer.confirm("Remove these?", err=True)
+    try:
+        return typer.confirm("Remove these?", err=True)
+    except typer.Abort:
+        raise Interrupted("stopped; nothing was removed") from None
 
 
 def _found_text(rows: list[PruneRow]) -> Iterator[RenderableType]:

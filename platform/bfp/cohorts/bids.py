@@ -35,7 +35,10 @@ from bfp.storage import Entry, Place
 
 RULE = "no contrast agent and no phase image, then the fewest entities in its name, then the lowest run, then by name"
 MAP_RULE = "a file that is there, then nothing in its name that its scan's denies, then as scans are chosen"
-_IMAGE = re.compile(r"(?P<stem>.+)\.nii(\.gz)?")
+_IMAGE = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.DOTALL)
+_LIKE_AN_IMAGE = re.compile(r".+\.(nii|nii\.gz|hdr|img)", re.DOTALL | re.IGNORECASE)
+# the standard's data types other than anat
+_OTHER_TYPES = {"beh", "dwi", "eeg", "fmap", "func", "ieeg", "meg", "micr", "motion", "mrs", "nirs", "perf", "pet"}
 _ELSEWHERE = ("sourcedata", "code", "stimuli")  # folders of the standard that hold no scans of the dataset
 
 
@@ -105,7 +108,11 @@ def sessions(
             first_names.append("/".join(path))
         if (subject := _subject_of_table(path)) is not None:
             tables.append((subject, file))
-        if (image := _image(path, cohort)) is None:
+        if (image := _image(path, cohort)) is None or (image.here is None and _is_astray(path)):
+            if _is_astray(path):
+                key = _whose(path[:-1], cohort)
+                where = "scans are sub-*/[ses-*/]anat/*.nii[.gz]"
+                left_out[key].append(LeftOut(key, "", file.place.uri, Reason.NAME, where))
             continue
         drawn = [each for each in segmentations if image.stem.endswith(f"_{each.suffix}")]
         if image.name is not None and image.key is not None:
@@ -156,10 +163,7 @@ def _image(path: list[str], cohort: str) -> _Image | None:
         return None
     name, folder = parse_name(found["stem"]), path[:-1]
     key = Key(cohort, name.entities["sub"], name.entities.get("ses", "")) if name else None
-    here = None
-    if _is_anatomy(folder):
-        session = folder[1].removeprefix("ses-") if len(folder) == 3 else ""
-        here = Key(cohort, folder[0].removeprefix("sub-"), session)
+    here = _whose(folder, cohort) if _is_anatomy(folder) else None
     return _Image(found["stem"], name, key, here)
 
 
@@ -210,6 +214,21 @@ def _is_anatomy(folder: list[str]) -> bool:
     if len(folder) not in (2, 3) or folder[-1] != "anat" or not folder[0].startswith("sub-"):
         return False
     return len(folder) == 2 or folder[1].startswith("ses-")
+
+
+def _is_astray(path: list[str]) -> bool:
+    """Whether a file of a subject's folder looks like an image that lies, or is called, as no image of BIDS does."""
+    if not path[0].startswith("sub-") or len(path) < 2 or not _LIKE_AN_IMAGE.fullmatch(path[-1]):
+        return False
+    if _is_anatomy(path[:-1]):
+        return _IMAGE.fullmatch(path[-1]) is None
+    return _OTHER_TYPES.isdisjoint(path[1:-1])
+
+
+def _whose(folder: list[str], cohort: str) -> Key:
+    """By a folder below that of a subject."""
+    session = folder[1].removeprefix("ses-") if len(folder) > 1 and folder[1].startswith("ses-") else ""
+    return Key(cohort, folder[0].removeprefix("sub-"), session)
 
 
 def _same(value: str | None, wanted: str | None) -> bool:

@@ -361,7 +361,7 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]
     if repeated:
         run.warn(f"{counted(repeated, 'request')} to object storage failed and were made again")
     if run.stopping:
-        raise Interrupted("stopped: the shards that are committed stay; submit again to go on with the others")
+        raise Interrupted(f"stopped after {len(commits)} of {counted(len(todo), 'shard')}; submit again to go on")
     if message := not_done(len(todo), failures, lost, unit="shard", verb="prepared", smaller=SMALLER):
         raise JobFailed(message)
     return commits

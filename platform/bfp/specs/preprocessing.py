@@ -161,6 +161,16 @@ class Preprocessing(Strict):
                     ("stacks",),
                 )
             )
+        several = isinstance(self.stacks, NeighbourStacks) and len(self.stacks.modalities) > 1
+        if self.volumes == "each" and self.brain == "given" and several:
+            clashes.append(
+                Clash(
+                    "volumes",
+                    "each with `brain: given` goes with one modality only, on which the mask was drawn: scans come "
+                    "one by one",
+                    ("stacks", "modalities"),
+                )
+            )
         if self.brain == "deepbet" and (expected := self._unfit_for_deepbet()):
             by_preset = PREPROCESSING_PRESETS.get(self.preset or "", {})
             field, other = (

@@ -456,6 +456,8 @@ def place(text: str, *, base: Path | None = None) -> Place:
     """
     if "://" in text:
         scheme, _, rest = text.partition("://")
+        if scheme != scheme.lower():
+            raise InputError(f"{scheme}://…: schemes are in small letters; write {scheme.lower()}://")
         if secret := _secret(text):
             shown = re.split("[?#]", text)[0].rpartition("/")[2].rpartition("@")[2].rpartition(":")[2]
             raise InputError(
@@ -467,6 +469,8 @@ def place(text: str, *, base: Path | None = None) -> Place:
         if not rest.strip("/"):
             raise InputError(f"{text}: names no bucket; expected {scheme}://bucket/key")
         return Place(text.rstrip("/"))
+    if slip := re.match(r"([A-Za-z][\w+.-]+):/", text):
+        raise InputError(f"{text}: neither a path nor a URI; expected {slip[1].lower()}://…")
     return Place(os.path.abspath(os.path.join(base or Path.cwd(), os.path.expanduser(text))))
 
 

@@ -308,6 +308,9 @@ def _credentials() -> Any:
 
 @cache
 def _filesystem() -> Any:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if (endpoint := os.environ.get(name)) and "://" not in endpoint:
+            raise InputError(f"{name}: {endpoint} names no scheme; expected https://… or http://…")
     credentials = _credentials()
     import s3fs
 

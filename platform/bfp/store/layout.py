@@ -211,7 +211,7 @@ def committed(store: Place) -> set[str]:
 
 
 def whole(store: Place, names: Iterable[str]) -> dict[str, Commit]:
-    """Those of these commits that are there with all of their parts, by name, from one listing of each folder.
+    """Those of these commits that are there with all of their parts, each in full, by name, from one listing.
 
     A commit that the latest snapshot does not hold, or that lost a part and may have been replaced since, costs a read
     of its own.
@@ -219,10 +219,15 @@ def whole(store: Place, names: Iterable[str]) -> dict[str, Commit]:
     there = committed(store) & set(names)
     if not there:
         return {}
-    files = {f"{table}/{name}" for table in TABLES for name in (store / table).names()}
+    start = len(store.uri) + 1
+    sizes = {file.place.uri[start:]: file.size for file in store.files()}
 
     def with_parts(records: Iterable[Commit]) -> dict[str, Commit]:
-        return {record.name: record for record in records if all(part.file in files for part in record.parts)}
+        return {
+            record.name: record
+            for record in records
+            if all(sizes.get(part.file) == part.size_bytes for part in record.parts)
+        }
 
     live = _live(store)
     found = with_parts(live[name] for name in there & live.keys())
@@ -230,9 +235,14 @@ def whole(store: Place, names: Iterable[str]) -> dict[str, Commit]:
 
 
 def standing(store: Place, name: str) -> Commit | None:
-    """A commit that is there with all of its parts, else None; from one request where there is none of that name."""
+    """A commit that is there with all of its parts, each in full, else None; from one request where there is none."""
     record = _commit_at(store, name)
-    return record if record and all((store / part.file).exists() for part in record.parts) else None
+    return record if record and _has_parts(store, record) else None
+
+
+def _has_parts(store: Place, record: Commit) -> bool:
+    found = ((part, (store / part.file).entry()) for part in record.parts)
+    return all(entry is not None and entry.size == part.size_bytes for part, entry in found)
 
 
 def renew(store: Place, names: Iterable[str]) -> None:
@@ -274,7 +284,7 @@ def commit(store: Place, record: Commit) -> Commit:
         if file.create(record.encoded()):
             return record
         stands = _commit_at(store, record.name)  # None where a prune has just taken it
-    if stands != record and not all((store / part.file).exists() for part in stands.parts):
+    if stands != record and not _has_parts(store, stands):
         file.write(record.encoded())
         return record
     return stands

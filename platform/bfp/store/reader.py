@@ -72,10 +72,13 @@ class SliceStore:
         """
         info = layout.read_info(at)
         if info is None:
+            at.names()  # which says so where there is not even a bucket
             raise InputError(f"{at}: no slice store there (no store.json); make one with a job of kind ingest")
         numbers = layout.snapshot_numbers(at)
         if not numbers:
-            raise InputError(f"{at}: the store is empty: no ingest into it has finished; submit the ingest again")
+            commits = len(layout.committed(at))
+            found = f"it has {commits:,} commits, but no snapshot" if commits else "it is empty"
+            raise InputError(f"{at}: {found}: no ingest has finished, or a file was lost; submit the ingest again")
         number = numbers[-1] if snapshot is None else snapshot
         if number not in numbers:
             has = f"it has {numbers[0]} to {numbers[-1]}"

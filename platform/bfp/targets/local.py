@@ -96,7 +96,7 @@ class Local:
                     raise JobFailed(str(error)) from error
                 raise
         if run.stopping:
-            raise Interrupted(f"{spec.name} had just finished")
+            raise Interrupted(f"stopped; {spec.name} had just finished, and is done")
         return found
 
     def _drive(self, spec: Spec, run: Run, signals: StopOnSignal) -> None:
@@ -107,7 +107,7 @@ class Local:
                 signals.arm()
                 drivers.execute(spec, run)
             except KeyboardInterrupt as error:
-                raise Interrupted("stopped at once; what was committed or saved stays") from error
+                raise Interrupted("stopped at once, what was saved stays; submit the same again to go on") from error
             except Exception as error:  # whatever a driver or Ray raises ends here, told in plain words
                 if self._logs is not None:
                     Path(self._logs, "stderr.log").write_bytes(hush.heard())
