@@ -131,6 +131,7 @@ def _histograms(scans: pa.Table) -> list[Block]:
         for title, column, x_label, flag in (
             ("Shift onto the reference", "shift_mm", "shift of the head's centre, mm", SUSPICIOUS_SHIFT_MM),
             ("Foreground", "foreground", "share of the volume that is head", None),
+            ("Bias field", "bias_field_ratio", "95th percentile of the field over its 5th", None),
         )
         if (values := [value for value in scans[column].to_pylist() if value is not None and np.isfinite(value)])
     ]
