@@ -53,6 +53,7 @@ RECIPE = Recipe(
     size_px=SIZE_PX,
     register="none",
     brain="none",
+    bias_field="none",
     window_percentiles=PERCENTILES,
     min_foreground=0.0,
     intensity="percentiles",

@@ -24,6 +24,7 @@ RECIPE = Recipe(
     size_px=44,
     register="none",
     brain="none",
+    bias_field="none",
     window_percentiles=(0.5, 99.5),
     min_foreground=0.05,
     intensity="percentiles",

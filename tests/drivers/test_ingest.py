@@ -287,6 +287,9 @@ def test_label_maps_and_brain_masks_reach_the_store_with_where_they_came_from(
             "0 mm apart. Grey",
         ),
         ({"stacks": {"form": "neighbours", "gap_mm": 2.0}}, "three axial slices of one scan, 2 mm apart", "the same"),
+        ({"bias_field": "n4"}, "of each scan was estimated within the head by N4ITK (Tustison et al. 2010; ", "4-D"),
+        ({"bias_field": "n4", "brain": "image"}, "estimated within the brain by N4ITK", "within the head"),
+        ({}, "Grey values from the 0.5th", "N4"),
         (
             {"brain": "image", "slice_range_mm": [-40, 50]},
             "cut around the centre of the brain; those from -40 to 50 mm of its centre",

@@ -22,6 +22,7 @@ def test_every_field_of_the_preprocessing_is_in_the_recipe() -> None:
         "register": "header",
         "interpolation": "cubic",
         "brain": "image",
+        "bias_field": "n4",
         "window": [1.0, 99.0],
         "intensity": "zscore",
         "zscore_limit": 2.5,
@@ -33,7 +34,7 @@ def test_every_field_of_the_preprocessing_is_in_the_recipe() -> None:
     assert (recipe.spacing_mm, recipe.slice_spacing_mm, recipe.size_px) == (2.0, 4.0, 112)
     assert (recipe.slice_axis, recipe.slice_range_mm) == ("sagittal", (-40.0, 50.0))
     assert (recipe.register, recipe.brain, recipe.min_foreground) == ("header", "image", 0.1)
-    assert (recipe.volumes, recipe.interpolation) == ("first", "cubic")
+    assert (recipe.volumes, recipe.interpolation, recipe.bias_field) == ("first", "cubic", "n4")
     assert (recipe.window_percentiles, recipe.intensity, recipe.zscore_limit) == ((1.0, 99.0), "zscore", 2.5)
 
 

@@ -35,6 +35,7 @@ def test_work_that_was_not_done_is_told_with_each_cause_once():
     [
         ({}, 180, 360, 0.25 * 2 + 0.5),
         ({"register": "none"}, 180, 360, 0.25 * 2),
+        ({"register": "none", "bias_field": "n4"}, 180, 360, (0.25 + 1.6) * 2),
         ({"stacks": {"form": "neighbours"}, "brain": "given"}, 360, 1080, 0.25 * 2 + 0.5),
         ({"stacks": {"form": "neighbours", "gap_mm": 1.0}, "slice_spacing_mm": 2.0}, 180, 540, 0.25 * 2),
     ],

@@ -88,6 +88,7 @@ def recipe(**changes: object) -> Recipe:
         "size_px": 112,
         "register": "header",
         "brain": "none",
+        "bias_field": "none",
         "window_percentiles": (0.5, 99.5),
         "min_foreground": 0.05,
         "intensity": "percentiles",

@@ -43,6 +43,7 @@ def test_what_stands_in_a_store_says_all_that_is_done() -> None:
         slice_range_mm=[-40, 50],
         register="header",
         brain="image",
+        bias_field="n4",
         window=[1, 99],
         intensity="zscore",
         zscore_limit=2.5,

@@ -227,9 +227,10 @@ def test_a_summary_says_how_figures_are_spread_and_puts_the_furthest_outlier_fir
     store = SliceStore.open(make_store(tmp_path / "s", sessions=SESSIONS[:1]))
     foreground = [0.4 + 0.001 * number for number in range(30)]
     foreground[7], foreground[11] = 0.1, 0.9
-    summary = summarise(scans_of(store, foreground, shift_mm=[None, *[float(number) for number in range(29)]]))
+    shifts = [None, *[float(number) for number in range(29)]]
+    summary = summarise(scans_of(store, foreground, shift_mm=shifts, bias_field_ratio=[1.2] * 30))
     spreads = {row.figure: row for row in summary.spreads}
-    assert set(spreads) == {"foreground", "shift_mm"}
+    assert set(spreads) == {"foreground", "shift_mm", "bias_field_ratio"}
     assert (spreads["foreground"].least, spreads["foreground"].most) == pytest.approx((0.1, 0.9))
     assert spreads["foreground"].median == pytest.approx(0.4145, abs=0.002)
     assert (spreads["foreground"].bins[0], sum(spreads["foreground"].bins)) == (1, 30)

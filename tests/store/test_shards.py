@@ -54,12 +54,12 @@ def pieces_of(sessions: list[Session], recipe: Recipe) -> Iterator[SessionStacks
     return (piece for session in sessions for piece in prepare(session, recipe=recipe, scan_timeout_s=60))
 
 
-def made(sessions: list[Session], store: Place) -> SliceStore:
+def made(sessions: list[Session], store: Place, *, recipe: Recipe = RECIPE) -> SliceStore:
     layout.make(store, PREPROCESSING)
     commits = [
         commit_shard(
             store,
-            pieces_of(sessions, RECIPE),
+            pieces_of(sessions, recipe),
             name="first",
             cohort="c",
             size_px=44,
@@ -122,6 +122,14 @@ def test_a_scans_row_says_where_it_came_from_and_what_was_done_to_it(tmp_path: P
     assert flair["similarity_before"] > 1
     assert t2w["stacks"] == flair["stacks"] == store.totals.stacks
     assert (t2w["chosen"], t2w["warnings"][0], flair["chosen"]) == ("of 2: the first", "doubtful", "")
+
+
+def test_a_scans_row_says_how_strong_its_bias_field_was(tmp_path: Path) -> None:
+    sessions = sessions_at(tmp_path)
+    for how, known in (("none", [False, False]), ("n4", [True, True])):
+        store = made(sessions, place(str(tmp_path / how)), recipe=replace(RECIPE, bias_field=how))
+        ratios = store.scans()["bias_field_ratio"].to_pylist()
+        assert [ratio is not None and ratio > 1 for ratio in ratios] == known
 
 
 def test_a_shard_made_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:

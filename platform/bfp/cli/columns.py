@@ -109,8 +109,9 @@ MEANINGS = {
         "ras_from_native": "4 × 4, row by row: from stored voxels to the scanner's space, mm, RAS+",
         "working_shape": "of the grid that the stacks were cut from, voxels",
         "ras_from_working": "4 × 4, row by row: from voxels of the working grid to the reference scan's space, mm",
-        "window_low": "the grey value, in the scan's units, that became 0",
-        "window_high": "the grey value, in the scan's units, that became 255",
+        "window_low": "the grey value, in the scan's units, that became 0; without the bias field, where that was "
+        "corrected",
+        "window_high": "the grey value, in the scan's units, that became 255; likewise",
         "register": "how it came onto its session's reference: rigid, header, or none (it is the reference, stands by "
         "itself, or shares the grid); of all scans of a store what was asked for, where an earlier bfp wrote it",
         "reference_ras_from_scan_ras": "4 × 4, row by row: the motion that was applied, mm; the identity for the "
@@ -122,6 +123,8 @@ MEANINGS = {
         "foreground": "share of the volume that is head",
         "brain": "where the brain mask comes from: none, given, image or deepbet; null where an earlier bfp wrote it",
         "brain_ml": "volume of the mask, ml; null without one",
+        "bias_field_ratio": "strength of the bias field that was corrected, its 95th percentile within the foreground "
+        "over its 5th; null where none was",
         "qform_sform_mm": "distance between the header's two geometries, mm; null unless the file has both",
         "stacks": "how many stacks show it",
         "warnings": "sentences for a person",

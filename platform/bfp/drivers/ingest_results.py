@@ -131,6 +131,7 @@ def _histograms(scans: pa.Table) -> list[Block]:
         for title, column, x_label, flag in (
             ("Shift onto the reference", "shift_mm", "shift of the head's centre, mm", SUSPICIOUS_SHIFT_MM),
             ("Foreground", "foreground", "share of the volume that is head", None),
+            ("Bias field", "bias_field_ratio", "95th percentile of the field over its 5th", None),
         )
         if (values := [value for value in scans[column].to_pylist() if value is not None and np.isfinite(value)])
     ]
@@ -308,6 +309,14 @@ def _methods(spec: Ingest, summary: Summary) -> str:
             f"Grey values within {how.zscore_limit:g} standard deviations of the foreground's mean, both taken between "
             f"its {low:g}th and {high:g}th percentile, became 0 to 255. "
         )
+    bias = (
+        f"The bias field of each scan was estimated within the {'brain' if how.brain != 'none' else 'head'} by N4ITK "
+        "(Tustison et al. 2010; SimpleITK, a voxel every 8 mm) and divided out"
+        f"{', of a 4-D file that of its first volume from all' if how.volumes == 'each' else ''}; images of both signs "
+        "were left as they are. "
+        if how.bias_field == "n4"
+        else ""
+    )
     head = "brain" if how.brain != "none" else "head"
     between = ""
     if how.slice_range_mm is not None:
@@ -335,6 +344,7 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         f"{slice_spacing_mm(how):g} mm apart, were cut around the centre of the {head}; those{between} with at least "
         f"{how.min_foreground:.0%} foreground were kept. "
         + (f"Voxels outside {mask} were set to zero. " if mask else "")
+        + bias
         + grey
         + channels
     ).strip()

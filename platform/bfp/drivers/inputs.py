@@ -88,6 +88,7 @@ def recipe_of(preprocessing: Preprocessing) -> Recipe:
         size_px=preprocessing.size,
         register=preprocessing.registration,
         brain=preprocessing.brain,
+        bias_field=preprocessing.bias_field,
         window_percentiles=preprocessing.window,
         min_foreground=preprocessing.min_foreground,
         intensity=preprocessing.intensity,

@@ -40,7 +40,8 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
 
     A scan gives 180 mm of slices; how many volumes it has is not known before it is opened (`volumes_warnings`).
-    Decoding and resampling one took 0.25 s, registering it 0.5 s, deepbet 4 s a session.
+    Decoding and resampling one took 0.25 s, registering it 0.5 s, deepbet 4 s a session. N4 took 1.6 s
+    a scan (0.3 to 2.4 s on sixteen real ones, 6 to 32 times the rest of preparing them), of a 4-D one once.
     """
     with_scans = [session for session in sessions if session.scans]
     scans = sum(len(session.scans) for session in with_scans)
@@ -53,7 +54,8 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     if preprocessing.registration == "none":
         registered = 0
     masked = len(with_scans) if preprocessing.brain == "deepbet" else 0
-    return Cost(stacks, filled, 0.25 * scans + 0.5 * registered + 4.0 * masked)
+    corrected = scans if preprocessing.bias_field == "n4" else 0
+    return Cost(stacks, filled, 0.25 * scans + 0.5 * registered + 4.0 * masked + 1.6 * corrected)
 
 
 def volumes_warnings(preprocessing: Preprocessing) -> list[str]:

@@ -6,6 +6,7 @@
     brain             what of a head is brain: a given mask, a skull-stripped scan, deepbet
     register          how far the headers of two scans are off, and the rigid motion that mends it
     resample          voxels from one grid onto another, once
+    bias_field        the smooth gain of the coil, and grey values without it
     window            grey values to bytes
     stacks            the recipe, the working grid of a session, and how pixels lie in a stack
     session           all scans of a session -> stacks, label slices, facts

@@ -57,9 +57,10 @@ def find_foreground(volume: Volume) -> Foreground:
     Raises Unusable (EMPTY) where nothing stands out.
     """
     values, grid = coarse(volume, step_mm=STEP_MM)
-    least = -_MEANT_NEGATIVE * float(values.max())
-    unsigned = float(values.min()) >= least or float(np.percentile(values, 1)) >= least
-    bright = values > max(0.0, _SHARE_OF_OTSU * otsu(values)) if unsigned else values != _most_frequent(values)
+    if of_both_signs(values):
+        bright = values != _most_frequent(values)
+    else:
+        bright = values > max(0.0, _SHARE_OF_OTSU * otsu(values))
     return _foreground(_without_specks(bright), values, grid)
 
 
@@ -90,6 +91,12 @@ def coarse(volume: Volume, *, step_mm: float) -> tuple[np.ndarray, Grid]:
         for spacing, extent in zip(volume.grid.spacing_mm, volume.grid.shape, strict=True)
     )
     return volume.scaled(volume.stored[::i, ::j, ::k]), volume.grid.every((i, j, k))
+
+
+def of_both_signs(values: np.ndarray) -> bool:
+    """Whether values below zero (of some, any shape) are meant, as in standardised images and CT."""
+    least = -_MEANT_NEGATIVE * float(values.max())
+    return float(values.min()) < least and float(np.percentile(values, 1)) < least
 
 
 def otsu(values: np.ndarray) -> float:

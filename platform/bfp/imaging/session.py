@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bfp.errors import Reason, Unusable
+from bfp.imaging.bias_field import Estimate, corrected, estimate_bias_field
 from bfp.imaging.brain import Brain, find_brain
 from bfp.imaging.foreground import BRAIN_HEIGHT_MM, Foreground, find_foreground, masked_foreground
 from bfp.imaging.grid import Grid
@@ -70,6 +71,8 @@ class ScanFacts:
     shift_mm: how far rigid registration moves the head, applied or not; None for the reference or if not estimated.
     similarity_before, similarity_after: normalised mutual information with the reference, None if not estimated.
     brain: where the brain mask comes from; brain_ml: the volume that it holds, None without one.
+    bias_field_ratio: of the field that was corrected, see `bias_field`; None where none was. window: of grey values
+    without it.
     warnings: sentences for a person.
     """
 
@@ -87,6 +90,7 @@ class ScanFacts:
     similarity_after: float | None
     brain: BrainMask
     brain_ml: float | None
+    bias_field_ratio: float | None
     warnings: tuple[str, ...]
 
 
@@ -176,9 +180,10 @@ def prepare_series(
     """The stacks of a 4-D scan in form `neighbours`, of one volume after the other: only one is held at a time.
 
     The first volume that can be used leads, volume 0 as a rule: grid, crop, slices and brain mask are found in it and
-    are those of all, so that a pixel is the same place in each and volumes can be compared. Motion between them is not
-    corrected. The label slices stand with its stacks and are those of all. The window is each volume's own, by its own
-    head, as it is each scan's: diffusion weighting leaves of b = 0 a fraction, which its window would show as black.
+    are those of all, so that a pixel is the same place in each and volumes can be compared; so is the bias field, which
+    is the coil's, and best seen where diffusion does not weight. Motion between them is not corrected. The label slices
+    stand with its stacks and are those of all. The window is each volume's own, by its own head, as it is each scan's:
+    diffusion weighting leaves of b = 0 a fraction, which its window would show as black.
 
     Of each volume in turn: its stacks, or why it gave none. brain_mask: as of a session.
     Raises Unusable (TOO_LARGE) where all stacks would come to more than MAX_SERIES_BYTES.
@@ -186,6 +191,7 @@ def prepare_series(
     segmentations = segmentations or {}
     frame: Frame | None = None
     brain: Brain | None = None
+    bias: Estimate | None = None
     for number in range(len(series)):
         leads = frame is None
         try:
@@ -196,7 +202,7 @@ def prepare_series(
             if frame is None:
                 placed, frame, brain = _lead(_Reference(scan, recipe.register), [scan], recipe=recipe, given=brain_mask)
             else:
-                placed = _place(scan, _BY_HEADER, recipe=recipe, brain=brain)
+                placed = _place(scan, _BY_HEADER, recipe=recipe, brain=brain, bias=bias)
         except Unusable as unusable:
             yield PreparedSession([], {modality: unusable})
             continue
@@ -208,6 +214,7 @@ def prepare_series(
         stacks = _stacked({modality: placed}, frame, drawn.labels, recipe=recipe, brain=brain)
         yield PreparedSession([stacks], drawn.lost, drawn.doubts)
         brain = brain._replace(warnings=()) if brain else None  # likewise
+        bias = placed.bias._replace(warnings=())
 
 
 def _check_size(frame: Frame, *, volumes: int) -> None:
@@ -250,11 +257,15 @@ class _Motion(NamedTuple):
 
 
 class _Placed(NamedTuple):
-    """A scan in its reference's space, with its grey values. tissue: the head, or what of it the brain mask leaves."""
+    """A scan in its reference's space, with its grey values. tissue: the head, or what of it the brain mask leaves.
+
+    window: of the values without the bias field.
+    """
 
     scan: _Scan
     motion: _Motion
     tissue: Foreground
+    bias: Estimate
     window: Window
 
 
@@ -448,17 +459,23 @@ def _grid_difference(scan: _Scan, reference: _Scan) -> str:
     return f"{found}; `register: header` or `rigid` resamples it"
 
 
-def _place(scan: _Scan, motion: _Motion, *, recipe: Recipe, brain: Brain | None) -> _Placed:
+def _place(
+    scan: _Scan, motion: _Motion, *, recipe: Recipe, brain: Brain | None, bias: Estimate | None = None
+) -> _Placed:
+    """bias: what is known of the scan's field from another volume of it; None: it is looked for."""
     tissue = scan.head
     if brain is not None:
         to_mask = motion.reference_ras_from_scan_ras
         tissue = masked_foreground(scan.volume, mask=brain.mask, mask_ras_from_volume_ras=to_mask)
+    if bias is None:
+        bias = estimate_bias_field(scan.head, tissue) if recipe.bias_field == "n4" else Estimate(None)
+    values = corrected(tissue, bias.field) if bias.field else tissue.values
     lower, upper = recipe.window_percentiles
     if recipe.intensity == "zscore":
-        window = zscore_window(tissue.values, lower_percentile=lower, upper_percentile=upper, limit=recipe.zscore_limit)
+        window = zscore_window(values, lower_percentile=lower, upper_percentile=upper, limit=recipe.zscore_limit)
     else:
-        window = intensity_window(tissue.values, lower_percentile=lower, upper_percentile=upper)
-    return _Placed(scan, motion, tissue, window)
+        window = intensity_window(values, lower_percentile=lower, upper_percentile=upper)
+    return _Placed(scan, motion, tissue, bias, window)
 
 
 def _stacked(
@@ -514,23 +531,36 @@ def _fill_grey(
     mask: Volume | None,
 ) -> None:
     """Write a scan's planes, so far above the kept slices, into uint8 (n, size, size): black outside scan and mask."""
-    volume, window = placed.scan.volume, placed.window
+    volume, window, field = placed.scan.volume, placed.window, placed.bias.field
     at = frame.slices + height_mm / frame.working.spacing_mm[2]
     scan_ras_from_ras = np.linalg.inv(placed.motion.reference_ras_from_scan_ras)
     # A scan whose rows run the other way is taken as it runs, and turned round once it is bytes: in half the time.
     x_step = volume.grid.voxel_from_ras[:3, :3] @ scan_ras_from_ras[:3, :3] @ frame.working.ras_from_voxel[:3, 0]
     backwards = x_step[np.abs(x_step).argmax()] < 0
+    target = frame.working.mirrored() if backwards else frame.working
     stored = planes(
         volume.stored,
         source=volume.grid,
-        target=frame.working.mirrored() if backwards else frame.working,
+        target=target,
         source_ras_from_target_ras=scan_ras_from_ras,
         at=at,
         interpolation=interpolation,
-        outside=volume.unscaled(window.low),
+        outside=volume.unscaled(-np.inf if field else window.low),  # black, whatever the field makes of it
     )
-    for row, plane in zip(grey, stored, strict=True):
-        pixels = to_pixels(to_uint8(volume.scaled(plane), window))
+    greys = map(volume.scaled, stored)
+    if field:
+        corrections = planes(
+            field.correction,
+            source=field.grid,
+            target=target,
+            source_ras_from_target_ras=scan_ras_from_ras,
+            at=at,
+            interpolation="linear",
+            outside=1.0,
+        )
+        greys = map(np.multiply, greys, corrections)
+    for row, values in zip(grey, greys, strict=True):
+        pixels = to_pixels(to_uint8(values, window))
         row[:] = mirrored(pixels) if backwards else pixels
     if mask is not None:
         brain = planes(
@@ -603,7 +633,8 @@ def _facts(
         similarity_after=alignment.similarity_after if alignment else None,
         brain=brain.source if brain else "none",
         brain_ml=brain.size_ml if brain else None,
-        warnings=volume.warnings + motion.warnings + of_brain + _no_background(placed.tissue),
+        bias_field_ratio=placed.bias.field.ratio if placed.bias.field else None,
+        warnings=volume.warnings + motion.warnings + of_brain + placed.bias.warnings + _no_background(placed.tissue),
     )
 
 

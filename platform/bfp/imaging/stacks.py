@@ -34,6 +34,7 @@ CHANNELS = 3
 Form = Literal["modalities", "neighbours"]
 Registration = Literal["none", "header", "rigid"]
 BrainMask = Literal["none", "given", "image", "deepbet"]
+BiasCorrection = Literal["none", "n4"]
 Intensity = Literal["percentiles", "zscore"]
 SliceAxis = Literal["axial", "coronal", "sagittal"]
 
@@ -55,6 +56,7 @@ class Recipe:
     form "modalities": the channels of a stack are one slice of the scans in `channels`, of which the first that is
     there is the session's reference. form "neighbours": each scan in `modalities` gives stacks of its own, whose
     channels are the planes `gap_mm` below the slice, at it and above it.
+    bias_field: whether grey values are taken without it (`bias_field`), before the window.
     slice_axis: see the head of this module. slice_spacing_mm: from one slice to the next. slice_range_mm: the ends
     between which slices are kept, from the centre of the foreground along z; None for all. min_foreground: the share of
     a slice's square that must be head.
@@ -72,6 +74,7 @@ class Recipe:
     size_px: int
     register: Registration
     brain: BrainMask
+    bias_field: BiasCorrection
     window_percentiles: tuple[float, float]
     min_foreground: float
     intensity: Intensity

@@ -78,6 +78,7 @@ SCANS = pa.schema(
         pa.field("foreground", pa.float32()),
         pa.field("brain", pa.string()),
         pa.field("brain_ml", pa.float32()),
+        pa.field("bias_field_ratio", pa.float32()),
         pa.field("qform_sform_mm", pa.float32()),
         pa.field("stacks", pa.int32()),
         pa.field("warnings", pa.list_(pa.string())),

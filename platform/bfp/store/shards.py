@@ -151,6 +151,7 @@ def _scan_row(key: Key, record: ScanRecord) -> dict[str, Any]:
         "foreground": facts.foreground_share,
         "brain": facts.brain,
         "brain_ml": facts.brain_ml,
+        "bias_field_ratio": facts.bias_field_ratio,
         "qform_sform_mm": facts.form_distance_mm,
         "stacks": record.stacks,
         "warnings": list(record.warnings),

@@ -27,6 +27,7 @@ QC_FIGURES = {
     "similarity_after": 0.01,
     "foreground": 0.01,
     "brain_ml": 10.0,
+    "bias_field_ratio": 0.05,
     "qform_sform_mm": 0.1,
 }
 """The figures of `scans` by which scans are compared; a middle half narrower than this counts as so wide."""
