@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from bfp.errors import DamagedFile, InputError, StorageError
-from bfp.storage import Place, place
+from bfp.storage import Place, patience, place
 from tests.storage.makers import CarelessStore
 
 
@@ -147,7 +147,9 @@ def test_what_is_no_regular_file_is_no_file(tmp_path: Path) -> None:
     assert Place(str(tmp_path / "pipe.nii.gz")).entry() is None
 
 
-def test_a_store_that_cannot_be_reached_is_not_an_absent_file() -> None:
+def test_a_store_that_cannot_be_reached_is_not_an_absent_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+
     class Away(MemoryFileSystem):
         protocol = "away"
 

@@ -15,7 +15,7 @@ def test_an_ingest_that_is_done_left_a_whole_snapshot_whatever_is_pruned_meanwhi
     tmp_path: Path, request: pytest.FixtureRequest, where: str
 ) -> None:
     at = f"{request.getfixturevalue('s3_bucket')}/pruned-{os.getpid()}" if where == "s3" else f"{tmp_path}/store"
-    outcomes, wrong = run(tmp_path, at, times=6, seed=1, held_up_s=0.1)
+    outcomes, wrong = run(tmp_path, at, times=3, seed=1, held_up_s=0.1)
     assert [each for each in wrong if each.startswith("BROKEN")] == []
     assert outcomes[DONE] > 0
     assert outcomes["files removed"] > 0
