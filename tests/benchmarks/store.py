@@ -176,7 +176,11 @@ def copied(store: SliceStore, at: Place, *, copies: int) -> SliceStore:
             for group in range(len(file.row_groups)):
                 rows = store.read_row_group(file, group)
                 cohorts = pa.array([f"{copy}-{name}" for name in rows["cohort"].to_pylist()])
-                writer.add(rows.set_column(0, "cohort", cohorts).cast(schemas.stacks(store.size_px)))
+                now = schemas.stacks(store.size_px)  # which may have columns that an older store lacks
+                rows = pa.concat_tables(
+                    [now.empty_table(), rows.set_column(0, "cohort", cohorts)], promote_options="default"
+                )
+                writer.add(rows.combine_chunks().cast(now))
             part = writer.write(at)
             assert part is not None
             name = f"{copy}-{number}"
