@@ -21,6 +21,8 @@ from enum import StrEnum
 from typing import IO
 from urllib.parse import urlsplit
 
+from tests.servers import serving
+
 
 class Fault(StrEnum):
     """What becomes of a request. The first two and EXPIRED never reach the server; LOST, RESET, CUT and SLOW do."""
@@ -114,12 +116,8 @@ class FaultProxy:
 
     @contextmanager
     def serving(self) -> Iterator[FaultProxy]:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
 
     def _serve(self, client: socket.socket) -> None:
         stream = client.makefile("rb")

@@ -123,7 +123,7 @@ def test_a_light_command_answers_in_a_third_of_a_second_without_torch_and_ray(ar
         spec = (PACKAGE / "demo" / "jobs" / f"{kind}.yaml").read_text(encoding="utf-8")
         (tmp_path / f"{kind}.yaml").write_text(spec, encoding="utf-8")
     seconds = []
-    for _ in range(8):  # the quickest of some: the machine may be busy with something else
+    for _ in range(3):  # the quickest of three: the machine may be busy with something else
         (tmp_path / "new.yaml").unlink(missing_ok=True)
         asked = subprocess.run(
             [sys.executable, "-c", MEASURE.format(heavy=HEAVY), *arguments],

@@ -193,6 +193,15 @@ def test_an_image_that_lies_or_is_called_as_none_of_bids_is_left_out_and_not_for
     assert names == dict.fromkeys(astray, Reason.NAME) | {"anat/sub-01_acq-a\nb_T1w.nii": Reason.DUPLICATE}
 
 
+def test_what_lies_astray_may_be_a_label_map_or_be_named_in_bidsignore(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/masks/sub-01_lesion.nii.gz", "sub-01/old/a.nii.gz")
+    write(tmp_path / ".bidsignore", "old/\n")
+    lesions = SegmentationSource("lesions", "T1w", suffix="lesion")
+    (session,) = found_in(tmp_path, segmentations=(lesions,))
+    assert [each.file.place.name for each in session.label_maps] == ["sub-01_lesion.nii.gz"]
+    assert session.left_out == ()
+
+
 def test_labels_come_from_participants_and_sessions(tmp_path: Path) -> None:
     root = touch(tmp_path, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz", "sub-01/ses-b/anat/sub-01_ses-b_T1w.nii.gz")
     write(root / "participants.tsv", "participant_id\tage\tsex\tsite\nsub-01\t70\tF\tn/a\n")

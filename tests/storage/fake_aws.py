@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+
+from tests.servers import serving
 
 ROLE = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><AssumedRoleUser>
 <AssumedRoleId>x:y</AssumedRoleId><Arn>arn:aws:sts::1:assumed-role/r/y</Arn></AssumedRoleUser><Credentials>
@@ -97,12 +98,8 @@ class FakeAws:
 
     @contextmanager
     def serving(self) -> Iterator[FakeAws]:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
 
     def _metadata(self, path: str) -> bytes:
         """What a machine is told of its role."""

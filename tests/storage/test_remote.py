@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bfp.errors import InputError, StorageError
 from bfp.storage import Place, repeats
+from tests.servers import serving
 from tests.storage.fake_aws import FakeAws
 from tests.storage.makers import impatience
 
@@ -156,10 +156,9 @@ def web(tmp_path: Path) -> Iterator[Place]:
     for name in ("c/sub-02/b", "c/a", "locked/c"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=str(tmp_path)))
+    with serving(server):
         yield Place(f"http://127.0.0.1:{server.server_address[1]}")
-        server.shutdown()
 
 
 def test_a_web_server_s_folder_is_a_cohort(web: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_no_damage_gives_other_pixels(tmp_path: Path, values: list[bytes]) -> No
             except DamagedFile:
                 noticed += 1
     assert noticed > 1990  # a few bits of a header mean nothing
+
+
+def test_a_size_that_leads_back_to_its_own_page_is_left_to_arrow(tmp_path: Path, values: list[bytes]) -> None:
+    found = packed_of(tmp_path / "x", values)
+    assert found is not None
+    length = found.pages[0][0]  # of the first page's header
+    data = bytearray(chunk_of(tmp_path / "x"))
+    size = re.match(rb"\x15\x00\x15[\x80-\xff]*[\x00-\x7f]\x15(.[\x00-\x7f])", data, re.DOTALL)
+    assert size is not None
+    data[size.start(1) : size.end(1)] = bytes([2 * length - 1 | 128, 0])  # minus that length, in as many bytes
+    assert packed(pa.py_buffer(bytes(data)), rows=ROWS, shape=SHAPE, place=Place("/x")) is None
 
 
 @pytest.mark.parametrize("codec", ["zstd", "snappy", "none"])

@@ -36,6 +36,7 @@ from bfp.storage import Entry, Place
 RULE = "no contrast agent and no phase image, then the fewest entities in its name, then the lowest run, then by name"
 MAP_RULE = "a file that is there, then nothing in its name that its scan's denies, then as scans are chosen"
 _IMAGE = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.DOTALL)
+_SCANS = "sub-*/[ses-*/]anat/*.nii[.gz]"
 _LIKE_AN_IMAGE = re.compile(r".+\.(nii|nii\.gz|hdr|img)", re.DOTALL | re.IGNORECASE)
 # the standard's data types other than anat
 _OTHER_TYPES = {"beh", "dwi", "eeg", "fmap", "func", "ieeg", "meg", "micr", "motion", "mrs", "nirs", "perf", "pet"}
@@ -108,17 +109,15 @@ def sessions(
             first_names.append("/".join(path))
         if (subject := _subject_of_table(path)) is not None:
             tables.append((subject, file))
-        if (image := _image(path, cohort)) is None or (image.here is None and _is_astray(path)):
-            if _is_astray(path):
-                key = _whose(path[:-1], cohort)
-                where = "scans are sub-*/[ses-*/]anat/*.nii[.gz]"
-                left_out[key].append(LeftOut(key, "", file.place.uri, Reason.NAME, where))
-            continue
-        drawn = [each for each in segmentations if image.stem.endswith(f"_{each.suffix}")]
-        if image.name is not None and image.key is not None:
+        image = _image(path, cohort)
+        drawn = [each for each in segmentations if image and image.stem.endswith(f"_{each.suffix}")]
+        if image is not None and image.name is not None and image.key is not None:
             for segmentation in drawn:
                 maps[image.key, segmentation.name].append((image.name, file))
-        if image.here is None:
+        if image is None or image.here is None:
+            if _is_astray(path) and not drawn and not ignored_by(ignored, "/".join(path)):
+                key = _whose(path[:-1], cohort)
+                left_out[key].append(LeftOut(key, "", file.place.uri, Reason.NAME, f"scans are {_SCANS}"))
             continue
         what = _scan(path, file, image, ignored=ignored, modalities=modalities, prefer=prefer)
         if isinstance(what, LeftOut) and (what.reason is Reason.NAME or not drawn):
@@ -128,9 +127,7 @@ def sessions(
 
     if not scans and not left_out:
         found = f"found {', '.join(first_names)}, …" if first_names else "the folder is empty"
-        raise InputError(
-            f"cohort {cohort}: no BIDS dataset at {root}: looked for sub-*/[ses-*/]anat/*.nii[.gz]; {found}"
-        )
+        raise InputError(f"cohort {cohort}: no BIDS dataset at {root}: looked for {_SCANS}; {found}")
     labels = _labels(tables) if with_labels else Labels()
     return [
         session_of(

@@ -46,7 +46,7 @@ def attempts(
     todo: items by name. once: of items, so many at once (None: one a CPU), the rows of those whose worker lived.
     name_of: the name of a row's item. retries: how many rounds follow the first, for the items that are lost.
     """
-    left, ran_out = dict(todo), 0
+    left = dict(todo)
     for following in range(retries, -1, -1):
         with _deaths() as deaths:
             for row in once(list(left.values()), workers):
@@ -54,11 +54,9 @@ def attempts(
                 yield row
         if not left:
             return
-        # Where memory ran out, a death by another name in another round has most likely the same cause.
-        ran_out = max(ran_out, deaths[_OUT_OF_MEMORY])
         if deaths[_OUT_OF_MEMORY]:
             workers = 1 if following == 1 else max(1, (workers or _cpus()) // 2)
-    out_of_memory = min(ran_out, len(left))
+    out_of_memory = min(deaths[_OUT_OF_MEMORY], len(left))
     yield Lost(out_of_memory, len(left) - out_of_memory)
 
 

@@ -41,7 +41,7 @@ FOLDERS = ("", SNAPSHOTS, COMMITS, *TABLES)
 """Where bfp writes; "" is the store itself."""
 
 Side = Literal["prune", "ingest"]
-FileKind = Literal["snapshots", "commits", "stacks", "masks", "scans", "sessions", "rejected", "label_maps"]
+FileKind = Literal["snapshots", "commits", Table]
 
 _NAMES = {SNAPSHOTS: r"\d+[.]json", COMMITS: r".+[.]json"} | dict.fromkeys(TABLES, r"part-[0-9a-f]+[.]parquet")
 _MARKER = re.compile(r"[.]bfp-(prune|ingest)-[0-9a-f]{12}")

@@ -67,8 +67,9 @@ def packed(chunk: pa.Buffer, *, rows: int, shape: tuple[int, int, int], place: P
     data = memoryview(chunk).cast("B")
     for levels in (_LEVELS, 0):
         header = _header(levels + width)
-        pages, at = [], 0
-        while at < len(data) and (found := header.match(data, at)):
+        pages: list[tuple[int, int, int]] = []
+        at = 0
+        while len(pages) < rows and (found := header.match(data, at)):
             start = found.end()
             at = start + _decoded(found[1])
             pages.append((start, at, _decoded(found[2]) & 0xFFFFFFFF))
