@@ -60,17 +60,16 @@ def read(
         for place, (group, row) in zip(places, stacks, strict=True):
             place[:] = group.result()[row]
 
-    lanes = [
-        _Lane(plan, rank * share + place, start_step, lambda unit: fetchers.submit(fetch, unit))
-        for place in range(share)
-    ]
-
     def begin() -> tuple[np.ndarray, list[Future[None]]]:
         batch = np.empty((share, 3, size_px, size_px), np.uint8)
         stacks = [lane.take() for lane in lanes]
         return batch, [fillers.submit(fill, batch[part::FILLERS], stacks[part::FILLERS]) for part in range(FILLERS)]
 
     try:
+        lanes = [
+            _Lane(plan, rank * share + place, start_step, lambda unit: fetchers.submit(fetch, unit))
+            for place in range(share)
+        ]
         begun = deque(begin() for _ in range(AHEAD_BATCHES))
         while True:
             batch, parts = begun.popleft()

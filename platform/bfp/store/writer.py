@@ -4,7 +4,7 @@ A part is one file of one table, written whole from memory and named by its cont
 alone: writer options are fixed, and nothing of the time or the host stands in them.
 
 Rows of a session stand together, in slice order, ROWS_PER_GROUP to a row group that holds no other session:
-readers fetch one row group at a time, and one session is little of what a batch holds. Each stack is a page, which is
+readers fetch one row group at a time, and few of them hold what is wanted of a session. Each stack is a page, which is
 what is compressed as one and has a checksum: `pages` says why.
 """
 
