@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.servers import serving
@@ -33,9 +35,12 @@ class Asked(NamedTuple):
 
 
 class FakeAws:
-    """Serves at `endpoint`. objects: by key, in any bucket. valid_s: how long a role's credentials are."""
+    """Serves at `endpoint`. objects: by key, in any bucket. valid_s: how long a role's credentials are.
 
-    def __init__(self, objects: dict[str, bytes], *, valid_s: float = 3600) -> None:
+    certificate: a PEM file with its key, to serve by https.
+    """
+
+    def __init__(self, objects: dict[str, bytes], *, valid_s: float = 3600, certificate: Path | None = None) -> None:
         self.objects = objects
         self.asked: list[Asked] = []
         self.assumed = 0
@@ -95,6 +100,11 @@ class FakeAws:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self.endpoint = self.endpoint.replace("http:", "https:")
 
     @contextmanager
     def serving(self) -> Iterator[FakeAws]:

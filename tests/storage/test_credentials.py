@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bfp.errors import InputError
 from bfp.storage import Place
 from tests.storage.fake_aws import FakeAws
 from tests.storage.makers import clients
@@ -111,3 +114,28 @@ def test_a_machine_without_a_cloud_waits_for_none_for_long(bare: dict[str, str])
             assert FILE.read() == table()
             assert time.monotonic() - began < 6
         assert {asked.access_key for asked in aws.asked} == {""}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Of a store on this machine, which nobody else vouches for; its key stands in the file too."""
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("no openssl here, to make a certificate with")
+    file = tmp_path / "certificate.pem"
+    asked = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([openssl, *asked.split(), "-keyout", file, "-out", file], check=True, capture_output=True)
+    return file
+
+
+def test_a_store_with_a_certificate_of_its_own_is_read_by_s3fs_and_pyarrow(
+    certificate: Path, bare: dict[str, str], tmp_path: Path
+) -> None:
+    with FakeAws({"part.parquet": table()}, certificate=certificate).serving() as aws:
+        own = {**bare, "AWS_ENDPOINT_URL": aws.endpoint, "AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "s"}
+        with clients({**own, "AWS_CA_BUNDLE": str(certificate)}):
+            assert FILE.read() == table()
+            read_table()
+        assert {asked.by_arrow for asked in aws.asked} == {True, False}
+        gone = tmp_path / "gone.pem"
+        with clients({**own, "AWS_CA_BUNDLE": str(gone)}), pytest.raises(InputError, match=f"no such file: {gone}"):
+            FILE.read()

@@ -306,11 +306,18 @@ def _credentials() -> Any:
     return sync(get_loop(), session.get_credentials)
 
 
+def _ca_bundle() -> str | None:
+    """The file of certificates that the store's is checked with, where the user names one."""
+    return _session().get_config_variable("ca_bundle") or None
+
+
 @cache
 def _filesystem() -> Any:
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if (endpoint := os.environ.get(name)) and "://" not in endpoint:
             raise InputError(f"{name}: {endpoint} names no scheme; expected https://… or http://…")
+    if (bundle := _ca_bundle()) and not os.path.exists(bundle):
+        raise InputError(f"AWS_CA_BUNDLE (a profile's ca_bundle): no such file: {bundle}; certificates are expected")
     credentials = _credentials()
     import s3fs
 
@@ -361,6 +368,7 @@ def _arrow_signing(access_key: str, secret_key: str, token: str) -> Any:
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ARROW_TRIES),
+        tls_ca_file_path=_ca_bundle(),
     )
 
 
