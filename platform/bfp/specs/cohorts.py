@@ -11,7 +11,6 @@ from bfp.specs.fields import (
     ENTITY_PATTERN,
     ENTITY_VALUE_PATTERN,
     Clash,
-    Job,
     Misfit,
     Modality,
     Name,
@@ -166,18 +165,20 @@ class Cohort(Strict):
         return self
 
 
-def run_in_cohort(job: Job, cohorts: list[Cohort]) -> list[Clash]:
-    """A run writes nothing into a BIDS dataset but where BIDS has a place for it."""
-    run = f"{job.output.rstrip('/')}/{job.name}"
+def in_cohorts(field: str, folder: str, cohorts: list[Cohort]) -> list[Clash]:
+    """Nothing is written into a BIDS dataset but where BIDS has a place for it."""
+    what = {"output": "the run's folder", "store": "the store"}[field]
     return [
         Clash(
-            "output",
-            f"the run's folder would be {run}, among the data of cohort {cohort.name}; give a place outside of "
+            field,
+            f"{what} would be {folder}, among the data of cohort {cohort.name}; give a place outside of "
             f"{cohort.bids}, or its derivatives/",
             (f"cohorts[{number}].bids",),
         )
         for number, cohort in enumerate(cohorts)
-        if cohort.bids and lies_in(run, cohort.bids) and not lies_in(run, f"{cohort.bids.rstrip('/')}/derivatives")
+        if cohort.bids
+        and lies_in(folder, cohort.bids)
+        and not lies_in(folder, f"{cohort.bids.rstrip('/')}/derivatives")
     ]
 
 

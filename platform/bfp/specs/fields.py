@@ -119,6 +119,11 @@ class Job(Strict):
     output: Uri = Field("runs", description="Where run folders go: a path (from the working directory) or a URI.")
     seed: int = Field(0, ge=0, lt=2**31, description="Every random draw of the run follows from it.")
 
+    @property
+    def folder(self) -> str:
+        """The run's folder, a path or URI."""
+        return f"{self.output.rstrip('/')}/{self.name}"
+
 
 def lies_in(inner: str, outer: str) -> bool:
     """Whether a path or URI is another one, or lies below it."""
@@ -127,11 +132,10 @@ def lies_in(inner: str, outer: str) -> bool:
 
 def run_in_store(job: Job, stores: list[str]) -> list[Clash]:
     """A store holds nothing but its own files."""
-    run = f"{job.output.rstrip('/')}/{job.name}"
-    found = next((store for store in stores if lies_in(run, store)), None)
+    found = next((store for store in stores if lies_in(job.folder, store)), None)
     if found is None:
         return []
-    expected = f"the run's folder would be {run}, in the store {found}; give a place beside it"
+    expected = f"the run's folder would be {job.folder}, in the store {found}; give a place beside it"
     return [Clash("output", expected, ("store",))]
 
 

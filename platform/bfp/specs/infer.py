@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bfp.specs.cohorts import Cohort, run_in_cohort, same_names
+from bfp.specs.cohorts import Cohort, in_cohorts, same_names
 from bfp.specs.fields import Job, Misfit, Positive, Share, Strict, Uri, Workers
 
 
@@ -46,6 +46,6 @@ class Infer(Job):
 
     @model_validator(mode="after")
     def _cohorts_differ(self) -> Infer:
-        if clashes := [*same_names(self.cohorts), *run_in_cohort(self, self.cohorts)]:
+        if clashes := [*same_names(self.cohorts), *in_cohorts("output", self.folder, self.cohorts)]:
             raise Misfit(*clashes)
         return self

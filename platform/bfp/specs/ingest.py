@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bfp.specs.cohorts import Cohort, run_in_cohort, same_names
-from bfp.specs.fields import Clash, CpuCompute, Job, Misfit, Share, Uri, run_in_store
+from bfp.specs.cohorts import Cohort, in_cohorts, same_names
+from bfp.specs.fields import Clash, CpuCompute, Job, Misfit, Share, Uri, lies_in, run_in_store
 from bfp.specs.preprocessing import ModalityStacks, Preprocessing
 
 
@@ -34,7 +34,13 @@ class Ingest(Job):
 
     @model_validator(mode="after")
     def _cohorts_fit(self) -> Ingest:
-        clashes = [*same_names(self.cohorts), *run_in_store(self, [self.store]), *run_in_cohort(self, self.cohorts)]
+        clashes = [*same_names(self.cohorts), *run_in_store(self, [self.store])]
+        clashes += in_cohorts("output", self.folder, self.cohorts) + in_cohorts("store", self.store, self.cohorts)
+        if lies_in(self.store, self.folder) and self.store != self.folder:
+            expected = (
+                f"the store would lie in the run's folder {self.folder}; it outlives its runs: put it beside"
+            )
+            clashes.append(Clash("store", expected, ("output",)))
         stacks = self.preprocessing.stacks
         wanted = list(stacks.channels if isinstance(stacks, ModalityStacks) else stacks.modalities)
         for number, cohort in enumerate(self.cohorts):
