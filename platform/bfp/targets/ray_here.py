@@ -1,8 +1,8 @@
 """Ray inside this process: started once, quietly, for all jobs of a command, and gone with it.
 
 Ray's chatter (its banners, progress bars, workers' output, usage reports) stays out of the user's sight; its logs
-lie in a folder of their own that is removed when all went well and named when not. A process that is killed leaves
-its folder behind; in it stands whose it was, and whoever starts Ray next removes it.
+lie in a folder of their own that is removed when all went well, and named and kept for KEPT_DAYS when not. A process
+that is killed leaves its folder behind; in it stands whose it was, and whoever starts Ray next removes it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from bfp.errors import JobFailed
@@ -19,6 +20,7 @@ from bfp.runs import born_at, is_alive
 FOLDERS = "/tmp"  # short, since sockets lie below it, whose paths may have 107 characters
 PREFIX = "bfp-ray-"
 OWNER = "owner"  # the process that uses a folder, by number and birth; removed where the logs are kept
+KEPT_DAYS = 7
 
 MAX_OBJECT_STORE_BYTES = 2_000_000_000
 OBJECT_STORE_SHARE = 0.2  # of the machine's memory: what passes between tasks here is small
@@ -90,15 +92,17 @@ def stop_ray(logs: str, *, keep_logs: bool) -> None:
 
 
 def remove_orphans() -> None:
-    """Remove the folders of this user's processes that were killed."""
-    for owner in Path(FOLDERS).glob(f"{PREFIX}*/{OWNER}"):
+    """Remove the folders of this user's processes that were killed, and logs that were kept for KEPT_DAYS."""
+    for folder in Path(FOLDERS).glob(f"{PREFIX}*"):
         try:
-            pid, _, born = owner.read_text().partition(" ")
-            ours = owner.stat().st_uid == os.getuid()
+            state, owner = folder.stat(), folder / OWNER
+            pid, _, born = owner.read_text().partition(" ") if owner.exists() else ("", "", "")
         except OSError:
             continue  # another user's, or removed this moment
-        if ours and pid.isdecimal() and not is_alive(int(pid), born):
-            shutil.rmtree(owner.parent, ignore_errors=True)
+        killed = pid.isdecimal() and not is_alive(int(pid), born)
+        kept_long = not pid and time.time() - state.st_mtime > KEPT_DAYS * 86_400
+        if state.st_uid == os.getuid() and (killed or kept_long):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def object_store_bytes() -> int:
