@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bfp.cohorts import SegmentationSource, Session, Source, discover
-from bfp.errors import InputError, Reason
+from bfp.errors import InputError, Reason, StorageError
 from bfp.storage import place
 from tests.cohorts.makers import touch, write
 
@@ -128,6 +128,8 @@ def test_a_label_map_that_is_not_there_is_named_all_the_same(tmp_path: Path) -> 
         ("", r"t\.csv: no rows"),
         ("subject,modality,uri\nS1,,a.nii\n", r"t\.csv:2: no modality"),
         ("subject,modality,uri\n\nS1,T1w,\n", r"t\.csv:3: no uri"),
+        ("subject,modality,uri\n,,a.nii\nS1,T1w,\n", r"t\.csv:2: no subject and no modality\n.*t\.csv:3: no uri$"),
+        ("subject,modality,uri\n" + 13 * "S1,T1w,\n", r"(t\.csv:\d+: no uri\n.*){10}and 3 lines more like these$"),
         ('subject,modality,uri\nS1,T1w,"' + 140_000 * "a", r"t\.csv:2: not a CSV or TSV table: field larger"),
         ("subject,modality,uri\nS1,T1w,a.nii,x\n", r"t\.csv:2: 4 cells, but 3 columns"),
         ("subject,uri,uri\nS1,T1w,a.nii\n", r"t\.csv: two columns have the same name"),
@@ -137,6 +139,11 @@ def test_a_label_map_that_is_not_there_is_named_all_the_same(tmp_path: Path) -> 
 def test_a_table_that_cannot_be_used_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         found_in(write(tmp_path / "t.csv", text))
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot read it: it is a folder, and a file is expected"):
+        found_in(tmp_path)
 
 
 def test_bytes_that_are_no_text_are_no_table(tmp_path: Path) -> None:

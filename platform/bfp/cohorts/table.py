@@ -20,10 +20,12 @@ from bfp.cohorts.pairs import Files, files_of
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, chosen, session_of
 from bfp.errors import InputError, Reason
 from bfp.storage import Entry, Place, place
+from bfp.words import counted
 
 RULE = "the first row of the table"
 MAP_RULE = "the row of the scan it was drawn on, then rows of its modality, then the first row of the session"
 _NEEDED = ("subject", "modality", "uri")
+_SHOWN_LINES = 10  # of those that lack something
 
 
 def sessions(
@@ -84,10 +86,15 @@ def _check(file: Place, rows: list[Row], segmentations: Sequence[SegmentationSou
         raise InputError(
             f"{file}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns)}"
         )
-    for line, cells in rows:
-        empty = [column for column in _NEEDED if not present(cells[column])]
-        if empty:
-            raise InputError(f"{file}:{line}: no {' and no '.join(empty)}")
+    incomplete = [
+        f"{file}:{line}: no {' and no '.join(empty)}"
+        for line, cells in rows
+        if (empty := [column for column in _NEEDED if not present(cells[column])])
+    ]
+    if incomplete:
+        more = len(incomplete) - _SHOWN_LINES
+        told = [*incomplete[:_SHOWN_LINES], *([f"and {counted(more, 'line')} more like these"] if more > 0 else [])]
+        raise InputError("\n".join(told))
 
 
 def _look_up(uris: list[str], *, base: Place) -> dict[str, Files | None]:

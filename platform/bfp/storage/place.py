@@ -549,6 +549,8 @@ def plainly(here: Place, verb: str) -> Iterator[None]:
         raise StorageError(f"{here}: cannot {verb} it: nothing is there") from error
     except PermissionError as error:
         raise StorageError(f"{here}: cannot {verb} it: no permission; check the owner or the credentials") from error
+    except IsADirectoryError as error:
+        raise StorageError(f"{here}: cannot {verb} it: it is a folder, and a file is expected") from error
     except (NotADirectoryError, FileExistsError) as error:
         raise StorageError(f"{here}: cannot {verb} it: a file stands where a folder should be") from error
     except OSError as error:
