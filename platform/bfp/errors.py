@@ -92,6 +92,7 @@ class Reason(StrEnum):
     IGNORED = "named in .bidsignore"
     DUPLICATE = "another scan of this modality was taken"
     NOT_NIFTI = "not a NIfTI file"
+    NOT_SERIES = "not one DICOM image series"
     TRUNCATED = "file ends early"
     CORRUPT = "compressed data damaged"
     TOO_LARGE = "volume larger than the limit"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import SimpleITK
 
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import encode
@@ -93,6 +94,41 @@ def write_scan(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode(voxels, grid=Grid(voxels.shape, ras_from_voxel)))
     return file
+
+
+def write_dicom(folder: Path, scan: Path, *, patient: str = "", number: int = 1) -> Path:
+    """A NIfTI scan of whole numbers as a DICOM series, a file of its own for each slice. number: of the series."""
+    image = SimpleITK.Cast(SimpleITK.ReadImage(str(scan)), SimpleITK.sitkInt16)
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    direction = image.GetDirection()
+    series = f"1.2.826.0.1.3680043.2.1125.{number}"
+    for slice_number in range(image.GetDepth()):
+        plane = image[:, :, slice_number]
+        position = image.TransformIndexToPhysicalPoint((0, 0, slice_number))
+        tags = {
+            "0008|0020": "20200101",  # one time for all slices: dcm2niix stacks no others
+            "0008|0030": "120000",
+            "0008|0060": "MR",
+            "0008|103e": f"series {number}",
+            "0008|0018": f"{series}.{slice_number + 1}",
+            "0010|0010": patient,
+            "0018|0050": f"{image.GetSpacing()[2]:.6f}",
+            "0018|0088": f"{image.GetSpacing()[2]:.6f}",
+            "0018|5100": "HFS",
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.99",
+            "0020|000e": series,
+            "0020|0011": str(number),
+            "0020|0013": str(slice_number + 1),
+            "0020|0032": "\\".join(f"{value:.6f}" for value in position),
+            "0020|0037": "\\".join(f"{direction[at]:.6f}" for at in (0, 3, 6, 1, 4, 7)),
+        }
+        for tag, value in tags.items():
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"IM{slice_number:04d}.dcm"))
+        writer.Execute(plane)
+    return folder
 
 
 def heads(count: int, *, shape: tuple[int, int, int] = (34, 42, 30)) -> np.ndarray:

@@ -246,6 +246,28 @@ def test_a_map_that_does_not_lie_on_its_scan_is_refused_and_not_taken_for_an_emp
     assert told.replace("%", "") in why.detail.replace("%", "")
 
 
+def test_a_map_saved_with_its_axes_turned_round_is_the_same_map() -> None:
+    lesion = lesion_on(REFERENCE)
+    axes, flips = (2, 0, 1), (slice(None, None, -1), slice(None), slice(None, None, -1))
+    turned = REFERENCE.reordered(axes)
+    for axis in (0, 2):
+        backwards = np.eye(4)
+        backwards[axis, axis], backwards[axis, 3] = -1, turned.shape[axis] - 1
+        turned = Grid(turned.shape, turned.ras_from_voxel @ backwards)
+    plain, other = (
+        only(
+            prepare_session(
+                {"T1w": scan(REFERENCE)},
+                recipe=recipe(),
+                segmentations={"lesion": Segmentation(volume(at, np.asfortranarray(values)), "T1w")},
+            )
+        ).labels["lesion"]
+        for at, values in ((REFERENCE, lesion), (turned, lesion.transpose(axes)[flips]))
+    )
+    assert plain.any()
+    np.testing.assert_array_equal(plain, other)
+
+
 def test_a_map_without_orientation_lies_on_a_scan_without_one_and_says_so() -> None:
     guessed = Grid(REFERENCE.shape, np.diag([*REFERENCE.spacing_mm, 1.0]))
     scans = {"T1w": without_orientation(guessed, np.rint(head(REFERENCE)).astype(np.int16))}

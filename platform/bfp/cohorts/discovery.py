@@ -23,6 +23,7 @@ class Source:
     """One cohort as plain values.
 
     at: the BIDS dataset's root, the table's file, or the glob. pattern: with a glob, what tells subject and modality.
+    dicom: of a table or glob, whether its scans are DICOM series, which go by their folders.
     modalities: the cohort's own names and the BIDS suffixes they stand for. prefer: of BIDS, the entities of the scans
     that are taken before others. labels: a CSV or TSV file, or None for what the source itself carries.
     """
@@ -31,6 +32,7 @@ class Source:
     kind: Literal["bids", "table", "glob"]
     at: Place
     pattern: str = ""
+    dicom: bool = False
     modalities: Mapping[str, str] = field(default_factory=dict)
     segmentations: tuple[SegmentationSource, ...] = ()
     prefer: Mapping[str, str | None] = field(default_factory=dict)
@@ -61,10 +63,16 @@ def discover(source: Source, *, wanted: Collection[str]) -> list[Session]:
                 wanted=wanted,
                 modalities=source.modalities,
                 segmentations=source.segmentations,
+                dicom=source.dicom,
             )
         case "glob":
             sessions = glob.sessions(
-                source.at, pattern=source.pattern, cohort=source.name, wanted=wanted, modalities=source.modalities
+                source.at,
+                pattern=source.pattern,
+                cohort=source.name,
+                wanted=wanted,
+                modalities=source.modalities,
+                dicom=source.dicom,
             )
     if not any(session.scans for session in sessions):
         raise InputError(_nothing_to_do(source, sessions, wanted))

@@ -4,6 +4,8 @@
 brackets stand for themselves. The pattern is searched in the whole URI. A file that the glob finds and the pattern does
 not understand is left out. Of several scans of one modality in a session the first by name is taken. Of a pair the glob
 and the pattern may find either half.
+
+Of DICOM files the glob finds any of a series, and the pattern is searched in the URI of their folder, ended by a slash.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
+from bfp.cohorts.dicom import series_in
 from bfp.cohorts.pairs import files_of, is_half
 from bfp.cohorts.sessions import Candidate, Key, LeftOut, Session, session_of
 from bfp.errors import InputError, Reason
@@ -23,9 +26,15 @@ _LITERAL = re.compile(r"[][{}]")  # what a shell would take for a wildcard
 
 
 def sessions(
-    glob: Place, *, pattern: str, cohort: str, wanted: Collection[str], modalities: Mapping[str, str]
+    glob: Place,
+    *,
+    pattern: str,
+    cohort: str,
+    wanted: Collection[str],
+    modalities: Mapping[str, str],
+    dicom: bool = False,
 ) -> list[Session]:
-    """The sessions of the files that the glob finds.
+    """The sessions of the files that the glob finds; dicom: of the series that these are of.
 
     Raises InputError where it finds none.
     """
@@ -34,14 +43,12 @@ def sessions(
     scans: dict[Key, list[Candidate]] = defaultdict(list)
     strangers: list[Entry] = []
     halves: dict[Place, Entry] = {}
-    listed = 0
-    for file in root.files():
-        listed += 1
+    for file in series_in(root.files(), matches) if dicom else root.files():
         if is_half(file.place):
             halves[file.place] = file
-        if not matches.fullmatch(file.place.uri):
+        if not dicom and not matches.fullmatch(file.place.uri):
             continue
-        found = expression.search(file.place.uri)
+        found = expression.search(f"{file.place}/" if dicom else file.place.uri)
         if found is None or not found["subject"] or not found["modality"]:
             strangers.append(file)
             continue
@@ -51,8 +58,10 @@ def sessions(
     if not scans and not strangers:
         literal = bool(_LITERAL.search(glob.uri))
         hint = "; brackets and braces stand for themselves: the wildcards are *, ? and **" * literal
-        raise InputError(f"cohort {cohort}: {glob} finds nothing in the {counted(listed, 'file')} below {root}{hint}")
-    scans = {key: _paired(candidates, halves) for key, candidates in scans.items()}
+        listed = counted(sum(1 for _ in root.files()), "file")
+        raise InputError(f"cohort {cohort}: {glob} finds nothing in the {listed} below {root}{hint}")
+    if not dicom:
+        scans = {key: _paired(candidates, halves) for key, candidates in scans.items()}
     paired = {file for own in scans.values() for each in own if each.voxels for file in (each.file, each.voxels)}
     nobody = Key(cohort, "", "")
     left_out = [

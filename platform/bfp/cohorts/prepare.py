@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
+from bfp.cohorts.dicom import nifti_of
 from bfp.cohorts.reading import Contents, ReadAhead
 from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, with_spare
 from bfp.errors import Reason, Unusable
@@ -172,7 +173,8 @@ class _Timely:
         began = time.monotonic()
         try:
             contents = self.ahead.take(source, timeout_s=self.limit_s)
-            return within(began + self.limit_s - time.monotonic(), lambda: how(contents))
+            left_s = began + self.limit_s - time.monotonic()
+            return within(left_s, lambda: how(_of_series(contents, timeout_s=left_s)))
         except TimeoutError:
             raise Unusable(Reason.TIMEOUT, f"not read and decoded after {self.limit_s:g} s") from None
 
@@ -185,6 +187,11 @@ class _Timely:
             scans = f" ({len(modalities)} scans of its session, {self.limit_s:g} s each)" if len(modalities) > 1 else ""
             late = Unusable(Reason.TIMEOUT, f"no stacks after {limit_s:g} s{scans}")
             return PreparedSession([], dict.fromkeys(modalities, late))
+
+
+def _of_series(contents: Contents, *, timeout_s: float) -> Contents:
+    """Those of the image that a DICOM series makes; others as they are."""
+    return Contents(nifti_of(contents.series, timeout_s=timeout_s)) if contents.series else contents
 
 
 def _prepare(session: Session, recipe: Recipe, timely: _Timely) -> Iterator[SessionStacks]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from bfp.cohorts.dicom import Series
 from bfp.cohorts.sessions import LabelMap, Scan, absent
 from bfp.errors import Reason, StorageError, Unusable
 from bfp.imaging.nifti import MAX_FILE_BYTES
@@ -23,11 +24,19 @@ AHEAD_SCANS = 6
 AHEAD_BYTES = 32 << 20  # as they lie in the store: a session of three zipped heads at 1 mm, 5 % of a worker's memory
 
 
+File = TypeVar("File", bound=Entry)
+Value = TypeVar("Value")
+
+
 class Contents(NamedTuple):
-    """The bytes of a scan or label map: of a pair the header's file and the other, else the one file and None."""
+    """The bytes of a scan or label map: of a pair the header's file and the other, else the one file and None.
+
+    Of a DICOM series no file, and all of its own in `series`.
+    """
 
     file: bytes
-    voxels: bytes | None
+    voxels: bytes | None = None
+    series: Sequence[bytes] = ()
 
 
 class ReadAhead:
@@ -69,7 +78,7 @@ def _begin(source: Scan | LabelMap) -> Future[Contents]:
 
     def run() -> None:
         try:
-            found = Contents(_read(source.file), _read(source.voxels) if source.voxels else None)
+            found = _contents(source)
         except BaseException as error:  # handed to who takes it, where it is raised
             contents.set_exception(error)
         else:
@@ -83,14 +92,21 @@ def _size(source: Scan | LabelMap) -> int:
     return sum(max(file.size, 0) for file in source.files)
 
 
-def _read(file: Entry) -> bytes:
-    """The bytes of a file that discovery saw."""
+def _contents(source: Scan | LabelMap) -> Contents:
+    if isinstance(source.file, Series):
+        return Contents(b"", series=_read(source.file, Series.read_files))
+    return Contents(_read(source.file, Entry.read), _read(source.voxels, Entry.read) if source.voxels else None)
+
+
+def _read(file: File, read: Callable[[File], Value]) -> Value:
+    """What `read` reads of a file that discovery saw."""
     if file.size < 0:
         raise absent(file)
     if file.size > MAX_FILE_BYTES:
-        raise Unusable(Reason.TOO_LARGE, f"a file of {file.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
+        what = "files" if isinstance(file, Series) else "a file"
+        raise Unusable(Reason.TOO_LARGE, f"{what} of {file.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
     try:
-        return file.read()
+        return read(file)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise Unusable(Reason.UNREADABLE, "it was listed, and is gone") from error

@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One file that is one modality of a session; of a pair the header, and `voxels` is the other file.
+    """One file that is one modality of a session; of a pair the header, and `voxels` is the other file; or a series.
 
     chosen: of how many candidates it was taken, and by what rule; "" where it was the only one.
     warnings: what is doubtful about it by its name alone, as sentences for a person.
@@ -203,6 +203,8 @@ def chosen(of: int, rule: str) -> str:
 
 def absent(file: Entry) -> Unusable:
     """Why a file of size -1 cannot be read: it is a link to nothing, or nothing at all."""
+    if file.place.is_local and file.place.path.is_dir():
+        return Unusable(Reason.DANGLING, "a file of the series is a link to nothing")
     linked = file.place.is_local and file.place.path.is_symlink()
     kind = next((end for end in (".nii.gz", ".nii", ".hdr", ".img") if file.place.name.endswith(end)), "file")
     return Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is where its {kind} should be")

@@ -9,12 +9,13 @@ A label map comes from the row of the scan it was drawn on (MAP_RULE).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from bfp.cohorts.dicom import series_at
 from bfp.cohorts.labels import READS_AT_ONCE, Row, present, read_table
 from bfp.cohorts.pairs import Files, files_of
 from bfp.cohorts.sessions import Candidate, Key, LabelMap, LeftOut, SegmentationSource, Session, chosen, session_of
@@ -35,8 +36,9 @@ def sessions(
     wanted: Collection[str],
     modalities: Mapping[str, str],
     segmentations: Sequence[SegmentationSource],
+    dicom: bool = False,
 ) -> list[Session]:
-    """The sessions of a table.
+    """The sessions of a table; dicom: whose scans are the series in the folders that it names.
 
     Raises InputError where a column is missing or a row lacks its subject, modality or uri.
     """
@@ -44,9 +46,10 @@ def sessions(
     _check(file, table, segmentations)
     rows = [row.cells for row in table]
     label_columns = {segmentation.column for segmentation in segmentations}
-    uris = [row["uri"] for row in rows]
-    uris += [row[column] for row in rows for column in label_columns if column and present(row[column])]
-    found_at = _look_up(uris, base=file.parent)
+    scans = [row["uri"] for row in rows]
+    maps = [row[column] for row in rows for column in label_columns if column and present(row[column])]
+    found_at = _look_up(maps, _file_at, base=file.parent)
+    found_at |= _look_up(scans, _series_at if dicom else _file_at, base=file.parent)
 
     grouped: dict[Key, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
@@ -97,16 +100,21 @@ def _check(file: Place, rows: list[Row], segmentations: Sequence[SegmentationSou
         raise InputError("\n".join(told))
 
 
-def _look_up(uris: list[str], *, base: Place) -> dict[str, Files | None]:
+def _look_up(uris: list[str], find: Callable[[Place], Files | None], *, base: Place) -> dict[str, Files | None]:
     """What stands behind each URI as it is written in the table; None where there is nothing."""
-
-    def look_up(uri: str) -> Files | None:
-        entry = _resolve(uri, base).entry()
-        return files_of(entry, Place.entry) if entry else None
-
     distinct = list(dict.fromkeys(uris))
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        return dict(zip(distinct, pool.map(look_up, distinct), strict=True))
+        return dict(zip(distinct, pool.map(lambda uri: find(_resolve(uri, base)), distinct), strict=True))
+
+
+def _file_at(file: Place) -> Files | None:
+    entry = file.entry()
+    return files_of(entry, Place.entry) if entry else None
+
+
+def _series_at(folder: Place) -> Files | None:
+    series = series_at(folder)
+    return Files(series, None) if series else None
 
 
 def _resolve(uri: str, base: Place) -> Place:

@@ -74,7 +74,7 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
     """
     folder, told = _model(spec)
     _check_masks(spec, told)
-    check_available(_preprocessing(told))
+    check_available(_preprocessing(told), spec.cohorts)
     sessions = [each for each in sessions_of(spec.cohorts, _preprocessing(told)) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))

@@ -71,7 +71,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     cpus: what the target has; None for those that this process may use.
     """
     store, preprocessing = place(spec.store), _preprocessing(spec)
-    check_available(spec.preprocessing)
+    check_available(spec.preprocessing, spec.cohorts)
     _segmentations(spec)
     layout.check_same(store, preprocessing)
     sessions = sessions_of(spec.cohorts, spec.preprocessing)

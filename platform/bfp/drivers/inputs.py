@@ -113,6 +113,7 @@ def _source(cohort: Cohort) -> Source:
         kind,
         place(at),
         pattern=cohort.pattern or "",
+        dicom=cohort.dicom,
         modalities=cohort.modalities,
         segmentations=tuple(
             SegmentationSource(

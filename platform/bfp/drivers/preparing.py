@@ -13,6 +13,7 @@ from bfp.cohorts import Session
 from bfp.drivers.attempts import Lost
 from bfp.drivers.inputs import slice_spacing_mm
 from bfp.errors import InputError, Reason
+from bfp.specs.cohorts import Cohort
 from bfp.specs.preprocessing import Preprocessing
 from bfp.words import counted
 
@@ -73,8 +74,14 @@ def worker_gb(preprocessing: Preprocessing) -> float:
     return WORKER_GB + deepbet + (SERIES_GB if preprocessing.volumes == "each" else 0.0)
 
 
-def check_available(preprocessing: Preprocessing) -> None:
-    """Raise InputError where the preprocessing wants an extra that is not installed."""
+def check_available(preprocessing: Preprocessing, cohorts: Sequence[Cohort]) -> None:
+    """Raise InputError where the preprocessing or a cohort wants an extra that is not installed."""
+    for cohort in cohorts:
+        if cohort.dicom and find_spec("dcm2niix") is None:
+            raise InputError(
+                f"cohort {cohort.name}: dicom: dcm2niix is not installed; pip install 'bfp[dicom]', or convert the "
+                "scans to NIfTI and leave `dicom` out"
+            )
     if preprocessing.brain == "deepbet" and find_spec("deepbet") is None:
         raise InputError(
             "preprocessing.brain: deepbet is not installed; pip install 'bfp[deepbet]', or bring masks along (brain: "

@@ -16,7 +16,7 @@ Pure functions on arrays: no storage, no Ray, no torch, no specs. The same bytes
 """
 
 # Part of the name of every shard: raise it whenever the pixels that come out change.
-IMAGING_VERSION = 4
+IMAGING_VERSION = 5
 
 NEIGHBOURS = ("below", "centre", "above")
 """The channels of a stack of form `neighbours`."""

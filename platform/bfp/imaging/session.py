@@ -401,7 +401,8 @@ def _given_mask(given: Segmentation, reference: _Reference, scans: list[_Scan]) 
 
 def _check_lies_on(scan: _Scan, drawn: Volume) -> None:
     """Raise Unusable (UNPLACED) where what was drawn on a scan does not lie on it by its own header."""
-    own, grid, head = drawn.grid, scan.volume.grid, scan.head
+    # a map may have been saved with its axes turned round: the same voxels all the same
+    own, grid, head = drawn.grid.closest_ras(), scan.volume.grid.closest_ras(), scan.head
     if own.matches(grid, tolerance_mm=_MAP_GRID_MM):
         return
     if own.shape == grid.shape:

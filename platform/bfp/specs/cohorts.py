@@ -87,6 +87,12 @@ class Cohort(Strict):
         "`modality`, and `session` if any.",
         examples=["sub-(?P<subject>[^/_]+).*_(?P<modality>[^_.]+)[.]nii"],
     )
+    dicom: bool = Field(
+        False,
+        description="With `table` or `glob`: the scans are DICOM, and the files of one folder are one series, which "
+        "dcm2niix, an extra, makes an image of: pip install 'bfp[dicom]'. A table names the folders; a glob finds any "
+        "file in them, and the pattern is searched in the folder's URI, ended by a slash.",
+    )
     modalities: dict[str, Modality] = Field(
         default_factory=dict,
         description="The cohort's own names of modalities and the BIDS suffixes they stand for.",
@@ -140,6 +146,8 @@ class Cohort(Strict):
             clashes.append(Clash("glob", expected, ("pattern",)))
         if self.glob is None and self.pattern is not None:
             clashes.append(Clash("pattern", "goes with `glob` only", ("glob",)))
+        if given == ["bids"] and self.dicom:
+            clashes.append(Clash("dicom", "BIDS is NIfTI; name DICOM folders by `table` or `glob`", ("bids",)))
         if given in (["glob"], ["table"]) and self.prefer:
             expected = "goes with `bids` only; of a table the first row is taken, of a glob the first by name"
             clashes.append(Clash("prefer", expected, (given[0],)))

@@ -37,9 +37,7 @@ class Ingest(Job):
         clashes = [*same_names(self.cohorts), *run_in_store(self, [self.store])]
         clashes += in_cohorts("output", self.folder, self.cohorts) + in_cohorts("store", self.store, self.cohorts)
         if lies_in(self.store, self.folder) and self.store != self.folder:
-            expected = (
-                f"the store would lie in the run's folder {self.folder}; it outlives its runs: put it beside"
-            )
+            expected = f"the store would lie in the run's folder {self.folder}; it outlives its runs: put it beside"
             clashes.append(Clash("store", expected, ("output",)))
         stacks = self.preprocessing.stacks
         wanted = list(stacks.channels if isinstance(stacks, ModalityStacks) else stacks.modalities)
