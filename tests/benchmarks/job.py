@@ -6,7 +6,8 @@ The scans are repeated under new names, one a session, until there are so many. 
 with --s3 from and into a bucket of a Ceph gateway on this machine. Printed for each job:
 
 - scans a second from the end of each worker's first shard, before which Ray and the workers start, to the last; also as
-  a share of what as many plain processes do of the same scans, side by side, each on a core of its own;
+  a share of what as many plain processes do of the same scans, side by side, each on a core of its own; nothing where a
+  worker has fewer than 8 shards, whose ends tell no rate;
 - seconds from start to end, and peak memory: proportional set size of the job's processes, every 2 s (Linux).
 
 A gateway on the same cores takes its share of them: leave it one, with --workers 1 on a machine of two.
@@ -42,6 +43,7 @@ from tests.processes import below, resident_bytes
 
 BFP = Path(sys.executable).parent / "bfp"
 SAMPLED_EVERY_S = 2.0
+MIN_SHARDS = 8  # of each worker
 PLAIN_SCANS = 40  # of each plain process
 
 SPEC = """\
@@ -57,9 +59,9 @@ pictures: false
 
 
 class Job(NamedTuple):
-    """Of one submitted ingest. rate: scans a second once it runs; peak: bytes."""
+    """Of one submitted ingest. rate: scans a second once it runs, None where it was too short to tell; peak: bytes."""
 
-    rate: float
+    rate: float | None
     wall_s: float
     peak: int
 
@@ -117,17 +119,17 @@ def one_core_rate(spec: Path, number: int, of: int, together: Barrier) -> float:
     return done / (time.perf_counter() - began)
 
 
-def rate_of(events: Sequence[Mapping[str, Any]], *, workers: int) -> float:
+def rate_of(events: Sequence[Mapping[str, Any]], *, workers: int) -> float | None:
     """Scans a second of a run once all workers are at work: the first shard of each does not count, nor its time.
 
-    Raises ValueError where there are no more shards than workers.
+    None where there are fewer than MIN_SHARDS for each worker.
     """
     steps = [each for each in events if each["event"] == "progress" and each["phase"] == "preparing" and each["done"]]
     # not every shard has an event of its own; each tells how many are done, as in "3 of 12"
-    counted = [each for each in steps if int(each["shards"].split()[0].replace(",", "")) >= workers]
-    if len(counted) < 2:
-        raise ValueError(f"too few shards to tell the rate of {workers} workers; give more scans")
-    first, last = counted[0], counted[-1]
+    counted = [(int(each["shards"].split()[0].replace(",", "")), each) for each in steps]
+    if not counted or counted[-1][0] < MIN_SHARDS * workers:
+        return None
+    first, last = next(each for shards, each in counted if shards >= workers), steps[-1]
     took_s = (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(first["time"])).total_seconds()
     return float((last["done"] - first["done"]) / took_s)
 
@@ -176,11 +178,8 @@ def main() -> None:
                 name = f"{where}-{count}"
                 made = spec_file(here, root, name=name, scans=count, workers=given.workers)
                 job = submit(made, f"{root}/runs/{name}", workers=given.workers)
-                print(
-                    f"  {where:4} {job.rate:.2f} a second, {job.rate / plain:.0%} of that; {job.wall_s:.0f} s in all; "
-                    f"peak {job.peak / 1e9:.2f} GB",
-                    flush=True,
-                )
+                rate = f"{job.rate:.2f} a second, {job.rate / plain:.0%} of that; " if job.rate else ""
+                print(f"  {where:4} {rate}{job.wall_s:.0f} s in all; peak {job.peak / 1e9:.2f} GB", flush=True)
                 if where == "disk":
                     shutil.rmtree(here / f"store-{name}")
 
