@@ -5,6 +5,7 @@ All of it is read back from the store, so that it tells what is there and not wh
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +23,12 @@ from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.specs.preprocessing import ModalityStacks
 from bfp.storage import Place
-from bfp.store.reader import SliceStore, pixels_of
+from bfp.store.reader import SliceStore
 from bfp.store.summary import Summary
 from bfp.words import bytes_text, counted
 
 SHOWN_SETS = 8
+SETS_AT_ONCE = 8  # while a picture is made: each slice of a set is a few requests on object storage
 SHOWN_PAIRS = 12
 SHOWN_PAIR_HEIGHT = 0.6  # above the ventricles' floor, where edges are plenty
 SHOWN_ROWS = 50
@@ -154,7 +156,8 @@ def pictures_of(made: SliceStore, *, folder: Place) -> list[Picture]:
     """
     shown, count = _shown_sets(made)
     filled = [channel for channel in range(3) if any(each.first["present"][channel] for each in shown)]
-    slices = [_slices(made, each, filled) for each in shown]
+    with ThreadPoolExecutor(SETS_AT_ONCE) as pool:
+        slices = list(pool.map(lambda each: _slices(made, each, filled), shown))
     (folder / "stacks.png").write(mosaic(slices, axis=made.slice_axis))
     blocks = [
         Picture(
@@ -235,14 +238,16 @@ def _pairs(made: SliceStore) -> list[Pair]:
         tuple(each.first[name] for name in Key._fields): each
         for each in _sets(made.stack_index(furthest["file"].to_pylist()))
     }
-    pairs = []
-    for row in furthest.to_pylist():
+
+    def pair(row: dict[str, Any]) -> Pair:
         each = sets[tuple(row[name] for name in Key._fields)]
         reference, channel = each.first["present"].index(True), each.first["modalities"].index(row["modality"])
         pixels = _pixels(made, each, height=SHOWN_PAIR_HEIGHT)
         title = f"{_title(each)}: {row['modality']} on {made.channels[reference]}, {row['shift_mm']:.1f} mm"
-        pairs.append(Pair(title, pixels[reference], pixels[channel]))
-    return pairs
+        return Pair(title, pixels[reference], pixels[channel])
+
+    with ThreadPoolExecutor(SETS_AT_ONCE) as pool:
+        return list(pool.map(pair, furthest.to_pylist()))
 
 
 def _furthest(made: SliceStore) -> pa.Table:
@@ -264,7 +269,7 @@ def _pixels(made: SliceStore, each: _Set, *, height: float) -> np.ndarray:
     """uint8 (3, size, size): the stack of a set that is nearest to a height."""
     nearest = int(np.abs(np.asarray(each.rows["height"]) - height).argmin())
     row = each.rows.slice(nearest, 1).to_pylist()[0]
-    return pixels_of(made.read_row_group(made.stack_files()[row["file"]], row["row_group"]))[row["row"]]
+    return made.read_packed(made.stack_files()[row["file"]], row["row_group"])[row["row"]]
 
 
 def _title(each: _Set) -> str:

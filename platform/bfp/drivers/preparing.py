@@ -25,6 +25,8 @@ SERIES_GB = 0.4  # that the bytes of a 4-D scan took beside it, packed and unpac
 CHOSEN = (Reason.UNWANTED, Reason.DUPLICATE, Reason.IGNORED)
 """Reasons that are the user's choice and no fault of a scan: `max_rejected` does not count them."""
 
+SHOWN_CAUSES = 3  # a full disk is another for each file
+
 TRIED_AGAIN = "could not be read in full this time, or took too long; submit again to try again"
 
 
@@ -41,7 +43,7 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
 
     A scan gives 180 mm of slices; how many volumes it has is not known before it is opened (`volumes_warnings`).
-    Decoding and resampling one took 0.25 s, registering it 0.5 s, deepbet 4 s a session. N4 took 1.6 s
+    Decoding and resampling one took 0.07 s, registering it 0.5 s, deepbet 4 s a session. N4 took 1.6 s
     a scan (0.3 to 2.4 s on sixteen real ones, 6 to 32 times the rest of preparing them), of a 4-D one once.
     """
     with_scans = [session for session in sessions if session.scans]
@@ -56,7 +58,7 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
         registered = 0
     masked = len(with_scans) if preprocessing.brain == "deepbet" else 0
     corrected = scans if preprocessing.bias_field == "n4" else 0
-    return Cost(stacks, filled, 0.25 * scans + 0.5 * registered + 4.0 * masked + 1.6 * corrected)
+    return Cost(stacks, filled, 0.07 * scans + 0.5 * registered + 4.0 * masked + 1.6 * corrected)
 
 
 def volumes_warnings(preprocessing: Preprocessing) -> list[str]:
@@ -101,7 +103,10 @@ def not_done(asked: int, failures: Sequence[str], lost: Lost, *, unit: str, verb
     missing = len(failures) + lost.out_of_memory + lost.died
     if not missing:
         return ""
-    causes = list(dict.fromkeys(failures))
+    distinct = list(dict.fromkeys(failures))
+    causes = distinct[:SHOWN_CAUSES]
+    if len(distinct) > SHOWN_CAUSES:
+        causes.append(f"and {counted(len(distinct) - SHOWN_CAUSES, 'cause')} more, such as these")
     if lost.out_of_memory:
         causes.append(
             f"{lost.out_of_memory} ran out of memory, however few ran at once: give a worker more memory, or {smaller}"
