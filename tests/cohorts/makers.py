@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import locale
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def write_dicom(folder: Path, scan: Path, *, patient: str = "", number: int = 1)
     writer.KeepOriginalImageUIDOn()
     direction = image.GetDirection()
     series = f"1.2.826.0.1.3680043.2.1125.{number}"
+    locale_before = locale.setlocale(locale.LC_ALL)
     for slice_number in range(image.GetDepth()):
         plane = image[:, :, slice_number]
         position = image.TransformIndexToPhysicalPoint((0, 0, slice_number))
@@ -128,6 +130,7 @@ def write_dicom(folder: Path, scan: Path, *, patient: str = "", number: int = 1)
             plane.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"IM{slice_number:04d}.dcm"))
         writer.Execute(plane)
+    locale.setlocale(locale.LC_ALL, locale_before)  # GDCM leaves "C", in which no text but ASCII is read
     return folder
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bfp.cohorts import Scan
-from bfp.cohorts.reading import AHEAD_SCANS, ReadAhead
+from bfp.cohorts.reading import AHEAD_SCANS, Contents, ReadAhead
 from bfp.errors import Reason, StorageError, Unusable
 from bfp.storage import Entry, Place
 from tests.cohorts.makers import entry, touch
@@ -81,7 +81,7 @@ def test_what_goes_wrong_with_a_file_is_raised_at_its_turn(tmp_path):
     scans.append(Scan("T1w", Entry(Place(f"{tmp_path}/none.nii"), -1, "")))
     (tmp_path / "b.nii").write_bytes(b"more")
     ahead = ReadAhead(scans)
-    assert ahead.take(scans[0], timeout_s=10) == (b"a.nii", None)
+    assert ahead.take(scans[0], timeout_s=10) == Contents(b"a.nii")
     with pytest.raises(StorageError, match=r"b\.nii"):
         ahead.take(scans[1], timeout_s=10)
     with pytest.raises(Unusable) as missing:
