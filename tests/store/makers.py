@@ -39,12 +39,13 @@ def make_store(
     labels: Mapping[str, Mapping[str, str]] | None = None,
     channels: tuple[str, str, str] = ("T1w", "T2w", "FLAIR"),
     sessions_per_shard: int = 2,
+    sessions_per_part: int | None = None,
 ) -> Place:
     """A store of form `modalities` with random pixels, and its place.
 
     sessions: a number of subjects "s00", "s01", … of cohort "made", or each one. segmentation: give every stack label
-    maps of this name, of the values 0 to 3; classes: what they mean. labels: subject -> labels. Same arguments, same
-    bytes.
+    maps of this name, of the values 0 to 3; classes: what they mean. labels: subject -> labels. sessions_per_part: None
+    for one file of stacks a shard. Same arguments, same bytes.
     """
     store = place(str(folder))
     preprocessing = {
@@ -85,7 +86,15 @@ def make_store(
         for start in range(0, len(own), sessions_per_shard):
             group = own[start : start + sessions_per_shard]
             commits.append(
-                _shard(store, group, size_px=size_px, seed=seed, channels=channels, segmentation=segmentation)
+                _shard(
+                    store,
+                    group,
+                    size_px=size_px,
+                    seed=seed,
+                    channels=channels,
+                    segmentation=segmentation,
+                    sessions_per_part=sessions_per_part or len(group),
+                )
             )
     layout.take_snapshot(store, commits, cohorts={each.cohort for each in made})
     return store
@@ -99,6 +108,7 @@ def _shard(
     seed: int,
     channels: tuple[str, str, str],
     segmentation: str | None,
+    sessions_per_part: int,
 ) -> Commit:
     stacks, masks, scans = list[pa.Table](), list[pa.Table](), list[dict[str, Any]]()
     maps = list[dict[str, Any]]()
@@ -149,7 +159,10 @@ def _shard(
             if there
         ]
     parts = [
-        part_of(store, "stacks", schemas.stacks(size_px), stacks),
+        *(
+            part_of(store, "stacks", schemas.stacks(size_px), stacks[start : start + sessions_per_part])
+            for start in range(0, len(stacks), sessions_per_part)
+        ),
         part_of(store, "masks", schemas.masks(size_px), masks),
         part_of(store, "scans", schemas.SCANS, [pa.Table.from_pylist(scans, schemas.SCANS)]),
         part_of(store, "label_maps", schemas.LABEL_MAPS, [pa.Table.from_pylist(maps, schemas.LABEL_MAPS)]),

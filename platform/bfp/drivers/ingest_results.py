@@ -234,10 +234,9 @@ def _pairs(made: SliceStore) -> list[Pair]:
     furthest = _furthest(made)
     if not furthest.num_rows:
         return []
-    sets = {
-        tuple(each.first[name] for name in Key._fields): each
-        for each in _sets(made.stack_index(furthest["file"].to_pylist()))
-    }
+    files = made.stack_files_of_scans()
+    index = made.stack_index({file for row in furthest["row"].to_pylist() for file in files[row]})
+    sets = {tuple(each.first[name] for name in Key._fields): each for each in _sets(index)}
 
     def pair(row: dict[str, Any]) -> Pair:
         each = sets[tuple(row[name] for name in Key._fields)]
@@ -252,12 +251,12 @@ def _pairs(made: SliceStore) -> list[Pair]:
 
 def _furthest(made: SliceStore) -> pa.Table:
     """The scans with the largest shifts that are not their session's reference, the first of its channels that is
-    there: identity, modality, shift_mm and `file`, where their stacks are."""
+    there: identity, modality, shift_mm and `row` in `scans`."""
     scans = made.scans().select([*Key._fields, "modality", "shift_mm"])
     channel = pc.index_in(scans["modality"], pa.array(made.channels))
     shift_mm = pc.fill_null(scans["shift_mm"], 0.0)
     scans = scans.set_column(scans.column_names.index("shift_mm"), "shift_mm", shift_mm)
-    scans = scans.append_column("channel", channel).append_column("file", pa.array(made.stack_file_of_scans()))
+    scans = scans.append_column("channel", channel).append_column("row", pa.array(range(scans.num_rows), pa.int64()))
     references = scans.group_by(list(Key._fields)).aggregate([("channel", "min")])
     others = scans.join(references, list(Key._fields))
     others = others.filter(pc.greater(others["channel"], others["channel_min"]))

@@ -30,7 +30,8 @@ from bfp.words import counted
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from bfp.drivers.training import News, Task
+    from bfp.drivers.board import News
+    from bfp.drivers.training import Task
     from bfp.models.encoder import LoadedEncoder
     from bfp.pretraining.probe import ProbeResult
     from bfp.store.reader import SliceStore

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import ray.train
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from bfp.batches.plan import BatchPlan
 from bfp.batches.reader import read
+from bfp.drivers.board import Board, News
 from bfp.errors import BfpError
 from bfp.models.encoder import export, load
 from bfp.pretraining.loop import Cadence, Recipe, teacher_weights, worker
@@ -57,53 +58,6 @@ class Task:
     model: Place
     card: str
     provenance: Mapping[str, Any]
-
-
-class News(NamedTuple):
-    """What has come to the board since it was last read.
-
-    figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from.
-    finished: the steps done when the workers ended by themselves, None before. failure: what ends the run.
-    """
-
-    figures: list[tuple[int, dict[str, float]]]
-    starts: list[int]
-    finished: int | None
-    failure: BfpError | None
-
-
-class Board:
-    """An actor between the workers and the driver."""
-
-    def __init__(self) -> None:
-        self._news = News([], [], None, None)
-        self._stopping = False
-
-    def started(self, step: int) -> None:
-        self._news.starts.append(step)
-
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        self._news.figures.append((step, figures))
-
-    def finished(self, step: int) -> None:
-        self._news = self._news._replace(finished=step)
-
-    def failed(self, error: BfpError) -> None:
-        self._news = self._news._replace(failure=error)
-
-    def has_failed(self) -> bool:
-        return self._news.failure is not None
-
-    def stop(self) -> None:
-        self._stopping = True
-
-    def stopping(self) -> bool:
-        return self._stopping
-
-    def take(self) -> News:
-        """The news, which are then no longer new."""
-        taken, self._news = self._news, self._news._replace(figures=[], starts=[])
-        return taken
 
 
 def train_on_ray(

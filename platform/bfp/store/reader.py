@@ -179,13 +179,17 @@ class SliceStore:
         """Every file of stacks, in a fixed order."""
         return [StackFile(self.place / part.file, part.rows, tuple(part.row_groups)) for part in self._parts("stacks")]
 
-    def stack_file_of_scans(self) -> np.ndarray:
-        """int32, of each row of `scans()` the place in `stack_files()` of the file with its stacks, without a read."""
-        numbers, files = [np.zeros(0, np.int32)], 0
+    def stack_files_of_scans(self) -> list[range]:
+        """Of each row of `scans()` the places in `stack_files()` of the files that its shard has, without a read.
+
+        Its stacks are in one of them, or in neighbours.
+        """
+        found, files = [], 0
         for record in self._commits:
-            numbers.append(np.full(record.rows("scans"), files, np.int32))
-            files += sum(part.table == "stacks" for part in record.parts)
-        return np.concatenate(numbers)
+            parts = sum(part.table == "stacks" for part in record.parts)
+            found += [range(files, files + parts)] * record.rows("scans")
+            files += parts
+        return found
 
     def stack_index(self, files: Iterable[int] | None = None) -> pa.Table:
         """Every stack without its pixels, in the order of the files; or of these files, by their place, alone.

@@ -1,0 +1,57 @@
+"""The board between a pretraining's workers and its driver: an actor, a process that imports what stands here.
+
+Without torch, so that the board stands before the workers do, and takes no time from them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bfp.errors import BfpError
+
+
+class News(NamedTuple):
+    """What has come to the board since it was last read.
+
+    figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from.
+    finished: the steps done when the workers ended by themselves, None before. failure: what ends the run.
+    """
+
+    figures: list[tuple[int, dict[str, float]]]
+    starts: list[int]
+    finished: int | None
+    failure: BfpError | None
+
+
+class Board:
+    """An actor between the workers and the driver."""
+
+    def __init__(self) -> None:
+        self._news = News([], [], None, None)
+        self._stopping = False
+
+    def started(self, step: int) -> None:
+        self._news.starts.append(step)
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._news.figures.append((step, figures))
+
+    def finished(self, step: int) -> None:
+        self._news = self._news._replace(finished=step)
+
+    def failed(self, error: BfpError) -> None:
+        self._news = self._news._replace(failure=error)
+
+    def has_failed(self) -> bool:
+        return self._news.failure is not None
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def take(self) -> News:
+        """The news, which are then no longer new."""
+        taken, self._news = self._news, self._news._replace(figures=[], starts=[])
+        return taken
