@@ -8,13 +8,14 @@ import pytest
 import SimpleITK
 
 import bfp.imaging.bias_field as bias_field_module
-import bfp.imaging.session as session_module
+import bfp.imaging.placing as placing
 from bfp.imaging.bias_field import BiasField, estimate_bias_field
 from bfp.imaging.foreground import find_foreground
 from bfp.imaging.grid import Grid, apply
+from bfp.imaging.label_maps import Segmentation
 from bfp.imaging.nifti import Volume, decode, decode_each
 from bfp.imaging.resample import Interpolation, resample
-from bfp.imaging.session import Prepared, Segmentation, prepare_series, prepare_session
+from bfp.imaging.session import Prepared, prepare_series, prepare_session
 from bfp.imaging.stacks import to_pixels
 from bfp.imaging.window import from_uint8, intensity_window, to_uint8
 from tests.imaging.makers import grid, motion, recipe, volume
@@ -146,7 +147,7 @@ def test_a_scan_that_follows_another_is_corrected_on_its_own_grid() -> None:
 
 
 def test_without_n4_pixels_are_the_stored_values_in_their_window_to_the_byte(monkeypatch) -> None:
-    monkeypatch.setattr(session_module, "estimate_bias_field", None)  # is not called
+    monkeypatch.setattr(placing, "estimate_bias_field", None)  # is not called
     scan = decode(file_of(biased(NATIVE)))
     found = prepared(biased(NATIVE), how=recipe())
     window = intensity_window(find_foreground(scan).values, lower_percentile=0.5, upper_percentile=99.5)

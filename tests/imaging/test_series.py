@@ -8,8 +8,9 @@ import pytest
 
 import bfp.imaging.session as session_module
 from bfp.errors import Reason, Unusable
+from bfp.imaging.label_maps import Segmentation
 from bfp.imaging.nifti import Series, decode, decode_each
-from bfp.imaging.session import Prepared, PreparedSession, Segmentation, prepare_series, prepare_session
+from bfp.imaging.session import Prepared, PreparedSession, prepare_series, prepare_session
 from bfp.imaging.stacks import Recipe
 from tests.imaging.makers import grid, head, motion, recipe, volume
 

@@ -10,8 +10,9 @@ import pytest
 from bfp.errors import Reason
 from bfp.imaging.foreground import find_foreground
 from bfp.imaging.grid import Grid, apply
+from bfp.imaging.label_maps import Segmentation
 from bfp.imaging.nifti import NO_ORIENTATION, Volume, decode, encode
-from bfp.imaging.session import Prepared, PreparedSession, Segmentation, prepare_session
+from bfp.imaging.session import Prepared, PreparedSession, prepare_session
 from bfp.imaging.stacks import EDGES, Recipe, SliceAxis
 from tests.imaging.makers import MARK_ANTERIOR, MARK_LEFT, MARK_TOP, grid, head, motion, recipe, scan, volume
 

@@ -26,8 +26,9 @@ from bfp.cohorts.dicom import nifti_of
 from bfp.cohorts.reading import Contents, ReadAhead
 from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, with_spare
 from bfp.errors import Reason, Unusable
+from bfp.imaging.label_maps import Segmentation
 from bfp.imaging.nifti import Volume, decode, decode_each
-from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, Segmentation, prepare_series, prepare_session
+from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, prepare_series, prepare_session
 from bfp.imaging.stacks import Recipe
 
 MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)

@@ -9,6 +9,8 @@
     bias_field        the smooth gain of the coil, and grey values without it
     window            grey values to bytes
     stacks            the recipe, the working grid of a session, and how pixels lie in a stack
+    placing           where a scan goes in the space of its session's reference, and its window there
+    label_maps        what was drawn on a scan: as slices, or as its brain mask
     session           all scans of a session -> stacks, label slices, facts
     native            maps on stacks -> a volume on a scan's own grid
 
