@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import re
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import bfp.cohorts.dicom as cohorts_dicom
-from bfp.cohorts import SegmentationSource, Session, Source, discover
+from bfp.cohorts import SegmentationSource, Session, Source, discover, plan_shards
 from bfp.cohorts.dicom import Series, nifti_of, series_at
 from bfp.cohorts.prepare import SessionStacks, prepare
 from bfp.errors import Reason, StorageError, Unusable
@@ -140,32 +145,60 @@ def test_a_series_without_its_end_gives_a_reason_and_no_crash(dicom: Path) -> No
     assert reason is Reason.NOT_SERIES
 
 
+@pytest.fixture
+def scratches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders lie."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 def test_nothing_of_a_patient_is_in_the_image_and_nothing_is_left_behind(
-    dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    dicom: Path, scratches: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    (tmp_path / "tmp").mkdir()
-    modes = []
-    run = cohorts_dicom.subprocess.run
+    seen = []
+    convert = cohorts_dicom._convert
 
-    def looking(command: list[object], **settings: object) -> object:
-        (made,) = (tmp_path / "tmp").iterdir()
-        modes.append(stat.S_IMODE(os.stat(made).st_mode))
-        assert sorted(file.name for file in (made / "series").iterdir())[0] == "000000.dcm"
-        return run(command, **settings)
+    def looking(series: Path, images: Path, **limits: float) -> int:
+        (folder,) = scratches.iterdir()
+        seen.append((stat.S_IMODE(folder.stat().st_mode), sorted(file.name for file in series.iterdir())[0]))
+        return convert(series, images, **limits)
 
-    monkeypatch.setattr(cohorts_dicom.subprocess, "run", looking)
+    monkeypatch.setattr(cohorts_dicom, "_convert", looking)
     series = series_at(Place(str(dicom / "P1/t1_mprage")))
     assert series is not None
     files = series.read_files()
     assert b"DOE^JANE" in files[0]
-    image = nifti_of(files, timeout_s=60)
+    image = nifti_of(files, timeout_s=60, max_bytes=1 << 31)
     assert b"DOE" not in image[:352]
     assert decode(image).grid.shape == (34, 42, 30)
-    assert modes == [0o700]
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert seen == [(0o700, "000000.dcm")]
+    assert list(scratches.iterdir()) == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_killed_process_left_of_a_patient_is_removed_by_the_next_conversion(
+    dicom: Path, scratches: Path, ends: Callable[[str], None]
+) -> None:
+    code = f"""
+import tempfile, dcm2niix
+tempfile.tempdir = {str(scratches)!r}
+dcm2niix.bin = "/bin/cat"
+from bfp.cohorts.dicom import nifti_of
+import bfp.cohorts.dicom as dicom
+dicom._convert = lambda *folders, **limits: print("here", flush=True) or __import__("time").sleep(60)
+nifti_of([b"DOE^JANE"], timeout_s=60, max_bytes=1000)
+"""
+    left = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert left.stdout is not None
+    assert left.stdout.readline() == b"here\n"
+    left.kill()
+    left.wait()
+    left.stdout.close()
+    assert [file.read_bytes() for file in scratches.rglob("*.dcm")] == [b"DOE^JANE"]
+    prepared(found_in(dicom)[0])
+    assert list(scratches.iterdir()) == []
 
 
 @pytest.fixture
@@ -188,10 +221,44 @@ def test_a_conversion_that_takes_too_long_is_ended(dicom: Path, ends: Callable[[
     assert done.passing
 
 
-def test_no_room_to_convert_is_no_fault_of_the_scan(ends: Callable[[str], None]) -> None:
+def test_no_room_to_convert_is_no_fault_of_the_scan(
+    scratches: Path, ends: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = rf"{scratches}: dcm2niix cannot write the image; make room there, or name another folder by TMPDIR"
     ends("exit 7")
-    with pytest.raises(OSError, match=r"dcm2niix cannot write in .*; make room there, or name another by TMPDIR"):
-        nifti_of([b"x"], timeout_s=10)
+    with pytest.raises(OSError, match=told):
+        nifti_of([b"x"], timeout_s=10, max_bytes=1 << 31)
+    ends("exit 1")  # so it ends, too, where a disk is full
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match=told):
+        nifti_of([b"x"], timeout_s=10, max_bytes=1 << 31)
+
+
+def test_files_for_which_there_is_no_room_are_no_fault_of_the_scan(
+    scratches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=rf"{scratches}: No space left on device; make room there, or name another"):
+        nifti_of([b"x"], timeout_s=10, max_bytes=1 << 31)
+    assert list(scratches.iterdir()) == []
+
+
+@pytest.mark.parametrize("killed", ["KILL", "TERM"])
+def test_a_conversion_that_is_killed_is_no_fault_of_the_scan(killed: str, ends: Callable[[str], None]) -> None:
+    ends(f"kill -{killed} $$")
+    with pytest.raises(MemoryError, match=r"ended by signal \d+, as where memory runs out; lower compute.workers"):
+        nifti_of([b"x"], timeout_s=10, max_bytes=1 << 31)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_an_image_larger_than_allowed_is_not_written(ends: Callable[[str], None]) -> None:
+    ends('for each; do images=$series; series=$each; done; sleep 0.5; exec head -c 100000 /dev/zero > "$images/a.nii"')
+    with pytest.raises(Unusable, match="an image of more than 50,000 bytes") as refused:
+        nifti_of([b"x"], timeout_s=60, max_bytes=50_000)
+    assert refused.value.reason is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize(
@@ -200,7 +267,44 @@ def test_no_room_to_convert_is_no_fault_of_the_scan(ends: Callable[[str], None])
 def test_how_dcm2niix_ended_is_told(how: str, told: str, ends: Callable[[str], None]) -> None:
     ends(how)
     with pytest.raises(Unusable, match=re.escape(told)):
-        nifti_of([b"x"], timeout_s=10)
+        nifti_of([b"x"], timeout_s=10, max_bytes=1 << 31)
+
+
+def test_a_series_that_lacks_a_slice_is_called_uneven(dicom: Path) -> None:
+    (dicom / "P1/t1_mprage/IM0007.dcm").unlink()
+    assert rejected(found_in(dicom)[0]) == (
+        Reason.NOT_SERIES,
+        "the slices do not lie evenly, of 29 files: is one missing?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "dicom_cohort", "why"),
+    [
+        ("P1/t1_mprage/IM0001.dcm", True, "the table names a file; with `dicom: true` it names the folder of a series"),
+        ("P1", True, "no file lies in the folder itself, as those of a series do"),
+        ("P1/t1_mprage", False, "the table names a folder; of DICOM series say `dicom: true`"),
+        ("P9/t1_mprage", True, "the table names it"),
+    ],
+)
+def test_a_cell_that_names_no_scan_is_told_for_what_it_is(
+    uri: str, dicom_cohort: bool, why: str, dicom: Path, scan: Path
+) -> None:
+    write_scan(dicom / "b.nii.gz")
+    other = "P1/t1_mprage" if dicom_cohort else "b.nii.gz"
+    table = write(dicom / "t.csv", f"subject,modality,uri\nA,T1w,{uri}\nB,T1w,{other}\n")
+    first, _ = discover(Source("c", "table", place(str(table)), dicom=dicom_cohort), wanted=("T1w",))
+    assert [(row.reason, row.detail) for row in first.left_out] == [(Reason.MISSING, why)]
+
+
+def test_the_shards_of_series_are_named_after_their_converter(dicom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> list[str]:
+        return [shard.name for shard in plan_shards(found_in(dicom), mean_sessions=4, preprocessing="p", version=1)]
+
+    before = names()
+    assert names() == before
+    monkeypatch.setattr("bfp.cohorts.shards.converter", lambda: "dcm2niix 9")
+    assert names() != before
 
 
 def test_a_series_that_is_too_large_is_not_read(dicom: Path, monkeypatch: pytest.MonkeyPatch) -> None:

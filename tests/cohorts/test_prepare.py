@@ -429,6 +429,45 @@ def test_a_scan_that_may_be_read_the_next_time_keeps_its_place(tmp_path: Path) -
     assert done.passing
 
 
+def test_a_later_modality_s_duplicate_that_is_taken_is_not_left_out_as_well(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "T1w", "dwi")
+    t1w, dwi = session.scans
+    (tmp_path / "dwi.nii.gz").write_bytes(b"hello")
+    spare = Scan("dwi", entry(write_scan(tmp_path / "second.nii.gz", spacing_mm=SPACING_MM)))
+    unwanted = LeftOut(session.key, "T2w", "t2w.nii", Reason.UNWANTED, "")
+    duplicate = LeftOut(session.key, "dwi", spare.file.place.uri, Reason.DUPLICATE, "")
+    session = replace(
+        session,
+        scans=(t1w, replace(dwi, file=entry(tmp_path / "dwi.nii.gz"))),
+        left_out=(duplicate, unwanted),
+        spares=(spare,),
+    )
+    pieces = list(prepare(session, recipe=EACH, scan_timeout_s=60))
+    assert [record.scan.file.place.name for piece in pieces for record in piece.scans] == [
+        "T1w.nii.gz",
+        "second.nii.gz",
+    ]
+    left_out = [(row.modality, row.reason) for piece in pieces for row in piece.left_out]
+    assert left_out == [("T2w", Reason.UNWANTED), ("dwi", Reason.NOT_NIFTI)]
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, EACH], ids=["together", "each"])
+def test_every_file_is_read_once_and_a_map_that_is_refused_by_name_never(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = []
+    for number in range(6):
+        folder = tmp_path / f"{number}"
+        drawn = write_scan(folder / "core.nii", spacing_mm=SPACING_MM, voxels=np.ones((34, 42, 30), np.uint8))
+        maps = (replace(label_map(drawn, "far"), refused="of another space"), label_map(drawn, "core"))
+        sessions.append(session_of(folder, "T1w", label_maps=maps))
+    read: list[str] = []
+    whole = Entry.read
+    monkeypatch.setattr(Entry, "read", lambda file: read.append(file.place.uri) or whole(file))
+    list(prepare_in_turn(sessions, recipe=recipe, scan_timeout_s=60))
+    assert sorted(read) == sorted(f"{tmp_path}/{n}/{name}" for n in range(6) for name in ("T1w.nii.gz", "core.nii"))
+
+
 def test_labels_that_may_be_another_runs_are_doubted(tmp_path: Path) -> None:
     labels = write_scan(tmp_path / "m.nii", spacing_mm=SPACING_MM, voxels=np.ones((34, 42, 30), np.uint8))
     session = replace(runs(tmp_path, broken=(1,)), label_maps=(label_map(labels, "core"),))

@@ -75,6 +75,15 @@ def test_what_was_never_announced_is_read_at_once(tmp_path, monkeypatch):
     assert len(ahead.take(store.scans[0], timeout_s=10).file) == 3
 
 
+def test_what_nobody_took_is_not_waited_for(tmp_path, monkeypatch):
+    store = Store(tmp_path, monkeypatch, *range(1, 13))
+    store.go()
+    ahead = ReadAhead(store.scans)
+    for number in (0, 2, 11):
+        assert len(ahead.take(store.scans[number], timeout_s=10).file) == number + 1
+    assert len(set(store.wait_for(0))) == len(store.wait_for(0))
+
+
 def test_what_goes_wrong_with_a_file_is_raised_at_its_turn(tmp_path):
     touch(tmp_path, "a.nii", "b.nii")
     scans = [Scan("T1w", entry(tmp_path / name)) for name in ("a.nii", "b.nii")]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from bfp.errors import JobFailed
-from bfp.runs import born_at
 from bfp.targets import ray_here
 
 START = """
@@ -30,31 +28,9 @@ def folders(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def owned(folder: Path, owner: str) -> Path:
-    (folder / "session").mkdir(parents=True)
-    (folder / "owner").write_text(owner)
-    return folder
-
-
 def test_a_thread_left_over_from_a_stopped_run_cannot_start_ray_again():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     subprocess.run([sys.executable, "-c", START], check=True, env=environment)
-
-
-def test_folders_of_killed_processes_and_logs_kept_long_are_removed_and_no_others(folders):
-    killed = subprocess.Popen(["true"])
-    killed.wait()
-    owned(folders / "bfp-ray-killed", f"{killed.pid} 1")
-    owned(folders / "bfp-ray-number-given-out-again", f"{os.getpid()} 1")
-    alive = owned(folders / "bfp-ray-alive", f"{os.getpid()} {born_at(os.getpid())}")
-    odd = owned(folders / "bfp-ray-odd", "")
-    kept, long_kept = folders / "bfp-ray-kept", folders / "bfp-ray-long-kept"
-    kept.mkdir()
-    (long_kept / "session").mkdir(parents=True)
-    long_ago = time.time() - 8 * 86_400
-    os.utime(long_kept, (long_ago, long_ago))
-    ray_here.remove_orphans()
-    assert sorted(folders.iterdir()) == [alive, kept, odd]
 
 
 def test_a_ray_that_does_not_start_is_told_with_its_logs_and_stopped(folders, monkeypatch):

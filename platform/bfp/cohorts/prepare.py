@@ -15,19 +15,18 @@ store that fails is neither: it raises, since it would fail for every scan.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from bfp.cohorts.dicom import nifti_of
 from bfp.cohorts.reading import Contents, ReadAhead
 from bfp.cohorts.sessions import BRAIN, LabelMap, LeftOut, Scan, Session, with_spare
+from bfp.cohorts.threads import begin
 from bfp.errors import Reason, Unusable
 from bfp.imaging.label_maps import Segmentation
-from bfp.imaging.nifti import Volume, decode, decode_each
+from bfp.imaging.nifti import MAX_FILE_BYTES, Volume, decode, decode_each
 from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, prepare_series, prepare_session
 from bfp.imaging.stacks import Recipe
 
@@ -94,7 +93,8 @@ def prepare_in_turn(sessions: Sequence[Session], *, recipe: Recipe, scan_timeout
     together = [own for session in sessions for own in _prepared_together(session, recipe)]
     sources: list[Scan | LabelMap] = []
     for own in together:
-        sources += [*own.scans, *own.label_maps]
+        maps = [each for each in own.label_maps if not each.refused]
+        sources += [*maps, *own.scans] if recipe.volumes == "each" else [*own.scans, *maps]
     timely = _Timely(ReadAhead(sources), scan_timeout_s)
     for own in together:
         pieces = _prepare(own, recipe, timely)
@@ -110,7 +110,8 @@ def prepare_in_turn(sessions: Sequence[Session], *, recipe: Recipe, scan_timeout
 def _prepared_together(session: Session, recipe: Recipe) -> list[Session]:
     """The session, or where volumes are wanted each its scans, in the order of the recipe: only one file is held then.
 
-    A label map goes with the scan that it was drawn on, or with the first where that is not there.
+    A label map goes with the scan that it was drawn on, what was left out with the scan of its modality; with the first
+    where that is not there.
     """
     if recipe.volumes != "each" or len(session.scans) < 2:
         return [session]
@@ -125,7 +126,11 @@ def _prepared_together(session: Session, recipe: Recipe) -> list[Session]:
                 for label_map in session.label_maps
                 if label_map.drawn_on == scan.modality or (scan is scans[0] and label_map.drawn_on not in known)
             ),
-            left_out=session.left_out if scan is scans[0] else (),
+            left_out=tuple(
+                row
+                for row in session.left_out
+                if row.modality == scan.modality or (scan is scans[0] and row.modality not in known)
+            ),
         )
         for scan in scans
     ]
@@ -147,18 +152,7 @@ def within(seconds: float, work: Callable[[], Value]) -> Value:
     slow goes on in the background, with the memory that it holds. Computing comes to its end, since the size of a
     volume is bounded; reading that hangs (`reading` does it elsewhere, with nothing else to hold) may stay for ever.
     """
-    outcome: Future[Value] = Future()
-
-    def run() -> None:
-        try:
-            value = work()
-        except BaseException as error:  # handed to the caller, where it is raised
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(value)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome.result(seconds)
+    return begin(work).result(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +186,9 @@ class _Timely:
 
 def _of_series(contents: Contents, *, timeout_s: float) -> Contents:
     """Those of the image that a DICOM series makes; others as they are."""
-    return Contents(nifti_of(contents.series, timeout_s=timeout_s)) if contents.series else contents
+    if not contents.series:
+        return contents
+    return Contents(nifti_of(contents.series, timeout_s=timeout_s, max_bytes=MAX_FILE_BYTES))
 
 
 def _prepare(session: Session, recipe: Recipe, timely: _Timely) -> Iterator[SessionStacks]:

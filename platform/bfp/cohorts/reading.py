@@ -7,14 +7,15 @@ worker holds beside what it prepares; a file that is over the bound is read when
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from bfp.cohorts.dicom import Series
 from bfp.cohorts.sessions import LabelMap, Scan, absent
+from bfp.cohorts.threads import begin
 from bfp.errors import Reason, StorageError, Unusable
 from bfp.imaging.nifti import MAX_FILE_BYTES
 from bfp.storage import Entry
@@ -53,10 +54,13 @@ class ReadAhead:
         store fails, and TimeoutError where they are not there so long after their turn came. Reading cannot be broken
         off: it goes on behind, in a thread that the process takes along when it ends.
         """
-        if self._ahead and self._ahead[0][0] == source:
+        ahead = [each for each, _ in self._ahead]
+        if source in ahead:
+            for _ in range(ahead.index(source)):
+                self._ahead.popleft()  # whose turn passed without them
             _, reading = self._ahead.popleft()
         else:
-            if self._waiting and self._waiting[0] == source:
+            while source in self._waiting:
                 self._waiting.popleft()
             reading = _begin(source)
         self._fill()
@@ -73,19 +77,7 @@ class ReadAhead:
 
 
 def _begin(source: Scan | LabelMap) -> Future[Contents]:
-    """In a thread of its own: one of a pool would be lost to the others while a read hangs, and waited for at exit."""
-    contents: Future[Contents] = Future()
-
-    def run() -> None:
-        try:
-            found = _contents(source)
-        except BaseException as error:  # handed to who takes it, where it is raised
-            contents.set_exception(error)
-        else:
-            contents.set_result(found)
-
-    threading.Thread(target=run, daemon=True).start()
-    return contents
+    return begin(partial(_contents, source))
 
 
 def _size(source: Scan | LabelMap) -> int:

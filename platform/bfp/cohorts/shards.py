@@ -2,8 +2,8 @@
 
 Sessions stand in the order of their keys, and a shard ends after a session whose key's hash says so: a subject that
 comes or goes moves the ends of no shard but its own. A shard's name is the hash of all that its files follow from:
-the scans, their duplicates and label maps (URI, size, etag), what was left out, the preprocessing, and the version of
-`imaging`. Labels are not part of it: they change, and pixels do not.
+the scans, their duplicates and label maps (URI, size, etag), what was left out, the preprocessing, the version of
+`imaging`, and that of what converts DICOM. Labels are not part of it: they change, and pixels do not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+from bfp.cohorts.dicom import Series, converter
 from bfp.cohorts.sessions import Key, Session
 from bfp.storage import Entry
 
@@ -75,6 +76,7 @@ def _name(sessions: list[Session], *, preprocessing: str, version: int) -> str:
             [[row.modality, row.uri, row.reason, row.detail] for row in session.left_out],
             # nothing where there are none, so that the shards of most sessions are called as they were before
             *([[_files(scan.files) for scan in session.spares]] if session.spares else []),
+            *([converter()] if any(isinstance(scan.file, Series) for scan in session.scans) else []),
         ]
         for session in sessions
     ]

@@ -8,6 +8,7 @@ A label map comes from the row of the scan it was drawn on (MAP_RULE).
 
 from __future__ import annotations
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from bfp.words import counted
 RULE = "the first row of the table"
 MAP_RULE = "the row of the scan it was drawn on, then rows of its modality, then the first row of the session"
 _NEEDED = ("subject", "modality", "uri")
+_NOTHING = "the table names it"
 _SHOWN_LINES = 10  # of those that lack something
 
 
@@ -60,7 +62,7 @@ def sessions(
     found = []
     for key, own in grouped.items():
         here = [(row, found_at[row["uri"]]) for row in own]
-        distinct = dict.fromkeys((row["modality"], files) for row, files in here if files)
+        distinct = dict.fromkeys((row["modality"], files) for row, files in here if isinstance(files, Files))
         made = session_of(
             key,
             [
@@ -70,7 +72,7 @@ def sessions(
             wanted=wanted,
             rule=RULE,
             label_maps=partial(_label_maps, own, found_at, segmentations, file.parent),
-            left_out=[_missing(key, row, file.parent) for row, files in here if files is None],
+            left_out=[_missing(key, row, file.parent, why) for row, why in here if isinstance(why, str)],
         )
         taken = {(scan.modality, Files(scan.file, scan.voxels)) for scan in made.scans}
         first = sorted(here, key=lambda each: (each[0]["modality"], each[1]) not in taken)
@@ -100,36 +102,47 @@ def _check(file: Place, rows: list[Row], segmentations: Sequence[SegmentationSou
         raise InputError("\n".join(told))
 
 
-def _look_up(uris: list[str], find: Callable[[Place], Files | None], *, base: Place) -> dict[str, Files | None]:
-    """What stands behind each URI as it is written in the table; None where there is nothing."""
+def _look_up(uris: list[str], find: Callable[[Place], Files | str], *, base: Place) -> dict[str, Files | str]:
+    """What stands behind each URI as it is written in the table; where that is no scan, what there is."""
     distinct = list(dict.fromkeys(uris))
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         return dict(zip(distinct, pool.map(lambda uri: find(_resolve(uri, base)), distinct), strict=True))
 
 
-def _file_at(file: Place) -> Files | None:
-    entry = file.entry()
-    return files_of(entry, Place.entry) if entry else None
+def _file_at(file: Place) -> Files | str:
+    if (entry := file.entry()) is not None:
+        return files_of(entry, Place.entry)
+    return "the table names a folder; of DICOM series say `dicom: true`" if _is_folder(file) else _NOTHING
 
 
-def _series_at(folder: Place) -> Files | None:
-    series = series_at(folder)
-    return Files(series, None) if series else None
+def _series_at(folder: Place) -> Files | str:
+    if (series := series_at(folder)) is not None:
+        return Files(series, None)
+    if folder.entry() is not None:
+        return "the table names a file; with `dicom: true` it names the folder of a series"
+    return "no file lies in the folder itself, as those of a series do" if _is_folder(folder) else _NOTHING
+
+
+def _is_folder(place: Place) -> bool:
+    return bool(place.names() or place.folders())
 
 
 def _resolve(uri: str, base: Place) -> Place:
     if "://" in uri or uri.startswith(("/", "~")):
         return place(uri)
-    return place(uri, base=Path(base.uri)) if base.is_local else base / uri
+    if base.is_local:
+        return place(uri, base=Path(base.uri))
+    scheme, _, path = (base / uri).uri.partition("://")
+    return Place(f"{scheme}://{posixpath.normpath(path)}")
 
 
-def _missing(key: Key, row: Mapping[str, str], base: Place) -> LeftOut:
-    return LeftOut(key, row["modality"], _resolve(row["uri"], base).uri, Reason.MISSING, "the table names it")
+def _missing(key: Key, row: Mapping[str, str], base: Place, why: str) -> LeftOut:
+    return LeftOut(key, row["modality"], _resolve(row["uri"], base).uri, Reason.MISSING, why)
 
 
 def _label_maps(
     rows: list[dict[str, str]],
-    found_at: Mapping[str, Files | None],
+    found_at: Mapping[str, Files | str],
     segmentations: Sequence[SegmentationSource],
     base: Place,
     taken: Mapping[str, Candidate],
@@ -140,12 +153,14 @@ def _label_maps(
     """
     for segmentation in segmentations:
         scan = taken.get(segmentation.drawn_on)
-        of_scan = [row for row in rows if scan and (files := found_at[row["uri"]]) and files.file == scan.file]
+        of_scan = [row for row in rows if scan and found_at[row["uri"]] == Files(scan.file, scan.voxels)]
         of_modality = [row for row in rows if row["modality"] == segmentation.drawn_on]
         in_order = (*of_scan, *of_modality, *rows)
         cells = [cell for row in in_order if (cell := present(row[segmentation.column or ""]))]
         if cells:
-            found = found_at[cells[0]] or Files(Entry(_resolve(cells[0], base), -1, ""), None)
+            found = found_at[cells[0]]
+            if isinstance(found, str):
+                found = Files(Entry(_resolve(cells[0], base), -1, ""), None)
             yield LabelMap(
                 segmentation.name,
                 segmentation.drawn_on,

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bfp import __version__
+from bfp.cohorts.dicom import converter
 from bfp.cohorts.sessions import Key
 from bfp.drivers.inputs import slice_spacing_mm
 from bfp.imaging import IMAGING_VERSION, SHOWN_HEIGHTS
@@ -321,6 +322,8 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         if how.bias_field == "n4"
         else ""
     )
+    dicom = any(cohort.dicom for cohort in spec.cohorts)
+    converted = f"DICOM series were converted to NIfTI by {converter()} (Li et al. 2016). " if dicom else ""
     head = "brain" if how.brain != "none" else "head"
     between = ""
     if how.slice_range_mm is not None:
@@ -343,8 +346,8 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         "deepbet": "the brain mask of deepbet",
     }[how.brain]
     return (
-        f"Scans ({cohorts}) were prepared with bfp {__version__}. Axes were renamed to lie closest to RAS, without "
-        f"de-obliquing. {volumes}{reference}Slices of {how.size} × {how.size} pixels of {how.spacing_mm:g} mm, "
+        f"Scans ({cohorts}) were prepared with bfp {__version__}. {converted}Axes were renamed to lie closest to RAS, "
+        f"without de-obliquing. {volumes}{reference}Slices of {how.size} × {how.size} pixels of {how.spacing_mm:g} mm, "
         f"{slice_spacing_mm(how):g} mm apart, were cut around the centre of the {head}; those{between} with at least "
         f"{how.min_foreground:.0%} foreground were kept. "
         + (f"Voxels outside {mask} were set to zero. " if mask else "")

@@ -14,7 +14,6 @@ worth of each worker. Its storage is a temporary folder.
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,7 @@ from bfp.drivers.board import Board, News
 from bfp.errors import BfpError
 from bfp.models.encoder import export, load
 from bfp.pretraining.loop import Cadence, Recipe, teacher_weights, worker
+from bfp.runs.scratch import scratch
 from bfp.storage import Place
 from bfp.store.reader import SliceStore
 
@@ -76,7 +76,7 @@ def train_on_ray(
     """
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     claims = {"CPU": task.threads, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
-    with tempfile.TemporaryDirectory(prefix="bfp-train-") as scratch:
+    with scratch() as folder:
         trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={"task": task, "board": board},
@@ -86,7 +86,7 @@ def train_on_ray(
             ),
             run_config=ray.train.RunConfig(
                 name="pretrain",
-                storage_path=scratch,
+                storage_path=str(folder),
                 failure_config=ray.train.FailureConfig(max_failures=retries),
             ),
         )

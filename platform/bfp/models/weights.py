@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from bfp.errors import InputError
+from bfp.runs.scratch import scratch
 from bfp.storage import Place
 
 State = Mapping[str, Tensor]
@@ -169,7 +169,7 @@ def local_copy(file: Place) -> Iterator[Path]:
     if file.is_local:
         yield file.path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / file.name
+    with scratch() as folder:
+        path = folder / file.name
         path.write_bytes(file.read())
         yield path

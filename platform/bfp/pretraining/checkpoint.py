@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from bfp.errors import StorageError
 from bfp.pretraining.step import TrainState
+from bfp.runs.scratch import scratch
 from bfp.storage import Place
 
 FORMAT = 1
@@ -154,8 +154,8 @@ def _local(target: Place) -> Iterator[Path]:
         target.path.mkdir(parents=True, exist_ok=True)
         yield target.path
     else:
-        with tempfile.TemporaryDirectory(prefix="bfp-checkpoint-") as folder:
-            yield Path(folder)
+        with scratch() as folder:
+            yield folder
 
 
 @contextmanager

@@ -19,6 +19,7 @@ board      the figures as TensorBoard reads them
 lease      who runs it
 folder     a run folder to look at
 run        its one writer
+scratch    temporary folders, its own and others'
 
 An event is a flat JSON object: `time` (UTC), `event` (start, phase, progress, warning, note, failure, end) and:
 

@@ -6,8 +6,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
+from bfp.runs.scratch import PREFIX, owned_folder
 from bfp.storage import Place
 
 FLUSH_S = 10.0  # the file is flushed at most so often
@@ -23,7 +23,8 @@ class EventFile:
 
         self._event, self._summary = BoardEvent, Summary
         self._file = file
-        self._here = file.path if file.is_local else Path(tempfile.mkdtemp(prefix="bfp-"), file.name)
+        self._aside = None if file.is_local else owned_folder(PREFIX, tempfile.gettempdir())
+        self._here = self._aside / file.name if self._aside else file.path
         self._records = RecordWriter(str(self._here))
         self._records.write(BoardEvent(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         self._flushed_at = 0.0
@@ -37,6 +38,6 @@ class EventFile:
 
     def close(self) -> None:
         self._records.close()
-        if not self._file.is_local:
+        if self._aside is not None:
             self._file.upload(self._here)
-            shutil.rmtree(self._here.parent)
+            shutil.rmtree(self._aside)

@@ -25,7 +25,7 @@ HEARTBEAT_S = 10.0  # the lease is renewed, and on object storage events and fig
 PROGRESS_S = 1.0  # progress is written at most so often; the listener hears all of it
 
 # whose versions are recorded with each submission
-BUILDS_ON = ("torch", "timm", "ray", "numpy", "pyarrow", "nibabel", "SimpleITK", "scikit-learn")
+BUILDS_ON = ("torch", "timm", "ray", "numpy", "pyarrow", "nibabel", "SimpleITK", "scikit-learn", "dcm2niix")
 
 
 class Run(RunFolder):

@@ -46,6 +46,10 @@ class Ingest(Job):
                 expected = "preprocessing.brain: given needs a segmentation named `brain` in every cohort"
                 clashes.append(Clash(f"cohorts[{number}]", expected, ("preprocessing.brain",)))
             for place, mask in enumerate(cohort.segmentations):
+                if mask.name in wanted:
+                    expected = "a modality has this name, and what is left out is told by name; choose another"
+                    at = f"cohorts[{number}].segmentations[{place}].name"
+                    clashes.append(Clash(at, expected, ("preprocessing.stacks",)))
                 if mask.drawn_on not in wanted:
                     expected = f"no stacks are made of it, but of {', '.join(wanted)}: nothing could carry the labels"
                     at = f"cohorts[{number}].segmentations[{place}].drawn_on"

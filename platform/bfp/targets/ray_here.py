@@ -10,16 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
-import time
 from pathlib import Path
 
 from bfp.errors import JobFailed
-from bfp.runs import born_at, is_alive
+from bfp.runs.scratch import disown, owned_folder, remove_orphans
 
 FOLDERS = "/tmp"  # short, since sockets lie below it, whose paths may have 107 characters
 PREFIX = "bfp-ray-"
-OWNER = "owner"  # the process that uses a folder, by number and birth; removed where the logs are kept
 KEPT_DAYS = 7
 
 MAX_OBJECT_STORE_BYTES = 2_000_000_000
@@ -51,10 +48,10 @@ def start_ray(*, cpus: int) -> str:
     set_environment()
     import ray.data
 
+    remove_orphans(PREFIX, FOLDERS, kept_s=KEPT_DAYS * 86_400)
     remove_orphans()
     # A folder of our own: the shared /tmp/ray belongs to whoever came first on a machine with several users.
-    logs = tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS)
-    Path(logs, OWNER).write_text(f"{os.getpid()} {born_at(os.getpid())}")
+    logs = str(owned_folder(PREFIX, FOLDERS))
     try:
         ray.init(
             address="local",  # never a cluster that RAY_ADDRESS happens to name
@@ -85,24 +82,11 @@ def stop_ray(logs: str, *, keep_logs: bool) -> None:
     import ray
 
     ray.shutdown()
+    remove_orphans()  # of the workers, which are ended as they are
     if keep_logs:
-        Path(logs, OWNER).unlink(missing_ok=True)
+        disown(Path(logs))
     else:
         shutil.rmtree(logs, ignore_errors=True)
-
-
-def remove_orphans() -> None:
-    """Remove the folders of this user's processes that were killed, and logs that were kept for KEPT_DAYS."""
-    for folder in Path(FOLDERS).glob(f"{PREFIX}*"):
-        try:
-            state, owner = folder.stat(), folder / OWNER
-            pid, _, born = owner.read_text().partition(" ") if owner.exists() else ("", "", "")
-        except OSError:
-            continue  # another user's, or removed this moment
-        killed = pid.isdecimal() and not is_alive(int(pid), born)
-        kept_long = not pid and time.time() - state.st_mtime > KEPT_DAYS * 86_400
-        if state.st_uid == os.getuid() and (killed or kept_long):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def object_store_bytes() -> int:
