@@ -184,7 +184,10 @@ class Place:
         """When the file was last written, in seconds by the storage's clock; None where there is no file."""
         with plainly(self, "look for"):
             if self.is_local:
-                return self.path.stat().st_mtime if self.path.exists() else None
+                try:
+                    return self.path.stat().st_mtime
+                except (FileNotFoundError, NotADirectoryError):
+                    return None
             if self.scheme == "s3":
                 return s3.modified_s(self.bucket, self.key)
             return remote.modified_s(self.uri)
