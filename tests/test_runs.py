@@ -146,6 +146,15 @@ def test_who_may_only_look_on_sees_who_runs_it(tmp_path: Path, monkeypatch: pyte
     assert RunFolder(Place(str(tmp_path))).holder()
 
 
+@pytest.mark.parametrize("text", ["[]", "null", '{"host": "x"}', '{"host": "x", "pid": "1", "born": ""}', "{"])
+def test_a_lease_of_another_shape_is_a_damaged_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "lease.1.json").write_text(text)
+    with pytest.raises(DamagedFile, match=r"lease\.1\.json: damaged, or not a lease"):
+        RunFolder(Place(str(tmp_path))).holder()
+    with pytest.raises(DamagedFile, match=r"lease\.1\.json: damaged, or not a lease"), _run(tmp_path):
+        pass
+
+
 def test_a_run_that_was_taken_over_stops_and_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "HEARTBEAT_S", 0.01)
     with pytest.raises(JobFailed, match="another submitter has taken this run over"), _run(tmp_path / "a") as run:

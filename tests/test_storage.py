@@ -179,6 +179,25 @@ def test_a_file_s_mark_changes_with_its_content(tmp_path: Path) -> None:
     assert before.etag != after.etag
 
 
+def test_a_file_that_goes_while_it_is_looked_at_has_a_time_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, stat = place("lease", base=tmp_path), Path.stat
+
+    def stat_once(self: Path, **more: bool) -> os.stat_result:
+        found = stat(self, **more)
+        self.unlink()
+        return found
+
+    file.write(b"")
+    with monkeypatch.context() as deleting:
+        deleting.setattr(Path, "stat", stat_once)
+        assert file.modified_s() is not None
+    assert file.modified_s() is None
+    file.write(b"")
+    assert (file / "below").modified_s() is None
+
+
 def test_what_was_listed_is_read_as_it_was_or_not_at_all(tmp_path: Path) -> None:
     check_entries_are_read_as_listed(Place(str(tmp_path)) / "scan")
 

@@ -22,6 +22,8 @@ ROLE = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
 <AssumedRoleId>x:y</AssumedRoleId><Arn>arn:aws:sts::1:assumed-role/r/y</Arn></AssumedRoleUser><Credentials>
 <AccessKeyId>{key}</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>{token}</SessionToken>
 <Expiration>{expires}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+LISTING = b"<ListBucketResult/>"
 
 
 class Asked(NamedTuple):
@@ -35,15 +37,17 @@ class Asked(NamedTuple):
 
 
 class FakeAws:
-    """Serves at `endpoint`. objects: by key, in any bucket. valid_s: how long a role's credentials are.
+    """Serves at `endpoint`. objects: by key, in any bucket. valid_s: how long a role's credentials say that they are.
 
-    certificate: a PEM file with its key, to serve by https.
+    expired: access keys that have, whatever was said. A bucket's listing is empty. certificate: a PEM file with its
+    key, to serve by https.
     """
 
     def __init__(self, objects: dict[str, bytes], *, valid_s: float = 3600, certificate: Path | None = None) -> None:
         self.objects = objects
         self.asked: list[Asked] = []
         self.assumed = 0
+        self.expired: set[str] = set()
         aws = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,17 +58,19 @@ class FakeAws:
                     self.answer(aws._metadata(self.path))
                     return
                 signed = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
-                aws.asked.append(
-                    Asked(
-                        self.command,
-                        self.headers.get("Range"),
-                        signed[1] if signed else "",
-                        self.headers.get("x-amz-security-token"),
-                        "aws-sdk-cpp" in self.headers.get("User-Agent", ""),
-                    )
+                asked = Asked(
+                    self.command,
+                    self.headers.get("Range"),
+                    signed[1] if signed else "",
+                    self.headers.get("x-amz-security-token"),
+                    "aws-sdk-cpp" in self.headers.get("User-Agent", ""),
                 )
-                data = aws.objects.get(self.path.partition("?")[0].split("/", 2)[2])
-                if data is None:
+                aws.asked.append(asked)
+                _, _, key = self.path.partition("?")[0][1:].partition("/")
+                data = aws.objects.get(key) if key else LISTING
+                if asked.access_key in aws.expired:
+                    self.answer(EXPIRED, status=400, headers={"Content-Type": "application/xml"})
+                elif data is None:
                     self.answer(b"", status=404)
                 elif part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
                     start, end = int(part[1]), min(int(part[2] or len(data)), len(data) - 1)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +16,11 @@ import pytest
 
 from bfp.errors import InputError
 from bfp.storage import Place
+from bfp.store import layout
+from bfp.store.reader import SliceStore, StackFile
 from tests.storage.fake_aws import FakeAws
 from tests.storage.makers import clients
+from tests.store.makers import make_store
 
 FILE = Place("s3://bucket/part.parquet")
 PROFILES = """
@@ -81,6 +85,29 @@ def test_pyarrow_signs_with_the_credentials_of_a_role_once_they_are_renewed(bare
         assert aws.assumed > first
         assert aws.asked[-1].access_key == f"ROLE{aws.assumed}"
         assert aws.asked[-1].token == f"token{aws.assumed}"
+
+
+def opened(aws: FakeAws) -> int:
+    """How often pyarrow opened a file."""
+    return sum(asked.by_arrow and asked.method == "HEAD" for asked in aws.asked)
+
+
+@pytest.mark.parametrize("read", [SliceStore.read_row_group, SliceStore.read_packed])
+def test_stacks_are_read_on_with_new_credentials_once_those_of_an_open_file_have_expired(
+    read: Callable[[SliceStore, StackFile, int], object], bare: dict[str, str], tmp_path: Path
+) -> None:
+    made = make_store(tmp_path, sessions=1)
+    commits = list(layout.read_snapshot(made, 1).commits)
+    objects = {entry.place.uri.removeprefix(f"{made}/"): entry.read() for entry in made.files()}
+    with FakeAws(objects, valid_s=30).serving() as aws, clients(lab(aws, bare)):  # which botocore renews all the time
+        store = SliceStore.of_commits(Place("s3://bucket"), commits)
+        (file,) = store.stack_files()
+        for _ in range(2):
+            read(store, file, 0)
+        assert opened(aws) == 1
+        aws.expired = {f"ROLE{number + 1}" for number in range(aws.assumed)}
+        read(store, file, 0)
+        assert opened(aws) == 2
 
 
 def test_a_table_and_a_page_of_it_cost_three_requests(bare: dict[str, str]) -> None:

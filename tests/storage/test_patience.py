@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from bfp.errors import StorageError
 from bfp.storage import Place, patience, repeats
@@ -56,6 +57,13 @@ def test_a_store_that_was_never_heard_of_is_given_up_soon(waits: list[float]) ->
     with pytest.raises(Exhausted):
         patiently(Away(float("inf"), ConnectionRefusedError("nobody there")), store="mistyped")
     assert sum(waits) <= patience.FIRST_CONTACT_S
+
+
+def test_a_store_that_only_ever_said_that_it_is_busy_was_heard_of(waits: list[float]) -> None:
+    busy = ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "GetObject")
+    with pytest.raises(Exhausted, match="the store answers 503 SlowDown"):
+        patiently(Away(float("inf"), busy), store="busy")
+    assert sum(waits) > patience.PATIENCE_S - 1.5 * patience.LONGEST_WAIT_S
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), OSError(28, "full"), ValueError("x")])

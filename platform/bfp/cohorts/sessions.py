@@ -6,6 +6,7 @@ what cannot be read or was not asked for is left out, and one scan of each modal
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -202,9 +203,14 @@ def chosen(of: int, rule: str) -> str:
 
 
 def absent(file: Entry) -> Unusable:
-    """Why a file of size -1 cannot be read: it is a link to nothing, or nothing at all."""
-    if file.place.is_local and file.place.path.is_dir():
+    """Why a file of size -1 cannot be read: nobody may look at it, it is a link to nothing, or nothing at all."""
+    if file.place.is_local and os.path.isdir(file.place.uri):
+        unseen = (each for name in sorted(os.listdir(file.place.uri)) if (each := (file.place / name).unseen()))
+        if why := next(unseen, ""):
+            return Unusable(Reason.UNREADABLE, f"a file of the series: {why}")
         return Unusable(Reason.DANGLING, "a file of the series is a link to nothing")
+    if file.place.is_local and (why := file.place.unseen()):
+        return Unusable(Reason.UNREADABLE, why)
     linked = file.place.is_local and file.place.path.is_symlink()
     kind = next((end for end in (".nii.gz", ".nii", ".hdr", ".img") if file.place.name.endswith(end)), "file")
     return Unusable(Reason.DANGLING if linked else Reason.MISSING, f"nothing is where its {kind} should be")

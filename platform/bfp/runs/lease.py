@@ -23,6 +23,8 @@ from bfp.storage import Place, intact
 
 EXPIRES_S = 60.0  # a lease from another machine that was not renewed for so long is taken over
 
+_FIELDS = {"host": str, "pid": int, "born": str, "since": str, "beat": str}
+
 
 class Lease:
     """The leases of a run folder, to look at; and after `take` the one that is this process's."""
@@ -88,7 +90,7 @@ class Lease:
             # one that is gone was let go of since the listing
             if (text := file.read_if_there()) is not None:
                 with intact(file, "a lease"):
-                    found[int(named[1])] = json.loads(text)
+                    found[int(named[1])] = _fields(text)
         return found
 
     def _text(self) -> bytes:
@@ -114,6 +116,17 @@ class Lease:
             return self._folder.now_s()
         except StorageError:
             return time.time()
+
+
+def _fields(text: bytes) -> dict[str, Any]:
+    """What a lease says. Raises ValueError where it is none."""
+    said = json.loads(text)
+    if not isinstance(said, dict):
+        raise ValueError("no JSON object")
+    for name, kind in _FIELDS.items():
+        if not isinstance(said.get(name), kind):
+            raise ValueError(f"{name}: {said.get(name)!r}")
+    return said
 
 
 def is_alive(pid: int, born: str) -> bool:

@@ -70,8 +70,10 @@ def patiently(work: Callable[[], Value], *, store: str) -> Value:
         try:
             value = work()
         except Exception as error:
-            if not may_pass(error):
+            passing = may_pass(error)
+            if not passing or answer_of(error)[1]:  # a store that says it is busy is there
                 _answered.add(store)
+            if not passing:
                 raise
             waited_s = time.monotonic() - began
             wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)) * random.uniform(0.5, 1.5)

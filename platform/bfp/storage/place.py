@@ -123,15 +123,26 @@ class Place:
             return found.size
 
     def entry(self) -> Entry | None:
-        """The file as a listing would show it (a dangling link has size -1), or None where there is none."""
+        """The file as a listing would show it (see `files` for size -1), or None where there is none."""
         with plainly(self, "look for"):
             if self.is_local:
-                return _local_entry(self) if os.path.lexists(self.uri) else None
+                return _local_entry(self) if os.path.lexists(self.uri) or self.unseen() else None
             if self.scheme == "s3":
                 found = s3.head(self.bucket, self.key)
                 return Entry(self, int(found["ContentLength"]), found["ETag"].strip('"')) if found else None
             other = remote.entry(self.uri)
             return Entry(self, other.size, other.etag) if other else None
+
+    def unseen(self) -> str:
+        """Why nobody can tell whether a local file is there, in words; "" where that can be told."""
+        try:
+            os.stat(self.uri)
+        except PermissionError:
+            return "no permission to look at it; is its folder, or that of what it links to, closed (no x)?"
+        except (OSError, ValueError) as error:  # a ValueError: nothing can have that name
+            if isinstance(error, OSError) and error.errno not in _NOTHING_THERE:
+                return f"it cannot be looked at: {error.strerror}"
+        return ""
 
     def read(self) -> bytes:
         """The whole file."""
@@ -184,7 +195,10 @@ class Place:
         """When the file was last written, in seconds by the storage's clock; None where there is no file."""
         with plainly(self, "look for"):
             if self.is_local:
-                return self.path.stat().st_mtime if self.path.exists() else None
+                try:
+                    return self.path.stat().st_mtime
+                except (FileNotFoundError, NotADirectoryError):
+                    return None
             if self.scheme == "s3":
                 return s3.modified_s(self.bucket, self.key)
             return remote.modified_s(self.uri)
@@ -231,10 +245,11 @@ class Place:
     def files(self, *, hidden: bool = True) -> Iterator[Entry]:
         """Every file below this folder, in order of URI, from one flat listing, of which a page is held at a time.
 
-        A dangling link is listed with size -1, so that whoever reads it can say so; what is no regular file (a FIFO,
-        a socket) is not listed, and a link to a folder that holds it is not followed. hidden: False leaves out, on
-        disk, what lies in folders whose name begins with a dot; an object store lists it all the same. Raises
-        StorageError where the folder does not exist or cannot be listed.
+        A dangling link is listed with size -1, so that whoever reads it can say so, and so is a file of which no more
+        than the name can be seen (`unseen`); what is no regular file (a FIFO, a socket) is not listed, and a link to a
+        folder that holds it is not followed. hidden: False leaves out, on disk, what lies in folders whose name begins
+        with a dot; an object store lists it all the same. Raises StorageError where the folder does not exist or cannot
+        be listed.
         """
         if self.is_local:
             yield from self._local_files((os.path.realpath(self.uri),), hidden=hidden)
@@ -487,6 +502,9 @@ def _secret(uri: str) -> str:
         if ":" in user or (at and scheme in ("http", "https")) or re.search(r":\d*[^\d]", authority):
             return "password"
     return "signature" if _SIGNED.search(uri) else ""
+
+
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # the last: a link that leads to itself
 
 
 def _local_entry(here: Place) -> Entry | None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bfp.errors import InputError
+from bfp.errors import DamagedFile, InputError, StorageError
 from bfp.imaging import NEIGHBOURS
 from bfp.storage import Place, intact, plainly
+from bfp.storage.patience import Exhausted
 from bfp.store import layout, schemas
 from bfp.store.pages import Packed, packed
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _OPEN_FILES = 32  # of one thread: a footer is read once while its file stays open
 _READERS = 16  # of whole tables: many small reads, which on object storage mostly wait
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,11 @@ class _Opened(NamedTuple):
 def _opened(place: Place) -> _Opened:
     parquet, raw = place.open_parquet_and_bytes()
     return _Opened(parquet, raw, parquet.schema.names.index("pixels"))
+
+
+def _close(opened: _Opened) -> None:
+    opened.parquet.close()
+    opened.raw.close()
 
 
 class SliceStore:
@@ -218,17 +226,16 @@ class SliceStore:
 
     def read_row_group(self, file: StackFile, group: int) -> pa.Table:
         """One row group of stacks, pixels and all."""
-        with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
-            return self._opened(file.place).parquet.read_row_group(group, use_threads=False)
+        return self._read(file.place, lambda opened: opened.parquet.read_row_group(group, use_threads=False))
 
     def read_packed(self, file: StackFile, group: int) -> Packed | np.ndarray:
         """The pixels of one row group, by row: uint8 (3, size, size), read-only.
 
         They stay compressed until they are asked for, where they are as this version's writer lays them out.
         """
-        with plainly(file.place, "read"), intact(file.place, "a Parquet file"):
-            opened = self._opened(file.place)
-            rows, shape = file.row_groups[group], (schemas.CHANNELS, self.size_px, self.size_px)
+        rows, shape = file.row_groups[group], (schemas.CHANNELS, self.size_px, self.size_px)
+
+        def read(opened: _Opened) -> Packed | np.ndarray:
             column = opened.parquet.metadata.row_group(group).column(opened.pixels)
             if column.compression == "LZ4" and not column.has_dictionary_page:
                 opened.raw.seek(column.data_page_offset)
@@ -236,6 +243,8 @@ class SliceStore:
                 if (found := packed(chunk, rows=rows, shape=shape, place=file.place)) is not None:
                     return found
             return pixels_of(opened.parquet.read_row_group(group, columns=["pixels"], use_threads=False))
+
+        return self._read(file.place, read)
 
     # inside ------------------------------------------------------------------------------------------------------
 
@@ -269,17 +278,27 @@ class SliceStore:
         # What an earlier bfp wrote may lack columns: they are null.
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
 
-    def _opened(self, place: Place) -> _Opened:
-        """The open file of this thread: the least recently used is closed when there are too many."""
+    def _read(self, place: Place, read: Callable[[_Opened], Value]) -> Value:
+        """What `read` reads of the open file of this thread: the least recently used is closed when there are too many.
+
+        One that was opened before this read keeps the credentials of that time (s3://), which may have expired: where
+        it fails, it is opened anew, once.
+        """
         files: OrderedDict[Place, _Opened] = vars(self._local).setdefault("files", OrderedDict())
-        if place not in files:
-            files[place] = _opened(place)
-            if len(files) > _OPEN_FILES:
-                _, oldest = files.popitem(last=False)
-                oldest.parquet.close()
-                oldest.raw.close()
-        files.move_to_end(place)
-        return files[place]
+        may_be_stale = place in files and not place.is_local
+        try:
+            with plainly(place, "read"), intact(place, "a Parquet file"):
+                if place not in files:
+                    files[place] = _opened(place)
+                    if len(files) > _OPEN_FILES:
+                        _close(files.popitem(last=False)[1])
+                files.move_to_end(place)
+                return read(files[place])
+        except StorageError as error:
+            if not may_be_stale or isinstance(error, DamagedFile) or isinstance(error.__cause__, Exhausted):
+                raise
+        _close(files.pop(place))
+        return self._read(place, read)
 
 
 def pixels_of(table: pa.Table) -> np.ndarray:
