@@ -301,7 +301,17 @@ def test_of_several_label_maps_one_is_taken_by_a_stated_rule(tmp_path: Path) -> 
         "of 2: a file that is there, then nothing in its name that its scan's denies, then as scans are chosen"
     )
     assert (of_one.warnings, of_two.chosen) == ((), "")
-    assert of_two.warnings == ("its name says run-1, which its scan's denies",)
+    assert of_two.refused == "by its name it was drawn on run-1, and another run of the T1w was taken"
+
+
+def test_a_label_map_whose_name_denies_its_scan_s_otherwise_is_doubtful(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "sub-01/anat/sub-01_acq-mprage_T1w.nii.gz",
+        "derivatives/a/sub-01_acq-flash_label-lesion_mask.nii.gz",
+    )
+    ((found,),) = (session.label_maps for session in found_in(root, segmentations=LESION))
+    assert (found.refused, found.warnings) == ("", ("its name says acq-flash, which its scan's denies",))
 
 
 def test_a_folder_that_is_no_dataset_says_what_was_looked_for_and_found(tmp_path: Path) -> None:

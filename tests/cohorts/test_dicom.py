@@ -284,6 +284,7 @@ def test_a_series_that_lacks_a_slice_is_called_uneven(dicom: Path) -> None:
         ("P1/t1_mprage/IM0001.dcm", True, "the table names a file; with `dicom: true` it names the folder of a series"),
         ("P1", True, "no file lies in the folder itself, as those of a series do"),
         ("P1/t1_mprage", False, "the table names a folder; of DICOM series say `dicom: true`"),
+        ("empty", True, "no file lies in the folder itself, as those of a series do"),
         ("P9/t1_mprage", True, "the table names it"),
     ],
 )
@@ -291,6 +292,7 @@ def test_a_cell_that_names_no_scan_is_told_for_what_it_is(
     uri: str, dicom_cohort: bool, why: str, dicom: Path, scan: Path
 ) -> None:
     write_scan(dicom / "b.nii.gz")
+    (dicom / "empty").mkdir()
     other = "P1/t1_mprage" if dicom_cohort else "b.nii.gz"
     table = write(dicom / "t.csv", f"subject,modality,uri\nA,T1w,{uri}\nB,T1w,{other}\n")
     first, _ = discover(Source("c", "table", place(str(table)), dicom=dicom_cohort), wanted=("T1w",))

@@ -128,6 +128,7 @@ def test_a_label_map_that_is_not_there_is_named_all_the_same(tmp_path: Path) -> 
         ("", r"t\.csv: no rows"),
         ("subject,modality,uri\nS1,,a.nii\n", r"t\.csv:2: no modality"),
         ("subject,modality,uri\n\nS1,T1w,\n", r"t\.csv:3: no uri"),
+        ("subject,modality,uri\nNA,T1w,a.nii\n", r"t\.csv:2: no subject \(NA says that there is none\)"),
         ("subject,modality,uri\n,,a.nii\nS1,T1w,\n", r"t\.csv:2: no subject and no modality\n.*t\.csv:3: no uri$"),
         ("subject,modality,uri\n" + 13 * "S1,T1w,\n", r"(t\.csv:\d+: no uri\n.*){10}and 3 lines more like these$"),
         ('subject,modality,uri\nS1,T1w,"' + 140_000 * "a", r"t\.csv:2: not a CSV or TSV table: field larger"),

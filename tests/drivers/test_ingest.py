@@ -151,7 +151,7 @@ def test_a_plan_says_in_how_many_sessions_each_segmentation_is_and_warns_where_i
     )
     rows = dict(plan.rows)
     assert rows["segmentation tissue"] == (
-        "in 1 of 4 sessions of cohort demo; in 1 more by name not in its scan's space"
+        "in 1 of 4 sessions of cohort demo; in 1 more by name drawn on another scan or space"
     )
     assert rows["segmentation tumour"] == "in 0 of 4 sessions of cohort demo"
     (warning,) = plan.warnings
@@ -396,10 +396,26 @@ def test_a_plan_says_what_leaves_the_store_under_a_cohorts_name(
     assert warning.startswith("cohort demo: 5 sessions are in snapshot 1 and not found now (01, …)")
 
 
+def test_what_leaves_the_store_is_told_in_the_run_without_a_name(tmp_path: Path, ray_session: None) -> None:
+    for subject in ("05", "77"):
+        write_scan(tmp_path / f"first/sub-{subject}/anat/sub-{subject}_T1w.nii.gz", seed=int(subject))
+    executed(spec_of(tmp_path, tmp_path / "first"))
+    write_scan(tmp_path / "second/sub-05/anat/sub-05_T1w.nii.gz", seed=5)
+    run = executed(spec_of(tmp_path, tmp_path / "second", name="second"))
+    (warning,) = (event["message"] for event in run.events() if event["event"] == "warning")
+    assert warning.startswith("cohort demo: 1 session is in snapshot 1 and not found now, and will be in no further")
+
+
 def test_a_scan_that_took_too_long_is_tried_again_at_the_next_submit(
     dataset: Path, tmp_path: Path, undisturbed: RunFolder
 ) -> None:
-    first = executed(spec_of(tmp_path, dataset, compute={"scan_timeout_s": 1e-6}))
+    slow = spec_of(tmp_path, dataset, compute={"scan_timeout_s": 1e-6})
+    with pytest.raises(
+        JobFailed, match="of 12 scans none could be used, and no snapshot was taken; the report says why"
+    ):
+        executed(slow)
+    assert layout.snapshot_numbers(place(slow.store)) == []
+    first = RunFolder(place(slow.output) / slow.name)
     assert "took longer than the limit" in first.results()["figures"]["rejected_by_reason"]
     warnings = [event["message"] for event in first.events() if event["event"] == "warning"]
     assert "could not be read in full this time, or took too long; submit again" in warnings[0]

@@ -436,6 +436,12 @@ def test_a_constant_volume_is_flagged_and_nothing_is_divided_by_its_windows_widt
     assert (nothing.prepared, nothing.rejected["T1w"].reason) == ([], Reason.EMPTY)
 
 
+def test_a_volume_in_which_no_head_has_room_is_flagged() -> None:
+    slab = grid(shape=(84, 98, 9), spacing_mm=(2.0, 2.1, 5.0))
+    (facts,) = only(prepare_session({"T1w": scan(slab)}, recipe=recipe(min_foreground=0.0))).facts
+    assert facts.warnings == ("the volume is 45 mm thick: a localiser, or a part of a scan?",)
+
+
 def test_a_volume_without_any_background_is_flagged() -> None:
     native = grid(shape=(80, 90, 70), spacing_mm=(2.0, 2.1, 2.3))
     texture = np.random.default_rng(0).integers(500, 600, native.shape).astype(np.int16)

@@ -103,6 +103,15 @@ def test_what_a_killed_ingest_left_goes_after_a_day(store: Place) -> None:
     assert files_of(store.path) == before
 
 
+def test_a_store_that_lost_its_snapshots_or_never_had_one_is_not_emptied(store: Place) -> None:
+    for number in (1, 2):
+        (store / "snapshots" / f"{number}.json").delete()
+    with pytest.raises(
+        InputError, match=r"has \d+ commits and no snapshot: an ingest did not finish, or a file was lost"
+    ):
+        survey(store, older_than_s=0)
+
+
 def test_an_ingest_of_many_days_keeps_its_first_commits(store: Place) -> None:
     first = unfinished(store, seed=7)
     aged(store)

@@ -13,7 +13,7 @@ dataset keeps one from the validator.
 Of several scans of one modality one is taken by RULE, unless the spec prefers others by the entities in their names.
 With a contrast agent, or as a phase image, a scan shows something else than its suffix says: it is taken where there is
 no other, and a warning stands with it. Of several label maps one is taken by MAP_RULE; one whose `space-` is not that
-of its scan is refused, since it was drawn on other voxels.
+of its scan, or whose `run-` is another, is refused, since it was drawn on other voxels.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def _label_maps(
 ) -> Iterator[LabelMap]:
     """The label map of each segmentation, by MAP_RULE. taken: the scans of the session, by modality.
 
-    Where the name of every one says another space than the scan's, the first of them, refused.
+    Where the name of every one says another space or run than the scan's, the first of them, refused.
     """
     for segmentation in segmentations:
         found = maps.get((key, segmentation.name))
@@ -271,14 +271,19 @@ def _label_maps(
         )
         denied = _denied(name, scan)
         own, its = _space(name, segmentation, scan), _space(scan, segmentation, scan)
+        refused = "" if fitting else f"by its name it lies in {own}, the {segmentation.drawn_on} in {its}"
+        if other := next((each for each in denied if each.startswith("run-")), ""):
+            refused = f"by its name it was drawn on {other}, and another run of the {segmentation.drawn_on} was taken"
         yield LabelMap(
             segmentation.name,
             segmentation.drawn_on,
             file,
             chosen=chosen(len(fitting), MAP_RULE),
-            warnings=(f"its name says {' and '.join(denied)}, which its scan's denies",) if denied and fitting else (),
+            warnings=(f"its name says {' and '.join(denied)}, which its scan's denies",)
+            if denied and not refused
+            else (),
             inside=segmentation.inside,
-            refused="" if fitting else f"by its name it lies in {own}, the {segmentation.drawn_on} in {its}",
+            refused=refused,
         )
 
 

@@ -92,7 +92,7 @@ def _check(file: Place, rows: list[Row], segmentations: Sequence[SegmentationSou
             f"{file}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns)}"
         )
     incomplete = [
-        f"{file}:{line}: no {' and no '.join(empty)}"
+        f"{file}:{line}: no {' and no '.join(column + _said(cells[column]) for column in empty)}"
         for line, cells in rows
         if (empty := [column for column in _NEEDED if not present(cells[column])])
     ]
@@ -100,6 +100,11 @@ def _check(file: Place, rows: list[Row], segmentations: Sequence[SegmentationSou
         more = len(incomplete) - _SHOWN_LINES
         told = [*incomplete[:_SHOWN_LINES], *([f"and {counted(more, 'line')} more like these"] if more > 0 else [])]
         raise InputError("\n".join(told))
+
+
+def _said(cell: str) -> str:
+    """What a cell says where that means that there is no value, "" where it is empty."""
+    return f" ({cell} says that there is none)" if cell else ""
 
 
 def _look_up(uris: list[str], find: Callable[[Place], Files | str], *, base: Place) -> dict[str, Files | str]:
@@ -124,7 +129,7 @@ def _series_at(folder: Place) -> Files | str:
 
 
 def _is_folder(place: Place) -> bool:
-    return bool(place.names() or place.folders())
+    return (place.is_local and place.path.is_dir()) or bool(place.names() or place.folders())
 
 
 def _resolve(uri: str, base: Place) -> Place:

@@ -117,7 +117,8 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
         "bytes_estimated": estimate.size_bytes,
         "seconds_estimated": round(estimate.seconds),
     }
-    doubts = _doubts(spec, sessions, left_out) + [_leaves(latest, keys) for keys in leaving.values() if latest]
+    doubts = _doubts(spec, sessions, left_out)
+    doubts += [_leaves(latest, keys, named=True) for keys in leaving.values() if latest]
     doubts += [each.warning for each in segmentations if each.warning]
     doubts += volumes_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
     return Plan(rows=rows, figures=figures, warnings=doubts)
@@ -161,12 +162,13 @@ def _leaving(store: Place, latest: Numbered, sessions: list[Session], shards: li
     return {name: list(keys) for name, keys in groupby(gone, key=lambda key: key.cohort)}
 
 
-def _leaves(latest: Numbered, gone: list[Key]) -> str:
-    first = " ".join(filter(None, gone[0][1:]))
+def _leaves(latest: Numbered, gone: list[Key], *, named: bool) -> str:
+    """named: with the first of them, for a terminal; what is kept names nobody."""
+    first = f" ({' '.join(filter(None, gone[0][1:]))}, …)" if named else ""
     sessions = counted(len(gone), "session is", "sessions are")
     return (
-        f"cohort {gone[0].cohort}: {sessions} in snapshot {latest.number} and not found now ({first}, …), and will be "
-        "in no further snapshot: is this the same source, and all of it? Another source needs another name"
+        f"cohort {gone[0].cohort}: {sessions} in snapshot {latest.number} and not found now{first}, and will be in no "
+        "further snapshot: is this the same source, and all of it? Another source needs another name"
     )
 
 
@@ -259,12 +261,14 @@ def execute(spec: Ingest, run: Run) -> None:
     except StorageError:
         _all_whole(store, kept)
         raise
-    refused = too_many(
-        {row.reason: row.scans for row in summary.rejected},
-        used=sum(row.scans for row in summary.modalities),
-        allowed=spec.max_rejected,
-        meanwhile="no snapshot was taken",
-    )
+    rejected, used = {row.reason: row.scans for row in summary.rejected}, sum(row.scans for row in summary.modalities)
+    refused = too_many(rejected, used=used, allowed=spec.max_rejected, meanwhile="no snapshot was taken")
+    if not used:
+        scans = counted(sum(rejected.values()), "scan")
+        refused = f"of {scans} none could be used, and no snapshot was taken; the report says why"
+    if latest := layout.latest_snapshot(store):
+        for keys in _leaving(store, latest, sessions, shards).values():
+            run.warn(_leaves(latest, keys, named=False))
     snapshot = None if refused else _take_snapshot(spec, kept, run)
 
     run.phase("describing")

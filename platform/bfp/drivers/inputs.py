@@ -43,7 +43,7 @@ class Carried(NamedTuple):
 
     @property
     def text(self) -> str:
-        refused = f"; in {self.refused:,} more by name not in its scan's space" if self.refused else ""
+        refused = f"; in {self.refused:,} more by name drawn on another scan or space" if self.refused else ""
         return f"in {self.sessions:,} of {counted(self.of, 'session')} of cohort {self.cohort}{refused}"
 
     @property
@@ -61,7 +61,12 @@ def carried(cohorts: Sequence[Cohort], sessions: Sequence[Session]) -> list[Carr
     for cohort in cohorts:
         own = [session for session in sessions if session.key.cohort == cohort.name and session.scans]
         for name in (each.name for each in cohort.segmentations):
-            maps = [label_map for session in own for label_map in session.label_maps if label_map.name == name]
+            maps = [
+                label_map
+                for session in own
+                for label_map in session.label_maps
+                if label_map.name == name and label_map.drawn_on in {scan.modality for scan in session.scans}
+            ]
             refused = sum(bool(label_map.refused) for label_map in maps)
             found.append(Carried(cohort.name, name, len(maps) - refused, refused, len(own)))
     return found

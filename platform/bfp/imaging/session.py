@@ -34,6 +34,8 @@ from bfp.imaging.window import Window, to_uint8
 
 # More than any head fills, even one that was cropped to its brain.
 _MOST_FOREGROUND = 0.9
+# Less than the brain of any grown-up is high.
+_LEAST_EXTENT_MM = 80.0
 # Of the stacks of all volumes of a scan, as pixels, which inference holds at once. At about its own voxel size a scan
 # of as many voxels as can be read stays below half of it; finer pixels would show nothing more.
 MAX_SERIES_BYTES = 1 << 30
@@ -385,8 +387,21 @@ def _facts(
         brain=brain.source if brain else "none",
         brain_ml=brain.size_ml if brain else None,
         bias_field_ratio=placed.bias.field.ratio if placed.bias.field else None,
-        warnings=volume.warnings + motion.warnings + of_brain + placed.bias.warnings + _no_background(placed.tissue),
+        warnings=volume.warnings
+        + _thin(volume.grid)
+        + motion.warnings
+        + of_brain
+        + placed.bias.warnings
+        + _no_background(placed.tissue),
     )
+
+
+def _thin(grid: Grid) -> tuple[str, ...]:
+    """A warning where no whole head has room in the grid."""
+    extents_mm = [extent * spacing for extent, spacing in zip(grid.shape, grid.spacing_mm, strict=True)]
+    if min(extents_mm) >= _LEAST_EXTENT_MM:
+        return ()
+    return (f"the volume is {min(extents_mm):.0f} mm thick: a localiser, or a part of a scan?",)
 
 
 def _no_background(tissue: Foreground) -> tuple[str, ...]:
