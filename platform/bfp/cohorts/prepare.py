@@ -31,7 +31,7 @@ from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, prepare_se
 from bfp.imaging.stacks import Recipe
 
 MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)
-"""Reasons that are no fault of the file's bytes; they are given here alone."""
+"""Reasons that are no fault of the file's bytes; given here, and of a program for brain masks that is too slow."""
 
 _SHOWN_VOLUMES = 8  # whose numbers a row of `rejected` tells
 
