@@ -96,7 +96,7 @@ def test_a_place_that_cannot_be_written_is_wrong_input(command, capsys, tmp_path
 @pytest.fixture
 def small_driver(monkeypatch):
     monkeypatch.setattr(drivers, "plan", jobs.plan)
-    monkeypatch.setattr(drivers, "execute", lambda spec, run: jobs.execute(spec, run, mode="well", units=2))
+    monkeypatch.setattr(drivers, "execute", lambda spec, run, profile: jobs.execute(spec, run, mode="well", units=2))
 
 
 def test_submit_shows_the_plan_runs_and_says_what_to_do_next(capsys, small_driver, ray_session, tmp_path):
@@ -163,7 +163,7 @@ def test_a_kind_that_cannot_run_yet_says_so(capsys):
 
 
 def test_an_error_of_our_own_is_one_line_and_with_debug_a_traceback(capsys, small_driver, monkeypatch, tmp_path):
-    monkeypatch.setattr(drivers, "plan", lambda spec, cpus: {}["absent"])
+    monkeypatch.setattr(drivers, "plan", lambda spec, cpus, profile: {}["absent"])
     spec = jobs.write_spec(tmp_path)
     answer = bfp(capsys, "submit", spec)
     assert answer.code == 1

@@ -434,7 +434,7 @@ def test_a_scan_that_took_too_long_is_tried_again_at_the_next_submit(
 def test_another_preprocessing_is_refused_with_the_difference(dataset: Path, undisturbed: RunFolder) -> None:
     folder = Path(undisturbed.folder.parent.parent.uri)
     before = files_of(folder / "store")
-    with pytest.raises(InputError, match=r"preprocessing\.size: the store has 44, the spec 56"):
+    with pytest.raises(InputError, match=r"preprocessing\.size: the store has 44, asked for is 56"):
         ingest.plan(spec_of(folder, dataset, preprocessing={"size": 56}))
     assert files_of(folder / "store") == before
 

@@ -29,16 +29,18 @@ def test_a_store_refuses_another_preprocessing_and_shows_the_difference(store: P
     with pytest.raises(InputError) as caught:
         layout.make(store, other)
     assert str(caught.value).splitlines()[1:] == [
-        "    preprocessing.size: the store has 28, the spec 224",
-        '    preprocessing.stacks.form: the store has "modalities", the spec "neighbours"',
-        "    preprocessing.stacks.gap_mm: the store has nothing, the spec 1.0",
-        '    preprocessing.stacks.channels: the store has ["T1w", "T2w", "FLAIR"], the spec nothing',
+        "    preprocessing.size: the store has 28, asked for is 224",
+        '    preprocessing.stacks.form: the store has "modalities", asked for is "neighbours"',
+        "    preprocessing.stacks.gap_mm: the store has nothing, asked for is 1.0",
+        '    preprocessing.stacks.channels: the store has ["T1w", "T2w", "FLAIR"], asked for is nothing',
     ]
 
 
 def test_a_field_that_a_store_does_not_name_is_told_as_its_default(store: Place) -> None:
     layout.make(store, PREPROCESSING)
-    with pytest.raises(InputError, match=r'preprocessing\.slice_axis: the store has the default, the spec "coronal"'):
+    with pytest.raises(
+        InputError, match=r'preprocessing\.slice_axis: the store has the default, asked for is "coronal"'
+    ):
         layout.check_same(store, {**PREPROCESSING, "slice_axis": "coronal"})
 
 

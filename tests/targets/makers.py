@@ -16,6 +16,7 @@ from bfp.errors import InputError, Interrupted
 from bfp.reports.blocks import Facts, Results
 from bfp.runs import Run
 from bfp.specs import Spec
+from bfp.specs.profile import Profile
 
 UNITS = 200
 
@@ -29,7 +30,7 @@ def write_spec(folder: Path, **fields: object) -> Path:
     return file
 
 
-def plan(spec: Spec, *, cpus: int) -> Plan:
+def plan(spec: Spec, *, cpus: int, profile: Profile) -> Plan:
     if spec.seed == 13:
         raise InputError("model: nothing there")
     return Plan(rows=[("units", str(UNITS))], figures={"units": UNITS}, warnings=["a small job"])
@@ -61,7 +62,7 @@ def execute(spec: Spec, run: Run, *, mode: str, units: int) -> None:
 def put_in_place(mode: str, units: int = UNITS) -> None:
     """Replace the drivers of this process by the small one."""
     drivers.plan = plan
-    drivers.execute = lambda spec, run: execute(spec, run, mode=mode, units=units)
+    drivers.execute = lambda spec, run, profile: execute(spec, run, mode=mode, units=units)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def small_driver(monkeypatch):
 
     def put(mode: str = "well", units: int = 3) -> None:
         monkeypatch.setattr(drivers, "plan", makers.plan)
-        monkeypatch.setattr(drivers, "execute", lambda spec, run: makers.execute(spec, run, mode=mode, units=units))
+        monkeypatch.setattr(
+            drivers, "execute", lambda spec, run, profile: makers.execute(spec, run, mode=mode, units=units)
+        )
 
     return put
 
@@ -68,7 +70,7 @@ def test_a_worker_that_dies_is_told_in_plain_words(small_driver, ray_session, tm
 def test_a_wish_to_stop_that_comes_as_the_driver_ends_keeps_what_follows_from_starting(
     monkeypatch, ray_session, tmp_path
 ):
-    monkeypatch.setattr(drivers, "execute", lambda spec, run: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(drivers, "execute", lambda spec, run, profile: os.kill(os.getpid(), signal.SIGINT))
     spec = load(makers.write_spec(tmp_path))
     with Local() as target, pytest.raises(Interrupted, match="small had just finished"):
         target.submit(spec, listener=lambda event: None)
@@ -170,13 +172,13 @@ def test_hidden_gpus_do_not_count(monkeypatch):
         assert gpus_here() == count
 
 
-def lose_the_folder(spec, run):
+def lose_the_folder(spec, run, profile):
     """A driver under which the disk that holds the run goes away."""
     run.folder.path.rename(run.folder.path.with_name("away"))
     run.folder.path.write_text("a file: nothing can be written below it")
 
 
-def full_disk(spec, run):
+def full_disk(spec, run, profile):
     raise StorageError(f"{run.folder}/model: cannot write it: no space left")
 
 

@@ -113,9 +113,10 @@ def submit(
     from bfp import specs, targets
     from bfp.cli.jobs import next_steps, plan_lines, planned, run_job
     from bfp.cli.output import show
+    from bfp.specs.profile import profile_for
 
     spec = specs.load(spec_file, overrides=overrides or [], name=name)
-    with targets.resolve(on, cpus=cpus, detach=detach) as target:
+    with targets.resolve(on, cpus=cpus, detach=detach, profile=profile_for(spec_file)) as target:
         plan = target.plan(spec)
         if dry_run:
             show(planned(spec, plan), as_json=as_json, text=lambda _: plan_lines(spec, plan))

@@ -121,7 +121,8 @@ MEANINGS = {
         "similarity_before": "normalised mutual information with the reference, by header; null if not estimated",
         "similarity_after": "the same after registration",
         "foreground": "share of the volume that is head",
-        "brain": "where the brain mask comes from: none, given, image or deepbet; null where an earlier bfp wrote it",
+        "brain": "where the brain mask comes from: none, given, image, deepbet or program; null where an earlier bfp "
+        "wrote it",
         "brain_ml": "volume of the mask, ml; null without one",
         "bias_field_ratio": "strength of the bias field that was corrected, its 95th percentile within the foreground "
         "over its 5th; null where none was",

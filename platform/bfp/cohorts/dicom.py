@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bfp.cohorts.threads import side_by_side
 from bfp.errors import Reason, StorageError, Unusable
-from bfp.runs.scratch import scratch
+from bfp.runs.scratch import no_room, scratch
 from bfp.storage import Entry, Place
 from bfp.words import counted
 
@@ -128,13 +128,13 @@ def nifti_of(files: Sequence[bytes], *, timeout_s: float, max_bytes: int) -> byt
             for number, file in enumerate(files):
                 (series / f"{number:06d}.dcm").write_bytes(file)
         except OSError as error:
-            raise _no_room(folder, error.strerror) from error
+            raise no_room(folder, error.strerror) from error
         code = _convert(series, images, timeout_s=timeout_s, max_bytes=max_bytes)
         found = sorted(images.glob("*.nii"))
         if code == 0 and len(found) == 1:
             return found[0].read_bytes()
         if code in _CANNOT_WRITE or (code and shutil.disk_usage(folder).free < sum(map(len, files))):
-            raise _no_room(folder, "dcm2niix cannot write the image")
+            raise no_room(folder, "dcm2niix cannot write the image")
     if -code in (signal.SIGKILL, signal.SIGTERM):
         raise MemoryError(f"dcm2niix was ended by signal {-code}, as where memory runs out; lower compute.workers")
     if -code == signal.SIGXFSZ:
@@ -165,10 +165,6 @@ def _convert(series: Path, images: Path, *, timeout_s: float, max_bytes: int) ->
     finally:
         process.kill()
         process.wait()
-
-
-def _no_room(folder: Path, why: str | None) -> OSError:
-    return OSError(f"{folder.parent.parent}: {why}; make room there, or name another folder by TMPDIR")
 
 
 def _why(files: int, code: int, images: list[str]) -> str:

@@ -3,6 +3,8 @@
 plan(spec, cpus) -> Plan    what the run will do on so many CPUs; light, writes nothing, raises InputError for what
                             is wrong
 execute(spec, run) -> None  does it, on the Ray that the target has started; tells `run` what happens
+
+Those that prepare scans are also told the profile: what this machine has for it.
 """
 
 from __future__ import annotations
@@ -14,20 +16,26 @@ from types import ModuleType
 from bfp.drivers.plan import Plan
 from bfp.errors import InputError
 from bfp.runs import Run
-from bfp.specs import Spec
+from bfp.specs import Infer, Ingest, Spec
+from bfp.specs.profile import Profile
 
 __all__ = ["Plan", "execute", "plan"]
 
 
-def plan(spec: Spec, *, cpus: int) -> Plan:
+def plan(spec: Spec, *, cpus: int, profile: Profile) -> Plan:
     """What a run of this spec will do. cpus: that Ray has."""
-    planned: Plan = _driver(spec.kind).plan(spec, cpus=cpus)
+    driver, prepares = _driver(spec.kind), isinstance(spec, Ingest | Infer)
+    planned: Plan = driver.plan(spec, cpus=cpus, profile=profile) if prepares else driver.plan(spec, cpus=cpus)
     return planned
 
 
-def execute(spec: Spec, run: Run) -> None:
+def execute(spec: Spec, run: Run, *, profile: Profile) -> None:
     """Run the spec to its end; raises Interrupted when it was asked to stop, and whatever went wrong."""
-    _driver(spec.kind).execute(spec, run)
+    driver = _driver(spec.kind)
+    if isinstance(spec, Ingest | Infer):
+        driver.execute(spec, run, profile=profile)
+    else:
+        driver.execute(spec, run)
 
 
 def _driver(kind: str) -> ModuleType:

@@ -32,10 +32,11 @@ from bfp.drivers.preparing import (
     TRIED_AGAIN,
     check_available,
     cost_of,
+    estimate_warnings,
+    find_brain_program,
     minutes,
     not_done,
     too_many,
-    volumes_warnings,
     worker_gb,
 )
 from bfp.drivers.streaming import until_stopped
@@ -45,7 +46,8 @@ from bfp.models.folders import WEIGHTS, read_config
 from bfp.runs import Run
 from bfp.specs.backbones import backbones
 from bfp.specs.infer import Infer
-from bfp.specs.preprocessing import Preprocessing
+from bfp.specs.preprocessing import BRAIN_PROGRAM, Preprocessing, command_stored
+from bfp.specs.profile import EXAMPLE, NO_PROFILE, Profile, toml_list
 from bfp.storage import Place, place
 from bfp.words import counted
 
@@ -67,7 +69,7 @@ CPU_RATE = 60e9  # operations a second of one CPU: ViT-S and ViT-B came to 77e9 
 ROW_BYTES = 1000  # of a session beside its embedding
 
 
-def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
+def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE) -> Plan:
     """Reads the model's description and lists the cohorts: what is wrong with them is said before a scan is read.
 
     cpus: what the target has; None for those that this process may use.
@@ -75,6 +77,7 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
     folder, told = _model(spec)
     _check_masks(spec, told)
     check_available(_preprocessing(told), spec.cohorts)
+    _brain_program(told, profile)
     sessions = [each for each in sessions_of(spec.cohorts, _preprocessing(told)) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
@@ -106,16 +109,16 @@ def plan(spec: Infer, *, cpus: int | None = None) -> Plan:
         },
         warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]]
         + [each.warning for each in masks if each.warning]
-        + _volumes_warnings(_preprocessing(told))
+        + _estimate_warnings(_preprocessing(told))
         + memory_warnings(estimate.memory_gb),
     )
 
 
-def _volumes_warnings(preprocessing: Preprocessing) -> list[str]:
+def _estimate_warnings(preprocessing: Preprocessing) -> list[str]:
     held = [
         "volumes: each: a worker holds all stacks of a session at once; where they come to 1 GiB it takes about 3.5 GB"
     ]
-    return volumes_warnings(preprocessing) + (held if preprocessing.volumes == "each" else [])
+    return estimate_warnings(preprocessing) + (held if preprocessing.volumes == "each" else [])
 
 
 class _Estimate(NamedTuple):
@@ -146,11 +149,12 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
     )
 
 
-def execute(spec: Infer, run: Run) -> None:
+def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Predict what is new, and say what stands of all."""
     from bfp.drivers.infer_results import results_of, write_pictures
 
     folder, told = _model(spec)
+    brain_program = _brain_program(told, profile)
     run.phase("listing", unit="sessions")
     sessions = sessions_of(spec.cohorts, _preprocessing(told))
     run.progress(len(sessions))
@@ -159,7 +163,7 @@ def execute(spec: Infer, run: Run) -> None:
         run.warn(f"damaged predictions are made again: {', '.join(damaged)}")
         kept.discard(damaged)
 
-    shown, passing = _predict(spec, run, folder, told, todo, kept)
+    shown, passing = _predict(spec, run, folder, told, todo, kept, brain_program=brain_program)
     if spec.pictures and shown:
         write_pictures(run, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
 
@@ -231,6 +235,21 @@ def _check_masks(spec: Infer, told: dict[str, Any]) -> None:
                 )
 
 
+def _brain_program(told: dict[str, Any], profile: Profile) -> list[str]:
+    """The command of `brain: program` on this machine, [] where the model wants none.
+
+    Raises InputError where the profile has none, or another than the model was trained with.
+    """
+    trained = told["preprocessing"].get(BRAIN_PROGRAM, [])
+    command = find_brain_program(_preprocessing(told), profile, example=trained or EXAMPLE)
+    if command and (here := command_stored(command)) != trained:
+        raise InputError(
+            f"{profile.file}: local.brain_program: {toml_list(here)}; the model was trained with {toml_list(trained)}: "
+            "give the same words (where the program lies may differ), or fine-tune again"
+        )
+    return command
+
+
 class _Work(NamedTuple):
     """The sessions that have scans, by what their rows follow from; what is kept of them; those that are to do."""
 
@@ -251,7 +270,7 @@ def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Sessi
 
 
 def _preprocessing(told: dict[str, Any]) -> Preprocessing:
-    return Preprocessing.model_validate(told["preprocessing"])
+    return Preprocessing.of_stored(told["preprocessing"])
 
 
 def _channels(told: dict[str, Any]) -> tuple[str, ...]:
@@ -267,7 +286,14 @@ class _Predicted(NamedTuple):
 
 
 def _predict(
-    spec: Infer, run: Run, folder: Place, told: dict[str, Any], todo: dict[str, Session], kept: Predictions
+    spec: Infer,
+    run: Run,
+    folder: Place,
+    told: dict[str, Any],
+    todo: dict[str, Session],
+    kept: Predictions,
+    *,
+    brain_program: list[str],
 ) -> _Predicted:
     """Predict these sessions and keep their rows.
 
@@ -283,13 +309,13 @@ def _predict(
         return predict_sessions(
             sessions,
             model=folder,
-            recipe=recipe_of(_preprocessing(told)),
+            recipe=recipe_of(_preprocessing(told), brain_program=brain_program, scan_timeout_s=limit_s),
             shown=told["shown"],
-            scan_timeout_s=spec.compute.scan_timeout_s,
+            scan_timeout_s=limit_s,
             machine=replace(machine, workers=workers),
         )
 
-    machine = _machine(spec)
+    machine, limit_s = _machine(spec), spec.compute.scan_timeout_s
     arriving = attempts(
         {inputs: (inputs, session) for inputs, session in todo.items()},
         once,

@@ -33,10 +33,11 @@ from bfp.drivers.preparing import (
     TRIED_AGAIN,
     check_available,
     cost_of,
+    estimate_warnings,
+    find_brain_program,
     minutes,
     not_done,
     too_many,
-    volumes_warnings,
     worker_gb,
 )
 from bfp.drivers.streaming import until_stopped
@@ -45,6 +46,7 @@ from bfp.imaging import IMAGING_VERSION
 from bfp.imaging.memory import keep_freed_memory
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
+from bfp.specs.profile import NO_PROFILE, Profile
 from bfp.storage import Place, place, repeats
 from bfp.store import layout, turns
 from bfp.store.layout import Commit, Numbered, SegmentationInfo
@@ -65,13 +67,14 @@ SMALLER = "lower sessions_per_shard, whose files a worker holds beside the sessi
 # what will be done ----------------------------------------------------------------------------------------------------
 
 
-def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
+def plan(spec: Ingest, *, cpus: int | None = None, profile: Profile = NO_PROFILE) -> Plan:
     """Lists the cohorts and looks into the store: whatever is wrong with them is said before anything is written.
 
     cpus: what the target has; None for those that this process may use.
     """
-    store, preprocessing = place(spec.store), _preprocessing(spec)
     check_available(spec.preprocessing, spec.cohorts)
+    brain_program = find_brain_program(spec.preprocessing, profile)
+    store, preprocessing = place(spec.store), spec.preprocessing.stored(brain_program=brain_program)
     _segmentations(spec)
     layout.check_same(store, preprocessing)
     sessions = sessions_of(spec.cohorts, spec.preprocessing)
@@ -81,7 +84,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
             f"store: {store}: this object store ignores conditional writes (If-None-Match), so of two ingests at once "
             "one could lose the other's snapshot; choose a bucket that heeds them, as on AWS and Ceph, or a disk"
         )
-    shards = shards_of(spec, sessions)
+    shards = shards_of(spec, sessions, preprocessing=preprocessing)
     committed = layout.whole(store, [shard.name for shard in shards])
     todo = [shard for shard in shards if shard.name not in committed]
     estimate = _estimate(spec, todo, cpus=cpus or cpus_here())
@@ -120,7 +123,7 @@ def plan(spec: Ingest, *, cpus: int | None = None) -> Plan:
     doubts = _doubts(spec, sessions, left_out)
     doubts += [_leaves(latest, keys, named=True) for keys in leaving.values() if latest]
     doubts += [each.warning for each in segmentations if each.warning]
-    doubts += volumes_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
+    doubts += estimate_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
     return Plan(rows=rows, figures=figures, warnings=doubts)
 
 
@@ -193,17 +196,15 @@ def _doubts(spec: Ingest, sessions: list[Session], left_out: Counter[Reason]) ->
     return found
 
 
-def _preprocessing(spec: Ingest) -> dict[str, Any]:
-    """The preprocessing as it stands in store.json."""
-    return spec.preprocessing.stored()
+def shards_of(spec: Ingest, sessions: list[Session], *, preprocessing: dict[str, Any] | None = None) -> list[Shard]:
+    """The shards that sessions make by this spec; a shard's name follows from both.
 
-
-def shards_of(spec: Ingest, sessions: list[Session]) -> list[Shard]:
-    """The shards that sessions make by this spec; a shard's name follows from both."""
+    preprocessing: as it stands in store.json, where that tells more than the spec.
+    """
     return plan_shards(
         sessions,
         mean_sessions=spec.sessions_per_shard,
-        preprocessing=layout.fingerprint(_preprocessing(spec)),
+        preprocessing=layout.fingerprint(preprocessing or spec.preprocessing.stored()),
         version=IMAGING_VERSION,
     )
 
@@ -231,24 +232,27 @@ def _segmentations(spec: Ingest) -> dict[str, dict[str, SegmentationInfo]]:
 # doing it -------------------------------------------------------------------------------------------------------------
 
 
-def execute(spec: Ingest, run: Run) -> None:
+def execute(spec: Ingest, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Prepare and commit what is new, take a snapshot, and say what the store holds of these cohorts."""
     from bfp.drivers.ingest_results import results_of
     from bfp.store.reader import SliceStore
     from bfp.store.summary import summarise
 
     store = place(spec.store)
+    brain_program = find_brain_program(spec.preprocessing, profile)
+    preprocessing = spec.preprocessing.stored(brain_program=brain_program)
     run.phase("listing", unit="sessions")
     sessions = sessions_of(spec.cohorts, spec.preprocessing)
     run.progress(len(sessions))
-    shards = shards_of(spec, sessions)
-    layout.make(store, _preprocessing(spec))
+    shards = shards_of(spec, sessions, preprocessing=preprocessing)
+    layout.make(store, preprocessing)
     names = [shard.name for shard in shards]
     layout.renew(store, names)
     _wait_for_prunes(store, run)
     committed = layout.whole(store, names)
 
-    made_now = _prepare_all([shard for shard in shards if shard.name not in committed], spec=spec, run=run)
+    todo = [shard for shard in shards if shard.name not in committed]
+    made_now = _prepare_all(todo, spec=spec, run=run, brain_program=brain_program)
     if again := sum(commit != shard for shard, commit in made_now.items()):
         run.warn(f"scans of {counted(again, 'shard')} {TRIED_AGAIN}")
 
@@ -331,18 +335,15 @@ def prepare_shard(shard: Shard, *, store: Place, recipe: Recipe, scan_timeout_s:
     )
 
 
-def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run) -> dict[str, str]:
+def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run, brain_program: list[str]) -> dict[str, str]:
     """Prepare and commit shards on Ray; of each, the name of its commit (`store.shards` says when it is another).
 
     Raises Interrupted when the run is asked to stop, and JobFailed, once all others are done, where a shard was not.
     """
     run.phase("preparing", total=sum(shard.scans for shard in todo), unit="scans")
-    task = partial(
-        shard_task,
-        store=place(spec.store),
-        recipe=recipe_of(spec.preprocessing),
-        scan_timeout_s=spec.compute.scan_timeout_s,
-    )
+    limit_s = spec.compute.scan_timeout_s
+    recipe = recipe_of(spec.preprocessing, brain_program=brain_program, scan_timeout_s=limit_s)
+    task = partial(shard_task, store=place(spec.store), recipe=recipe, scan_timeout_s=limit_s)
     scans_of = {shard.name: shard.scans for shard in todo}
     commits: dict[str, str] = {}
     scans = stacks = rejected = repeated = 0

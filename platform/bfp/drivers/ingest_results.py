@@ -5,6 +5,7 @@ All of it is read back from the store, so that it tells what is there and not wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, 
 from bfp.reports.pictures import Pair, SessionSlices, mosaic, orientation, overlays
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
-from bfp.specs.preprocessing import ModalityStacks
+from bfp.specs.preprocessing import BRAIN_PROGRAM, ModalityStacks
 from bfp.storage import Place
 from bfp.store.reader import SliceStore
 from bfp.store.summary import Summary
@@ -72,7 +73,7 @@ def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, sn
     blocks += _histograms(made.scans())
     if spec.pictures and made.totals.stacks:
         blocks += pictures_of(made, folder=run.folder / "pictures")
-    blocks.append(Text("Methods", [_methods(spec, summary)]))
+    blocks.append(Text("Methods", [_methods(spec, summary, brain_program=made.preprocessing.get(BRAIN_PROGRAM, []))]))
     return Results(figures=figures, blocks=blocks)
 
 
@@ -279,7 +280,7 @@ def _title(each: _Set) -> str:
 # words ----------------------------------------------------------------------------------------------------------------
 
 
-def _methods(spec: Ingest, summary: Summary) -> str:
+def _methods(spec: Ingest, summary: Summary, *, brain_program: Sequence[str] = ()) -> str:
     how = spec.preprocessing
     stacks = how.stacks
     interpolated = {"linear": "linearly", "cubic": "by cubic B-splines"}[how.interpolation]
@@ -344,6 +345,7 @@ def _methods(spec: Ingest, summary: Summary) -> str:
         "given": f"the given brain mask{carried}",
         "image": "the brain of the skull-stripped reference",
         "deepbet": "the brain mask of deepbet",
+        "program": f"the brain mask of {' '.join(brain_program[:1])}, a program of the user's own,",
     }[how.brain]
     return (
         f"Scans ({cohorts}) were prepared with bfp {__version__}. {converted}Axes were renamed to lie closest to RAS, "

@@ -6,6 +6,7 @@ encoders: `stores`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -78,8 +79,14 @@ def wanted_modalities(preprocessing: Preprocessing) -> tuple[str, ...]:
     return tuple(stacks.channels if isinstance(stacks, ModalityStacks) else stacks.modalities)
 
 
-def recipe_of(preprocessing: Preprocessing) -> Recipe:
-    """The preprocessing as `imaging` takes it."""
+def recipe_of(
+    preprocessing: Preprocessing, *, brain_program: Sequence[str] = (), scan_timeout_s: float = math.inf
+) -> Recipe:
+    """The preprocessing as `imaging` takes it.
+
+    brain_program: the command of `brain: program`, () where that is not wanted; it may take scan_timeout_s for a scan.
+    """
+    from bfp.imaging.mask_program import MaskProgram
     from bfp.imaging.stacks import Recipe
 
     stacks = preprocessing.stacks
@@ -102,6 +109,7 @@ def recipe_of(preprocessing: Preprocessing) -> Recipe:
         slice_range_mm=preprocessing.slice_range_mm,
         volumes=preprocessing.volumes,
         interpolation=preprocessing.interpolation,
+        brain_program=MaskProgram(tuple(brain_program), scan_timeout_s) if brain_program else None,
     )
 
 

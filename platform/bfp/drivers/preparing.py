@@ -5,6 +5,8 @@ Light: a plan is made of it. Preparing itself is `cohorts.prepare`.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from bfp.drivers.inputs import slice_spacing_mm
 from bfp.errors import InputError, Reason
 from bfp.specs.cohorts import Cohort
 from bfp.specs.preprocessing import Preprocessing
+from bfp.specs.profile import EXAMPLE, Profile, toml_list
 from bfp.words import counted
 
 RAY_START_S = 15
@@ -43,7 +46,7 @@ class Cost(NamedTuple):
 def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
 
-    A scan gives 180 mm of slices; how many volumes it has is not known before it is opened (`volumes_warnings`).
+    A scan gives 180 mm of slices; how many volumes it has is not known before it is opened (`estimate_warnings`).
     Decoding and resampling one took 0.07 s, registering it 0.5 s, deepbet 4 s a session. N4 took 1.6 s
     a scan (0.3 to 2.4 s on sixteen real ones, 6 to 32 times the rest of preparing them), of a 4-D one once. Converting
     a DICOM series of 190 slices took 0.15 s.
@@ -65,13 +68,17 @@ def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
     return Cost(stacks, filled, seconds)
 
 
-def volumes_warnings(preprocessing: Preprocessing) -> list[str]:
-    """What to say of an estimate that cannot know how many volumes scans have."""
-    if preprocessing.volumes != "each":
-        return []
-    return [
-        "volumes: each: every scan is counted as one volume here; 4-D ones take as many times the stacks and the time"
-    ]
+def estimate_warnings(preprocessing: Preprocessing) -> list[str]:
+    """What to say of an estimate that cannot know how many volumes scans have, nor what a program takes."""
+    told = []
+    if preprocessing.volumes == "each":
+        told.append(
+            "volumes: each: every scan is counted as one volume here; 4-D ones take as many times the stacks and the "
+            "time"
+        )
+    if preprocessing.brain == "program":
+        told.append("brain: program: the time and memory that the program takes are not counted here")
+    return told
 
 
 def worker_gb(preprocessing: Preprocessing) -> float:
@@ -93,6 +100,30 @@ def check_available(preprocessing: Preprocessing, cohorts: Sequence[Cohort]) -> 
             "preprocessing.brain: deepbet is not installed; pip install 'bfp[deepbet]', or bring masks along (brain: "
             "given)"
         )
+
+
+def find_brain_program(
+    preprocessing: Preprocessing, profile: Profile, *, example: Sequence[str] = EXAMPLE
+) -> list[str]:
+    """The command of `brain: program`, with the program where it lies on this machine; [] where it is not wanted.
+
+    example: what a message tells to write. Raises InputError where no profile names a program, or it is not there.
+    """
+    if preprocessing.brain != "program":
+        return []
+    command = profile.local.brain_program
+    if command is None:
+        raise InputError(
+            f"preprocessing.brain: program: the profile does not name one; write into {profile.file}:\n"
+            f"    [local]\n    brain_program = {toml_list(example)}"
+        )
+    found = shutil.which(command[0])
+    if found is None:
+        raise InputError(
+            f"{profile.file}: local.brain_program: {command[0]}: no such program that can be run; give the path to it, "
+            "or see that PATH leads there"
+        )
+    return [os.path.abspath(found), *command[1:]]
 
 
 def minutes(seconds: float) -> str:

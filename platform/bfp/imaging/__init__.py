@@ -3,7 +3,8 @@
     nifti (inflate)   bytes -> Volume: voxels as stored, and their Grid
     grid              where voxels lie in the scanner's space
     foreground        what of a volume is head; from it the window, the crop and the choice of slices
-    brain             what of a head is brain: a given mask, a skull-stripped scan, deepbet
+    brain             what of a head is brain: a given mask, a skull-stripped scan, deepbet, a program
+    mask_program      the brain by a program of the user's own
     register          how far the headers of two scans are off, and the rigid motion that mends it
     resample          voxels from one grid onto another, once
     bias_field        the smooth gain of the coil, and grey values without it
@@ -14,7 +15,8 @@
     session           all scans of a session -> stacks, label slices, facts
     native            maps on stacks -> a volume on a scan's own grid
 
-Pure functions on arrays: no storage, no Ray, no torch, no specs. The same bytes give the same pixels in any process.
+Pure functions on arrays: no storage, no Ray, no torch, no specs. The same bytes give the same pixels in any process, as
+far as a program of the user's does its part.
 """
 
 # Part of the name of every shard: raise it whenever the pixels that come out change.

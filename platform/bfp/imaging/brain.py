@@ -1,4 +1,5 @@
-"""The brain in a reference scan: from a mask that the cohort brings, from a scan that is skull-stripped, or by deepbet.
+"""The brain in a reference scan: from a mask that the cohort brings, from a scan that is skull-stripped, by deepbet
+or by a program of the user's own (`mask_program`).
 
 A scan is taken for skull-stripped when two things hold, which are told with their figures where they do not:
 
@@ -13,6 +14,7 @@ on a CPU, in the threads that torch has been given.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -39,12 +41,20 @@ class Brain(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def find_brain(volume: Volume, *, how: BrainMask, given: Volume | None, for_deepbet: bool) -> Brain | None:
+def find_brain(
+    volume: Volume,
+    *,
+    how: BrainMask,
+    given: Volume | None,
+    for_deepbet: bool,
+    by_program: Callable[[], Volume] | None = None,
+) -> Brain | None:
     """The brain in a scan, by the recipe's `brain`; None where it asks for none.
 
     given: the mask that the cohort brings, non-zero in the brain, in the scan's space; its warnings are the brain's.
-    for_deepbet: whether this is the scan that deepbet may look at.
-    Raises Unusable (NO_BRAIN_MASK).
+    for_deepbet: whether this is the scan that deepbet may look at. by_program: makes the mask, as `given`, where the
+    recipe wants one by the user's program.
+    Raises Unusable (NO_BRAIN_MASK), and what by_program raises.
     """
     match how:
         case "none":
@@ -55,13 +65,16 @@ def find_brain(volume: Volume, *, how: BrainMask, given: Volume | None, for_deep
             return _checked(given, "given")
         case "image":
             return stripped_brain(volume)
-        case "deepbet":
-            if not for_deepbet:
+        case "deepbet" | "program":
+            if how == "deepbet" and not for_deepbet:
                 raise Unusable(Reason.NO_BRAIN_MASK, "deepbet finds it in a T1w, and there is none that can be used")
             try:
                 stripped = stripped_brain(volume)
             except Unusable:
-                return _checked(deepbet_mask(volume), "deepbet")
+                if how == "deepbet":
+                    return _checked(deepbet_mask(volume), how)
+                assert by_program is not None
+                return _checked(by_program(), how)
             told = f"skull-stripped already: what is not background, {stripped.size_ml:,.0f} ml, is taken for the brain"
             return stripped._replace(warnings=(told,))
 

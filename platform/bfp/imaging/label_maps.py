@@ -68,7 +68,7 @@ def without_stacks(segmentations: Mapping[str, Segmentation], used: Collection[s
 
 
 def given_mask(given: Segmentation, reference: Reference, scans: list[Scan]) -> Volume:
-    """The cohort's brain mask, 1 in the brain, moved into the reference's space with the scan that it was drawn on.
+    """A brain mask, 1 in the brain, moved into the reference's space with the scan that it was drawn on.
 
     Raises Unusable (NO_BRAIN_MASK).
     """

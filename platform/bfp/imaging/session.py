@@ -26,6 +26,7 @@ from bfp.imaging.brain import Brain, find_brain
 from bfp.imaging.foreground import Foreground, find_foreground
 from bfp.imaging.grid import Grid
 from bfp.imaging.label_maps import Drawn, Segmentation, given_mask, label_slices, without_stacks
+from bfp.imaging.mask_program import program_mask
 from bfp.imaging.nifti import Series, Volume
 from bfp.imaging.placing import BY_HEADER, Placed, Reference, Scan, place_scan
 from bfp.imaging.resample import Interpolation, planes
@@ -223,7 +224,19 @@ def _lead(reference: Reference, scans: list[Scan], *, recipe: Recipe, given: Seg
     """scans, given: as of a group. Raises Unusable where the scan can be no reference."""
     scan = reference.scan
     mask = given_mask(given, reference, scans) if given and recipe.brain == "given" else None
-    brain = find_brain(scan.volume, how=recipe.brain, given=mask, for_deepbet=scan.modality == recipe.wanted[0])
+
+    def by_program() -> Volume:
+        assert recipe.brain_program is not None
+        made = Segmentation(program_mask(scan.volume, recipe.brain_program), scan.modality)
+        return given_mask(made, reference, scans)  # it has to lie on its scan, as one that the cohort brings has
+
+    brain = find_brain(
+        scan.volume,
+        how=recipe.brain,
+        given=mask,
+        for_deepbet=scan.modality == recipe.wanted[0],
+        by_program=by_program,
+    )
     placed = place_scan(scan, BY_HEADER, recipe=recipe, brain=brain)
     return _Leader(placed, frame_stacks(scan.volume.grid, placed.tissue, recipe=recipe), brain)
 

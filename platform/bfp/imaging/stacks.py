@@ -26,6 +26,7 @@ import numpy as np
 from bfp.errors import Reason, Unusable
 from bfp.imaging.foreground import STEP_MM, Foreground
 from bfp.imaging.grid import Grid
+from bfp.imaging.mask_program import MaskProgram
 from bfp.imaging.nifti import Volumes
 from bfp.imaging.resample import Interpolation, resample
 
@@ -33,7 +34,7 @@ CHANNELS = 3
 
 Form = Literal["modalities", "neighbours"]
 Registration = Literal["none", "header", "rigid"]
-BrainMask = Literal["none", "given", "image", "deepbet"]
+BrainMask = Literal["none", "given", "image", "deepbet", "program"]
 BiasCorrection = Literal["none", "n4"]
 Intensity = Literal["percentiles", "zscore"]
 SliceAxis = Literal["axial", "coronal", "sagittal"]
@@ -63,6 +64,7 @@ class Recipe:
     intensity "percentiles": window_percentiles of the foreground become black and white. "zscore": zscore_limit
     standard deviations below and above its mean do, which are taken between the percentiles (`window`).
     volumes: what becomes of 4-D files; "each" with form "neighbours" alone. interpolation: of grey values.
+    brain_program: of `brain` "program".
     """
 
     form: Form
@@ -83,6 +85,7 @@ class Recipe:
     slice_range_mm: tuple[float, float] | None
     volumes: Volumes
     interpolation: Interpolation
+    brain_program: MaskProgram | None = None
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -33,6 +33,11 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def no_room(folder: Path, why: str | None) -> OSError:
+    """What to raise where a folder that `scratch` has made cannot be written to."""
+    return OSError(f"{folder.parent.parent}: {why}; make room there, or name another folder by TMPDIR")
+
+
 def owned_folder(prefix: str, where: str) -> Path:
     """A new folder of this process, until `disown`."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))

@@ -5,6 +5,7 @@
     document     a YAML file as plain values, each with its line
     problems     every mistake of a spec, in words
     files        `load` and `dump`: a spec from a YAML file and back
+    profile      bfp.toml: what a machine has that no spec names
     submitting   what may change when a name is submitted again
     template     `bfp init`: a spec with every field and its meaning
     schema       the JSON Schemas under schemas/

@@ -25,7 +25,7 @@ def load(path: str | Path, *, overrides: Sequence[str] = (), name: str | None = 
 
     Raises InputError when there is no such file, SpecError with every mistake in it.
     """
-    text = _read(Path(path))
+    text = read_text(Path(path))
     folder = os.path.dirname(os.path.abspath(path))
     if name is not None:
         overrides = [*overrides, f"name={document.flow(name)}"]
@@ -68,7 +68,8 @@ _Dumper.add_representer(str, _text)
 _Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What a person wrote into a file. Raises InputError where it is none, or larger than a spec."""
     try:
         if path.stat().st_size > document.MAX_BYTES:
             raise SpecError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,6 +12,8 @@ from bfp.specs.fields import Clash, Misfit, Modality, Positive, Share, Strict
 from bfp.specs.preprocessing_presets import PREPROCESSING_PRESETS
 
 T1W = "T1w"  # what deepbet was trained on
+BRAIN_PROGRAM = "brain_program"
+"""Of a stored preprocessing with `brain: program`: the command, which is no field of a spec."""
 
 
 class ModalityStacks(Strict):
@@ -111,14 +115,17 @@ class Preprocessing(Strict):
         description="How grey values are taken between voxels; labels are always the nearest's. cubic: by the B-spline "
         "through the voxels, sharper and slower.",
     )
-    brain: Literal["none", "given", "image", "deepbet"] = Field(
+    brain: Literal["none", "given", "image", "deepbet", "program"] = Field(
         "none",
         description="Where the brain mask comes from: what is outside becomes black, and crop, window and slices go by "
         "what is inside. none: no mask, the whole head. given: the cohort's segmentation named `brain`; the scan that "
         "it was drawn on takes it along to the session's reference, in form neighbours to each other scan, as "
         "`register` says, and a session without that scan has no mask. image: what is "
         "not background in a session's reference, which must be skull-stripped already. deepbet: found in the T1w "
-        "(unless that is skull-stripped already) by the program of this name, an extra: pip install 'bfp[deepbet]'.",
+        "(unless that is skull-stripped already) by the program of this name, an extra: pip install 'bfp[deepbet]'. "
+        "program: found in a session's reference, in form neighbours in each scan (unless that is skull-stripped "
+        "already) by a program of your own, whose command stands in the profile: local.brain_program in bfp.toml, "
+        "beside the spec or in the user's config folder.",
     )
     bias_field: Literal["none", "n4"] = Field(
         "none",
@@ -197,8 +204,27 @@ class Preprocessing(Strict):
             return f"deepbet finds the brain in a {T1W} alone: write stacks.modalities: [{T1W}]"
         return ""
 
-    def stored(self) -> dict[str, Any]:
-        """As it stands in store.json and decides what a shard is called: what is done, without the preset's name."""
+    def stored(self, *, brain_program: Sequence[str] = ()) -> dict[str, Any]:
+        """As it stands in store.json and decides what a shard is called: what is done, without the preset's name.
+
+        brain_program: the command of `brain: program`, if that is wanted.
+        """
         told = self.model_dump(mode="json", exclude={"preset"})
         fields = {field.alias or name: field for name, field in type(self).model_fields.items()}
-        return {name: value for name, value in told.items() if name in _ALWAYS_STORED or value != fields[name].default}
+        return {
+            name: value for name, value in told.items() if name in _ALWAYS_STORED or value != fields[name].default
+        } | ({BRAIN_PROGRAM: command_stored(brain_program)} if brain_program else {})
+
+    @classmethod
+    def of_stored(cls, stored: Mapping[str, Any]) -> Preprocessing:
+        """The fields that stand in a store or a model. Raises ValidationError."""
+        return cls.model_validate({name: value for name, value in stored.items() if name != BRAIN_PROGRAM})
+
+
+def command_stored(command: Sequence[str]) -> list[str]:
+    """A command as it stands in a store or a model: its program by its file name, its other words as they are.
+
+    Where a program lies is each machine's own affair: a store is added to and a model used from several, and the way to
+    a program may tell a user's name. What it is called and what it is told decide what it does.
+    """
+    return [PurePath(command[0]).name, *command[1:]]

@@ -191,7 +191,8 @@ def check_same(store: Place, preprocessing: Mapping[str, Any]) -> None:
     before, now = _flat(info.preprocessing), _flat(preprocessing)
     differing = [key for key in {**now, **before} if before.get(key) != now.get(key)]
     lines = [
-        f"    preprocessing.{key}: the store has {_text(before, key)}, the spec {_text(now, key)}" for key in differing
+        f"    preprocessing.{key}: the store has {_text(before, key)}, asked for is {_text(now, key)}"
+        for key in differing
     ]
     raise InputError(
         f"{store} was made with another preprocessing; give the same, or another store\n" + "\n".join(lines)

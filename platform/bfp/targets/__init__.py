@@ -13,12 +13,13 @@ A target plans a spec and submits it; both `bfp submit` and `bfp demo` go throug
 from __future__ import annotations
 
 from bfp.errors import InputError
+from bfp.specs.profile import NO_PROFILE, Profile
 from bfp.targets.local import Local
 
 __all__ = ["Local", "resolve"]
 
 
-def resolve(on: str | None, *, cpus: int | None = None, detach: bool = False) -> Local:
+def resolve(on: str | None, *, cpus: int | None = None, detach: bool = False, profile: Profile = NO_PROFILE) -> Local:
     """The target that `--on` names; this machine without one. `cpus` bounds what it uses.
 
     Raises InputError for a name that no profile has, and for detaching from a target that lives in this process.
@@ -29,4 +30,4 @@ def resolve(on: str | None, *, cpus: int | None = None, detach: bool = False) ->
         raise InputError(
             "--detach: on `local` the job lives in this process; start it with nohup, tmux or a batch system"
         )
-    return Local(cpus=cpus)
+    return Local(cpus=cpus, profile=profile)

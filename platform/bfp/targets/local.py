@@ -19,6 +19,7 @@ from bfp.drivers.plan import cpus_here
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
 from bfp.specs import Finetune, Infer, Pretrain, Spec, dump, loads
+from bfp.specs.profile import NO_PROFILE, Profile
 from bfp.specs.submitting import differences
 from bfp.storage import Place, place
 from bfp.targets.failures import in_plain_words
@@ -33,7 +34,8 @@ RESOLVED_BY = "# resolved by bfp "  # and the version: the first line of a run's
 class Local:
     """This machine. Within `with`, jobs share one Ray, started by the first of them and ended on leaving."""
 
-    def __init__(self, *, cpus: int | None = None) -> None:
+    def __init__(self, *, cpus: int | None = None, profile: Profile = NO_PROFILE) -> None:
+        self._profile = profile
         self._cpus = cpus or cpus_here()
         self._logs: str | None = None
 
@@ -59,7 +61,7 @@ class Local:
             check_same_spec(spec, text, run=run)
         check_idle(run)
         check_claims(spec, cpus=self._cpus)
-        plan = drivers.plan(spec, cpus=self._cpus)
+        plan = drivers.plan(spec, cpus=self._cpus, profile=self._profile)
         if not output.creates_once():
             plan.warnings.append(
                 f"{output}: this object store ignores conditional writes (If-None-Match), so nothing keeps two "
@@ -105,7 +107,7 @@ class Local:
             try:
                 self._start_ray()
                 signals.arm()
-                drivers.execute(spec, run)
+                drivers.execute(spec, run, profile=self._profile)
             except KeyboardInterrupt as error:
                 raise Interrupted("stopped at once, what was saved stays; submit the same again to go on") from error
             except Exception as error:  # whatever a driver or Ray raises ends here, told in plain words
