@@ -31,7 +31,7 @@ from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, prepare_se
 from bfp.imaging.stacks import Recipe
 
 MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)
-"""Reasons that are no fault of the file's bytes; a slow program for brain masks is a TIMEOUT, too. What discovery leaves
+"""Reasons that are no fault of the file's bytes; a slow program for brain masks is a TIMEOUT. What discovery leaves
 out for them makes no session passing: once it can be looked at, the session, and with it the shard, is another."""
 
 _SHOWN_VOLUMES = 8  # whose numbers a row of `rejected` tells
