@@ -61,7 +61,7 @@ def start_ray(*, cpus: int) -> str:
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            _temp_dir=logs,
+            _temp_dir=f"{logs}/ray",  # which Ray opens to everybody; the folder around it is this user's alone
         )
     except Exception as error:  # Ray raises a bare Exception when it waits for itself in vain
         stop_ray(logs, keep_logs=True)
