@@ -37,6 +37,8 @@ def test_a_ray_that_does_not_start_is_told_with_its_logs_and_stopped(folders, mo
     import ray
 
     def times_out(**settings: object) -> None:
+        around = Path(str(settings["_temp_dir"])).parent
+        assert around.stat().st_mode & 0o777 == 0o700  # Ray opens its own folder to everybody
         raise Exception("The current node timed out during startup.\nThis could happen because…")
 
     stopped = []
