@@ -119,3 +119,8 @@ class Unusable(BfpError):
 
     def __reduce__(self) -> tuple[type[Unusable], tuple[Reason, str]]:
         return Unusable, (self.reason, self.detail)
+
+    def bare(self) -> Unusable:
+        """Itself, to be kept: without where it was raised and what led to it, which would keep all that stood there."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)

@@ -205,7 +205,7 @@ def _prepare(session: Session, recipe: Recipe, timely: _Timely) -> Iterator[Sess
                 scan, lambda found: decode(found.file, voxels=found.voxels, volumes=how)
             )
         except Unusable as unusable:
-            unread[scan.modality] = unusable
+            unread[scan.modality] = unusable.bare()
     maps = _label_maps(session, recipe, timely)
     done = timely.prepared(
         volumes, lambda: prepare_session(volumes, recipe=recipe, segmentations=maps.usable, brain_mask=maps.brain)
@@ -251,7 +251,7 @@ def _prepare_each(session: Session, recipe: Recipe, timely: _Timely) -> Iterator
         if lost:
             raise _volumes_lost(lost, of=len(series))
     except Unusable as unusable:
-        yield _piece(told, PreparedSession([], {}), told_maps, unread={scan.modality: unusable})
+        yield _piece(told, PreparedSession([], {}), told_maps, unread={scan.modality: unusable.bare()})
 
 
 def _volumes_lost(lost: Mapping[int, Unusable], *, of: int) -> Unusable:
@@ -286,7 +286,7 @@ def _label_maps(session: Session, recipe: Recipe, timely: _Timely) -> _LabelMaps
             labels = timely.decoded(label_map, lambda found: decode(found.file, voxels=found.voxels, may_be_blank=True))
             usable[label_map.name] = Segmentation(labels, label_map.drawn_on, label_map.inside)
         except Unusable as why:
-            unusable[label_map.name] = why
+            unusable[label_map.name] = why.bare()
     mask = usable.pop(BRAIN, None) if recipe.brain == "given" else None
     return _LabelMaps(usable, mask, unusable)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from bfp.errors import Unusable
+
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -19,7 +21,7 @@ def begin(work: Callable[[], Value]) -> Future[Value]:
         try:
             value = work()
         except BaseException as error:  # handed to who waits for it, where it is raised
-            outcome.set_exception(error)
+            outcome.set_exception(error.bare() if isinstance(error, Unusable) else error)
         else:
             outcome.set_result(value)
 

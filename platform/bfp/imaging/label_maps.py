@@ -54,7 +54,7 @@ def label_slices(segmentations: Mapping[str, Segmentation], placed: Mapping[str,
             if segmentation.drawn_on in placed:
                 drawn.labels[name], drawn.doubts[name] = _labels(segmentation, placed[segmentation.drawn_on], frame)
         except Unusable as unusable:
-            drawn.lost[name] = unusable
+            drawn.lost[name] = unusable.bare()
     return drawn
 
 

@@ -137,7 +137,7 @@ def prepare_session(
                 raise Unusable(Reason.UNWANTED, f"{modality}; the stacks are made of {', '.join(recipe.wanted)}")
             scans.append(Scan(modality, volumes[modality], find_foreground(volumes[modality])))
         except Unusable as unusable:
-            rejected[modality] = unusable
+            rejected[modality] = unusable.bare()
 
     groups = [scans] if recipe.form == "modalities" else [[scan] for scan in scans]
     prepared: list[Prepared] = []
@@ -186,7 +186,7 @@ def prepare_series(
             else:
                 placed = place_scan(scan, BY_HEADER, recipe=recipe, brain=brain, bias=bias)
         except Unusable as unusable:
-            yield PreparedSession([], {modality: unusable})
+            yield PreparedSession([], {modality: unusable.bare()})
             continue
         drawn = Drawn({}, {}, {})
         if leads:
@@ -263,7 +263,7 @@ def _prepare_group(
         try:
             leader = _lead(following, scans, recipe=recipe, given=given)
         except Unusable as unusable:
-            rejected[reference.modality] = unusable
+            rejected[reference.modality] = unusable.bare()
     if leader is None:
         return PreparedSession([], rejected)
     frame, brain = leader.frame, leader.brain
@@ -274,7 +274,7 @@ def _prepare_group(
             motion = following.motion_of(scan)
             placed[scan.modality] = place_scan(scan, motion, recipe=recipe, brain=brain)
         except Unusable as unusable:
-            rejected[scan.modality] = unusable
+            rejected[scan.modality] = unusable.bare()
 
     drawn = label_slices(segmentations, placed, frame)
     stacks = _stacked(placed, frame, drawn.labels, recipe=recipe, brain=brain)
