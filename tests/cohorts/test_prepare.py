@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -198,6 +199,30 @@ def test_memory_grows_by_the_bytes_of_the_file_alone_however_many_volumes_there_
 
     (small, before), (large, after) = peak(3), peak(30)
     assert after - before < 1.1 * (large - small)
+
+
+def test_refused_scans_leave_nothing_in_memory(tmp_path: Path) -> None:
+    blank, off = np.zeros((80, 80, 80), np.int16), head((80, 80, 80))
+    file, other = write_scan(tmp_path / "blank.nii", voxels=blank), write_scan(tmp_path / "head.nii", voxels=off)
+    moved = write_scan(tmp_path / "moved.nii", voxels=off, shift_mm=(3, 0, 0))  # off the grid of the other
+    sessions = [
+        Session(Key("c", f"{number:02d}", ""), (Scan("FLAIR", entry(moved)), Scan("T1w", entry(other))))
+        if number % 2
+        else Session(Key("c", f"{number:02d}", ""), (Scan("T1w", entry(file)),))
+        for number in range(12)
+    ]
+    gc.collect()
+    gc.disable()  # it runs when many objects were made, however large they are
+    tracemalloc.start()
+    try:
+        for done in prepare_in_turn(sessions, recipe=RECIPE, scan_timeout_s=60):
+            assert len(done.left_out) == 1
+            del done
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < blank.nbytes
 
 
 def test_a_label_map_of_several_volumes_is_not_used_whatever_the_choice_for_scans(tmp_path: Path) -> None:
