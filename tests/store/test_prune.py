@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bfp.cli.stores import pruned
 from bfp.errors import InputError
 from bfp.storage import Place
 from bfp.store import layout, turns
@@ -106,10 +107,12 @@ def test_what_a_killed_ingest_left_goes_after_a_day(store: Place) -> None:
 def test_a_store_that_lost_its_snapshots_or_never_had_one_is_not_emptied(store: Place) -> None:
     for number in (1, 2):
         (store / "snapshots" / f"{number}.json").delete()
+    before = files_of(store.path)
     with pytest.raises(
-        InputError, match=r"has \d+ commits and no snapshot: an ingest did not finish, or a file was lost"
+        InputError, match="has no snapshot, so that all of its files would go: an ingest did not finish"
     ):
-        survey(store, older_than_s=0)
+        pruned(store, keep_snapshots=None, older_than="0m", yes=True, ask=False)
+    assert files_of(store.path) == before
 
 
 def test_an_ingest_of_many_days_keeps_its_first_commits(store: Place) -> None:

@@ -152,10 +152,18 @@ class Pruned(NamedTuple):
 
 
 def pruned(at: Place, *, keep_snapshots: int | None, older_than: str, yes: bool, ask: bool) -> Pruned:
-    """Find what the store can do without; remove it with `yes`, or once the user says so at a terminal (`ask`)."""
+    """Find what the store can do without; remove it with `yes`, or once the user says so at a terminal (`ask`).
+
+    Raises InputError where that is all that the store has: it has no snapshot.
+    """
     from bfp.store.prune import remove, survey
 
     found = survey(at, keep_snapshots=keep_snapshots, older_than_s=_seconds(older_than))
+    if found.waste and not found.kept:
+        raise InputError(
+            f"{at}: has no snapshot, so that all of its files would go: an ingest did not finish, or a file was lost; "
+            "submit the ingest again, which takes up what is there, or remove the folder if nothing of it is wanted"
+        )
     removed: list[StoreFile] = []
     asked = bool(found.waste) and ask and not yes and sys.stdin.isatty()
     if found.waste and (yes or (asked and _agreed(found))):

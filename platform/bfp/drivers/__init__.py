@@ -17,19 +17,19 @@ from bfp.drivers.plan import Plan
 from bfp.errors import InputError
 from bfp.runs import Run
 from bfp.specs import Infer, Ingest, Spec
-from bfp.specs.profile import Profile
+from bfp.specs.profile import NO_PROFILE, Profile
 
 __all__ = ["Plan", "execute", "plan"]
 
 
-def plan(spec: Spec, *, cpus: int, profile: Profile) -> Plan:
+def plan(spec: Spec, *, cpus: int, profile: Profile = NO_PROFILE) -> Plan:
     """What a run of this spec will do. cpus: that Ray has."""
     driver, prepares = _driver(spec.kind), isinstance(spec, Ingest | Infer)
     planned: Plan = driver.plan(spec, cpus=cpus, profile=profile) if prepares else driver.plan(spec, cpus=cpus)
     return planned
 
 
-def execute(spec: Spec, run: Run, *, profile: Profile) -> None:
+def execute(spec: Spec, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Run the spec to its end; raises Interrupted when it was asked to stop, and whatever went wrong."""
     driver = _driver(spec.kind)
     if isinstance(spec, Ingest | Infer):

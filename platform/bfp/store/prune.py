@@ -27,7 +27,6 @@ from bfp.errors import InputError
 from bfp.storage import Place, left_by_a_kill
 from bfp.store import layout, turns
 from bfp.store.layout import Commit, FileKind
-from bfp.words import counted
 
 DAY_S = 86_400.0
 
@@ -75,19 +74,13 @@ def survey(store: Place, *, keep_snapshots: int | None = None, older_than_s: flo
 
     Ages are by this machine's clock here, and by the storage's where it is seen to be ahead.
     Raises InputError where there is no store, or a file of it that others hang on cannot be read: nothing is removed
-    from a store that is not understood. Nor from one with commits and no snapshot: an ingest is unfinished, or a file
-    was lost.
+    from a store that is not understood.
     """
     if layout.read_info(store) is None:
         raise InputError(f"{store}: no slice store there (no {layout.INFO})")
     if keep_snapshots is not None and keep_snapshots < 1:
         raise InputError(f"--keep-snapshots {keep_snapshots}: the latest is always kept; give 1 or more")
     files = list(_files(store))
-    if (commits := sum(file.kind == "commits" for file in files)) and not any(f.kind == "snapshots" for f in files):
-        raise InputError(
-            f"{store}: has {counted(commits, 'commit')} and no snapshot: an ingest did not finish, or a file was lost; "
-            "submit the ingest again, which takes up what is there, or remove the folder if nothing of it is wanted"
-        )
     now_s = max([time.time(), *(file.modified_s for file in files)])
     return _survey(store, files, rules=Rules(keep_snapshots, older_than_s), now_s=now_s)
 
