@@ -40,6 +40,7 @@ import yaml
 from bfp.cli.main import run
 from bfp.drivers import ingest
 from bfp.storage import Place
+from bfp.store import layout
 from bfp.targets.local import Local
 from tests.ceph import Gateway, gateway
 from tests.cohorts.makers import write_bids
@@ -99,10 +100,14 @@ class Campaign:
         return self.last
 
     def contents(self, store: str) -> dict[str, bytes]:
-        """Every object of a store by its name; asked of the gateway itself."""
+        """Every object of a store by its name; asked of the gateway itself.
+
+        But for the marker of an ingest that could not take it away, since its credentials had expired: a prune does.
+        """
         with clients(self.gateway.environment()):
             folder = self.bucket / store
-            return {entry.place.uri.removeprefix(f"{folder}/"): entry.place.read() for entry in folder.files()}
+            found = {entry.place.uri.removeprefix(f"{folder}/"): entry.place for entry in folder.files()}
+            return {name: file.read() for name, file in found.items() if not layout.marker_of(name)}
 
     def undisturbed(self) -> None:
         with clients(self.gateway.environment()):
