@@ -31,7 +31,7 @@ from bfp.words import counted
 
 READS_AT_ONCE = 16  # of the files of a series, each one request on object storage
 MEMORY_BYTES = 6 << 30  # what dcm2niix may take: an image of the largest size, unpacked, turned round and written
-# No sidecar, no compression, no merging of what the scanner told apart by itself, none of the user's own defaults.
+# No sidecar, no compression, one fixed name, and none of the user's own defaults.
 _OPTIONS = ("-b", "n", "-z", "n", "-f", "image", "-g", "i")
 _CANNOT_WRITE = (6, 7)  # dcm2niix's exit codes: of the folder, of a file in it
 _NO_IMAGES = 2

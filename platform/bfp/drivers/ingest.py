@@ -270,7 +270,7 @@ def execute(spec: Ingest, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     if not used:
         scans = counted(sum(rejected.values()), "scan")
         refused = f"of {scans} none could be used, and no snapshot was taken; the report says why"
-    if latest := layout.latest_snapshot(store):
+    if not refused and (latest := layout.latest_snapshot(store)):
         for keys in _leaving(store, latest, sessions, shards).values():
             run.warn(_leaves(latest, keys, named=False))
     snapshot = None if refused else _take_snapshot(spec, kept, run)
