@@ -34,9 +34,10 @@ types: $(READY)
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
+# Two processes, each with a Ray of its own: half of the tests' time is waiting. A file stays in one of them.
 test: lint types
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The published contracts, from the models, the Arrow schemas and the installed timm; tests hold them in step.
 schemas: $(READY)
