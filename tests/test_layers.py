@@ -29,7 +29,7 @@ LINES = [
     {"runs"},
     {"storage"},
     {"specs", "errors"},
-    {"words"},
+    {"words", "memory"},
 ]
 """Each line may import the lines below it; peers on one line do not import one another."""
 

@@ -5,7 +5,7 @@
 Needs tests/benchmarks/requirements.txt. Every approach reads the file (cached by the system), turns it to RAS,
 resamples it to 1 mm, scales it between two percentiles to uint8 and crops or pads it to 224 × 224; each in a process of
 its own, all on one core, in alternation, so that whatever else the machine does hits all alike. bfp's process is set up
-as its workers are (`imaging.memory`), the others' as they come. Printed are medians, and how many times as long as bfp
+as its workers are (`bfp.memory`), the others' as they come. Printed are medians, and how many times as long as bfp
 the others take.
 
 `floor` is what no approach can do without: libdeflate on the whole file, and one pass over the voxels.
@@ -35,10 +35,10 @@ from scipy import ndimage
 
 from bfp.imaging.foreground import find_foreground
 from bfp.imaging.inflate import is_gzip
-from bfp.imaging.memory import keep_freed_memory
 from bfp.imaging.nifti import decode
 from bfp.imaging.session import Prepared, prepare_session
 from bfp.imaging.stacks import Recipe
+from bfp.memory import keep_freed_memory
 
 SIZE_PX = 224
 PERCENTILES = (0.5, 99.5)
@@ -215,7 +215,7 @@ def serve(name: str, connection: Connection) -> None:
 
     torch.set_num_threads(1)
     if name == "bfp":
-        keep_freed_memory()
+        keep_freed_memory(free_mb=128, block_mb=64)
     with suppress(EOFError):  # when the other side is done
         while True:
             file = connection.recv()

@@ -30,6 +30,7 @@ from bfp.batches.plan import BatchPlan
 from bfp.batches.reader import read
 from bfp.drivers.board import Board, News
 from bfp.errors import BfpError
+from bfp.memory import keep_freed_memory
 from bfp.models.encoder import export, load
 from bfp.pretraining.loop import Cadence, Recipe, teacher_weights, worker
 from bfp.runs.scratch import scratch
@@ -38,6 +39,7 @@ from bfp.store.reader import SliceStore
 
 POLL_S = 0.5
 STOP_CHECK_S = 1.0
+STEP_MEMORY = {"free_mb": 4096, "block_mb": 1024, "one_pool": True}  # on a CPU; logits are the largest blocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +142,8 @@ def _work(config: dict[str, Any]) -> None:
         return
     first = ray.train.get_context().get_world_rank() == 0
     torch.set_num_threads(task.threads)
+    if ray.train.torch.get_device().type == "cpu":
+        keep_freed_memory(**STEP_MEMORY)
     try:
         step = _train_and_export(task, board, first=first)
     except BfpError as error:

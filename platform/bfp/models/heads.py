@@ -63,10 +63,8 @@ class Head(nn.Module):
         rows = torch.cat(groups)
         for module in self.mlp:
             rows = module(rows, sizes) if isinstance(module, GroupNorm1d) else module(rows)
-        rows = F.normalize(rows.float(), dim=-1)
-        prototypes = self.last_layer()
-        # Group by group, since FSDP warns of outputs that are views of one tensor.
-        return [F.linear(group, prototypes) for group in rows.split(sizes)]
+        logits = F.linear(F.normalize(rows.float(), dim=-1), self.last_layer())
+        return list(logits.split(sizes))
 
 
 class Prototypes(nn.Module):
@@ -78,8 +76,7 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(prototypes, bottleneck).uniform_(-1, 1) / bottleneck**0.5)
 
     def forward(self) -> Tensor:
-        length = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)  # (K, 1)
-        return self.weight_v * (self.weight_g / length)
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)  # one pass where the formula takes three
 
 
 class GroupNorm1d(nn.Module):

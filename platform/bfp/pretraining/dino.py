@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from bfp.pretraining.cross_entropy import cross_entropy
 
 
 class DinoLoss(NamedTuple):
@@ -29,15 +30,6 @@ def dino_loss(*, student_global: Tensor, student_local: Tensor, targets: Tensor,
     B = targets.shape[1]
     pairs = 2 + 2 * len(student_local)
     # A local crop is paired with both targets, a global crop with that of the other one.
-    local = cross_entropy(student_local, targets.sum(0), temperature=temperature, mass=2.0).sum()
-    other = cross_entropy(student_global, targets.flip(0), temperature=temperature).sum()
+    local = cross_entropy(student_local.flatten(0, 1), targets.sum(0), temperature=temperature, mass=2.0).sum()
+    other = cross_entropy(student_global.flatten(0, 1), targets.flip(0).flatten(0, 1), temperature=temperature).sum()
     return DinoLoss(local_crops=local / (B * pairs), global_crops=other / (B * pairs))
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, *, temperature: float, mass: float = 1.0) -> Tensor:
-    """-Σ_k targets · log softmax(logits / temperature), over the last axis; targets broadcast and sum to mass.
-
-    By logsumexp, so that no tensor of log-probabilities is made: with 65,536 prototypes it would be the largest.
-    """
-    scaled = logits.float() / temperature
-    return mass * torch.logsumexp(scaled, dim=-1) - (scaled * targets).sum(-1)

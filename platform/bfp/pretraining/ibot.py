@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bfp.pretraining.dino import cross_entropy
+from bfp.pretraining.cross_entropy import cross_entropy
 
 
 def ibot_loss(*, student: Tensor, targets: Tensor, weights: Tensor, crops: int, temperature: float) -> Tensor:

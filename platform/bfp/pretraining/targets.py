@@ -17,12 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from bfp.pretraining.cross_entropy import softmax
+
 SINKHORN_ITERATIONS = 3
 
 
 def centred(logits: Tensor, *, centre: Tensor, temperature: float) -> Tensor:
     """softmax((logits - centre) / temperature). logits (rows, K); centre (1, K) of the batches before this one."""
-    return torch.softmax((logits.float() - centre) / temperature, dim=-1)
+    return softmax(logits, centre=centre, temperature=temperature)
 
 
 def updated_centre(
