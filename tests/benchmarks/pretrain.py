@@ -41,7 +41,7 @@ from bfp.pretraining.draws import Draws
 from bfp.pretraining.loop import Recipe, one_step, prepare
 from bfp.pretraining.masks import block_masks, masked
 from bfp.pretraining.schedules import Schedules
-from bfp.pretraining.step import SslSettings, TrainState, train_step
+from bfp.pretraining.step import Part, SslSettings, TrainState, train_step
 from bfp.specs.presets import SSL_PRESETS
 from tests.pretraining.makers import make_stacks
 
@@ -156,8 +156,7 @@ def published(setting: Setting) -> Iterator[None]:
         )
         train_step(
             state,
-            crops=Crops(large, small),
-            masked=masked(masks, device=torch.device("cpu")),
+            [Part(Crops(large, small), masked(masks, device=torch.device("cpu")))],
             now=what.schedules.at(state.step),
             ssl=what.ssl,
             precision=torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.precision == "bf16"),

@@ -14,6 +14,7 @@ import torch
 
 from bfp.errors import InputError
 from bfp.models.encoder import LoadedEncoder, Start, create, encoder_folder, export, facts, load, untrained
+from bfp.models.vit import Backbone
 from bfp.models.weights import fingerprint
 from bfp.storage import Place
 
@@ -222,13 +223,21 @@ def test_released_weights_that_cannot_be_fetched_name_the_way_out(
 @pytest.mark.parametrize("size_px", [28, 56, 98])
 def test_every_form_of_metas_files_gives_metas_tokens_at_every_size(file: str, model: str, size_px: int) -> None:
     expected = safetensors.torch.load_file(GOLDEN / "vit.safetensors")
-    found = load(origin="meta", name=None, uri=str(GOLDEN / file), size_px=size_px, heads=3).model
+    loaded = load(origin="meta", name=None, uri=str(GOLDEN / file), size_px=size_px, heads=3)
     at = f"{size_px}x{size_px}"
+    image, mask = expected[f"input/{at}/image"], expected[f"input/{at}/mask"].bool()
     with torch.no_grad():
-        tokens = found.forward_features(expected[f"input/{at}/image"])
-    for name, got in (("x_norm_clstoken", tokens[:, 0]), ("x_norm_patchtokens", tokens[:, found.num_prefix_tokens :])):
-        want = expected[f"{model}/{at}/nomask/{name}"]
-        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+        tokens = loaded.model.forward_features(image)
+        hidden = Backbone(loaded.model, mask_token=loaded.mask_token)(image, mask)
+    prefix = loaded.model.num_prefix_tokens
+    for name, got in (
+        ("nomask/x_norm_clstoken", tokens[:, 0]),
+        ("nomask/x_norm_patchtokens", tokens[:, prefix:]),
+        ("mask/x_norm_clstoken", hidden.cls),
+        ("mask/x_norm_patchtokens", hidden.patches),
+    ):
+        want = expected[f"{model}/{at}/{name}"]
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max(), name
 
 
 @golden

@@ -70,6 +70,25 @@ def test_a_branch_that_every_sample_takes_is_the_plain_block_and_a_dropped_one_i
     assert torch.allclose(skipped[1:2], backbone.vit.norm(tokens)[:, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("keep", [None, [torch.tensor([0, 2])] * 4])
+def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(keep):
+    images = torch.randn(3, 3, 56, 56)
+    gradients, kept = [], []
+    for recompute in (False, True):
+        backbone = Backbone(make_vit(depth=2), recompute=recompute)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, at=sizes: at.append(tensor.numel()) or tensor, lambda x: x
+        ):
+            loss = backbone(images, None, keep).patches.square().sum()
+        loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in backbone.named_parameters()})
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2
+    assert all(torch.equal(gradients[0][name], value) for name, value in gradients[1].items() if value is not None)
+    assert gradients[1]["vit.blocks.0.attn.qkv.weight"].any()
+
+
 def test_a_vit_without_a_class_token_is_refused_by_name():
     vit = timm.create_model("vit_medium_patch16_gap_240", depth=1, num_classes=0)
     with pytest.raises(InputError, match="no class token"):

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from bfp.pretraining.monitors import effective_rank, entropy, figures, patch_similarity, prototypes_used, verdict
-from bfp.pretraining.step import Outputs, StepResult, Targets
+from bfp.pretraining.step import StepResult, Targets
 
 
 def result(cls, patches, targets):
-    outputs = Outputs(cls, patches, *[torch.zeros(0)] * 3)
-    return StepResult({}, outputs, outputs, Targets(cls=targets.unflatten(0, (2, -1)), patches=targets[:0]))
+    return StepResult({}, cls, patches, Targets(cls=targets, patches=targets[:0]))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])

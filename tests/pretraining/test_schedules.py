@@ -38,6 +38,12 @@ def test_the_last_layer_rests_and_then_joins_the_same_curve():
     assert now[5].last_layer_rate == now[5].learning_rate > 0
 
 
+def test_the_backbone_rests_and_then_learns_at_its_share_of_the_rate():
+    now = [make_schedules(freeze_backbone_steps=3, backbone_factor=0.1).at(step) for step in range(12)]
+    assert [values.backbone_rate for values in now[:3]] == [0.0] * 3
+    assert all(values.backbone_rate == pytest.approx(0.1 * values.learning_rate) for values in now[3:])
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_warm_up_of_no_length_is_its_end(steps):
     assert linear(1, first=0.04, last=0.07, steps=steps) == 0.07

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -7,13 +9,22 @@ import torch
 from bfp.models.vit import Backbone
 from bfp.pretraining.crops import Crops
 from bfp.pretraining.draws import Draws
+from bfp.pretraining.loop import one_step, prepare
 from bfp.pretraining.masks import Masked
 from bfp.pretraining.schedules import Now
-from bfp.pretraining.step import kept_samples, make_network, start, train_step, twin
+from bfp.pretraining.step import Part, kept_samples, make_network, start, train_step, twin
 from tests.models.golden import assert_near, backbone_weights, below, needs_golden, tensors
-from tests.pretraining.makers import FP32, make_ssl, make_state
+from tests.pretraining.makers import FP32, make_recipe, make_ssl, make_stacks, make_state, make_vit
 
-NOW = Now(learning_rate=1e-3, last_layer_rate=1e-3, weight_decay=0.05, momentum=0.9, teacher_temperature=0.05)
+CPU = torch.device("cpu")
+NOW = Now(
+    learning_rate=1e-3,
+    last_layer_rate=1e-3,
+    backbone_rate=1e-3,
+    weight_decay=0.05,
+    momentum=0.9,
+    teacher_temperature=0.05,
+)
 
 
 def make_batch(B=3, small=2):
@@ -33,7 +44,7 @@ def test_the_teacher_follows_the_student_after_its_update():
     state = make_state(make_ssl())
     crops, masked = make_batch()
     before = weights(state.teacher)
-    train_step(state, crops=crops, masked=masked, now=NOW, ssl=make_ssl(), precision=FP32)
+    train_step(state, [Part(crops, masked)], now=NOW, ssl=make_ssl(), precision=FP32)
     student = weights(state.student)
     for name, now in weights(state.teacher).items():
         assert torch.allclose(now, 0.9 * before[name] + 0.1 * student[name], atol=1e-7)
@@ -48,7 +59,7 @@ def test_many_steps_on_one_batch_lower_the_loss(shared_head, centring):
     state = make_state(ssl)
     crops, masked = make_batch()
     run = [
-        train_step(state, crops=crops, masked=masked, now=NOW, ssl=ssl, precision=FP32).figures["loss"].item()
+        train_step(state, [Part(crops, masked)], now=NOW, ssl=ssl, precision=FP32).figures["loss"].item()
         for _ in range(12)
     ]
     assert sum(run[-3:]) < sum(run[:3])
@@ -59,7 +70,7 @@ def test_without_local_crops_and_masks_only_the_other_terms_count():
     state = make_state(ssl)
     crops, _ = make_batch(small=0)
     nothing = Masked(torch.zeros(6, 16, dtype=torch.bool), torch.zeros(0, dtype=torch.long), torch.zeros(0))
-    figures = train_step(state, crops=crops, masked=nothing, now=NOW, ssl=ssl, precision=FP32).figures
+    figures = train_step(state, [Part(crops, nothing)], now=NOW, ssl=ssl, precision=FP32).figures
     assert figures["dino_local"] == figures["ibot"] == 0
     assert torch.isfinite(torch.stack([*figures.values()])).all()
 
@@ -120,8 +131,8 @@ def test_two_whole_steps_are_those_of_the_published_code(shared_head, centring):
         if centring == "softmax":
             assert_near(state.cls_centre, expected["center_dino_used"], 2e-6)
             assert_near(state.patch_centre, expected["center_ibot_used"], 2e-6)
-        now = Now(1e-3, last_layer_rate, 0.05, 0.99, temperature)
-        figures = train_step(state, crops=crops, masked=masked, now=now, ssl=ssl, precision=FP32).figures
+        now = Now(1e-3, last_layer_rate, 1e-3, 0.05, 0.99, temperature)
+        figures = train_step(state, [Part(crops, masked)], now=now, ssl=ssl, precision=FP32).figures
         for hook in hooks:
             hook.remove()
         for ours, theirs in TERMS.items():
@@ -146,3 +157,32 @@ def assert_weights_near(network, expected):
     for name, theirs in expected.items():
         apart = without_key_bias(name, ours[name] - theirs).abs().max()
         assert apart <= 0.03 * 1e-3, f"{name} differs by {apart / 1e-3:.3f} learning rates"
+
+
+@pytest.mark.parametrize("shared_head", [True, False])
+@pytest.mark.parametrize("centring", ["softmax", "sinkhorn"])
+def test_micro_batches_learn_what_the_whole_batch_does(shared_head, centring):
+    found = []
+    for micro_batches in (1, 2, 4):
+        recipe = make_recipe(shared_head=shared_head, centring=centring, koleo_weight=0.0, constant_masks=True)
+        recipe = dataclasses.replace(recipe, micro_batches=micro_batches)
+        state = prepare(make_vit(), recipe=recipe, device=CPU, workers=1)
+        for step in range(3):
+            draws = Draws(recipe.seed, step, first=0, count=recipe.batch_size, total=recipe.batch_size)
+            figures = one_step(
+                state,
+                make_stacks(recipe.batch_size, seed=step),
+                draws=draws,
+                now=recipe.schedules.at(step + 1),
+                recipe=recipe,
+                group=None,
+            ).figures
+        found.append((figures["loss"], state))
+    (loss, whole), *others = found
+    for other_loss, other in others:
+        assert torch.allclose(other_loss, loss, rtol=1e-4)
+        assert torch.allclose(other.cls_centre, whole.cls_centre, atol=1e-5)
+        for name, value in weights(whole.student).items():
+            # A tenth of a learning rate: Adam makes up to a whole one of rounding.
+            assert torch.allclose(weights(other.student)[name], value, atol=1e-4), name
+    assert (weights(whole.student)["dino_head.mlp.0.weight"] - weights(whole.teacher)["dino_head.mlp.0.weight"]).any()

@@ -51,6 +51,11 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
     warnings = []
     if passes > 1000:
         warnings.append(f"every stack is seen {passes:,.0f} times: more data would serve better than more epochs")
+    if not spec.encoder.startswith("random:") and not spec.ssl.freeze_backbone_epochs:
+        warnings.append(
+            "the heads are new and the encoder is not, so that their first gradients may ruin it; let them learn alone "
+            "for an epoch (ssl.freeze_backbone_epochs: 1), and the encoder slowly after that (ssl.backbone_rate: 0.1)"
+        )
     return Plan(
         rows=[
             *(("store", f"{store.place}, snapshot {store.snapshot}") for store in material.stores),

@@ -145,6 +145,8 @@ def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Rec
         batch_size=spec.train.batch_size,
         seed=spec.seed,
         precision=spec.compute.precision,
+        micro_batches=spec.compute.gradient_accumulation,
+        recompute=spec.compute.activation_checkpointing,
     )
 
 
@@ -158,6 +160,8 @@ def _schedules(spec: Pretrain, material: Material) -> Schedules:
         min_learning_rate=ssl.min_learning_rate,
         warmup_steps=round(ssl.warmup_epochs * epoch),
         freeze_last_layer_steps=round(ssl.freeze_last_layer_epochs * epoch),
+        freeze_backbone_steps=round(ssl.freeze_backbone_epochs * epoch),
+        backbone_factor=ssl.backbone_rate,
         weight_decay=ssl.weight_decay,
         momentum=ssl.momentum,
         teacher_temperature=ssl.teacher_temperature,

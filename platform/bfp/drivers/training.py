@@ -159,8 +159,10 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
             board.started.remote(step)
         return read(task.stores, task.plan, rank=rank, workers=workers, start_step=step)
 
+    encoder = load(**task.encoder)
     state = worker(
-        load(**task.encoder).model,
+        encoder.model,
+        mask_token=encoder.mask_token,
         recipe=task.recipe,
         cadence=task.cadence,
         checkpoints=task.checkpoints,

@@ -27,7 +27,7 @@ import safetensors.torch
 import timm
 import torch
 from timm.models.vision_transformer import LayerScale, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from bfp.batches.absent import Fill
 from bfp.errors import InputError
@@ -61,6 +61,7 @@ class LoadedEncoder:
 
     mean, std: what they are normalised with, of values in 0..1. fill: what it was shown, in training, in place of a
     channel that is absent (`batches.absent`). start: how it began, for `untrained`.
+    mask_token: float (1, D), what stood for hidden patches where it was pretrained; None where nobody kept it.
     description: plain values for a report: origin, architecture, width, depth, heads, registers, layer_scale, patch_px,
     size_px, parameters, positions (how they came to this size) and weights (a hash).
     """
@@ -72,6 +73,7 @@ class LoadedEncoder:
     fill: Fill
     start: Start
     description: dict[str, Any]
+    mask_token: Tensor | None = None
 
 
 def create(
@@ -121,7 +123,7 @@ def load(
 
     seed: of the random weights; elsewhere of those that `untrained` would give it, unless its folder tells.
     """
-    positions, start = "made for this size", Start(seed, size_px)
+    positions, start, mask_token = "made for this size", Start(seed, size_px), None
     fill: Fill = "zero"
     if origin == "random":
         assert name is not None
@@ -134,7 +136,7 @@ def load(
             fill_from_timm(model, Place(uri))
     elif origin == "meta":
         assert uri is not None
-        model, positions = _load_meta(Place(uri), size_px=size_px, heads=heads)
+        model, mask_token, positions = _load_meta(Place(uri), size_px=size_px, heads=heads)
     else:
         assert uri is not None
         model, told = _load_folder(encoder_folder(Place(uri)))
@@ -150,6 +152,7 @@ def load(
         fill=fill,
         start=start,
         description={"origin": origin, **facts(model), "positions": positions, "weights": fingerprint(model)},
+        mask_token=mask_token,
     )
 
 
@@ -276,11 +279,12 @@ def _check_size(name: str, *, size_px: int, patch_px: int) -> None:
         )
 
 
-def _load_meta(file: Place, *, size_px: int, heads: int | None) -> tuple[VisionTransformer, str]:
+def _load_meta(file: Place, *, size_px: int, heads: int | None) -> tuple[VisionTransformer, Tensor, str]:
     found = read_meta(file, heads=heads)
     model = _timm_vit(found.name, found.arguments)
     fill(model, found.state, source=file)
-    return model, _resample_positions(model, size_px, AS_TIMM if model.num_reg_tokens else AS_META)
+    how = _resample_positions(model, size_px, AS_TIMM if model.num_reg_tokens else AS_META)
+    return model, found.mask_token, how
 
 
 def _load_folder(folder: Place) -> tuple[VisionTransformer, dict[str, Any]]:

@@ -57,14 +57,13 @@ class Head(nn.Module):
         self.mlp = nn.Sequential(*modules)
         self.last_layer = Prototypes(bottleneck, prototypes)
 
-    def forward(self, *groups: Tensor) -> list[Tensor]:
-        """The logits (rows, K) of each group of tokens (rows, D), in the order given."""
+    def forward(self, *groups: Tensor) -> Tensor:
+        """The logits (rows, K) of groups of tokens (rows, D), one group after the other."""
         sizes = [len(group) for group in groups]
         rows = torch.cat(groups)
         for module in self.mlp:
             rows = module(rows, sizes) if isinstance(module, GroupNorm1d) else module(rows)
-        logits = F.linear(F.normalize(rows.float(), dim=-1), self.last_layer())
-        return list(logits.split(sizes))
+        return F.linear(F.normalize(rows.float(), dim=-1), self.last_layer())
 
 
 class Prototypes(nn.Module):

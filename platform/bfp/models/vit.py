@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bfp.errors import InputError
 
@@ -51,9 +53,19 @@ class Backbone(nn.Module):
 
     vit: a VisionTransformer with a class token, learned positions and no classifier; it is used, not copied.
     mask_token (1, D) stands in for the embedding of a hidden patch, before the position is added (Zhou et al. 2021).
+    It starts at zero where none is given.
+    recompute: keep only what goes into each block for the backward pass, which computes the rest again (activation
+    checkpointing, Chen et al. 2016, arXiv 1604.06174).
     """
 
-    def __init__(self, vit: VisionTransformer, *, positions: PositionResampling | None = None) -> None:
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        mask_token: Tensor | None = None,
+        positions: PositionResampling | None = None,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         if vit.cls_token is None or vit.pos_embed is None:
             raise InputError(
@@ -61,8 +73,9 @@ class Backbone(nn.Module):
                 "choose a backbone like vit_small_patch14_dinov2"
             )
         self.vit = vit
-        self.mask_token = nn.Parameter(torch.zeros(1, vit.embed_dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, vit.embed_dim) if mask_token is None else mask_token.clone())
         self.resampling = positions or PositionResampling()
+        self.recompute = recompute
 
     @property
     def width(self) -> int:
@@ -83,12 +96,14 @@ class Backbone(nn.Module):
             through it; their branch is scaled by b / len(indices). None sends every sample through every branch.
         """
         tokens = self.embed(images, masks)
-        if keep is None:
-            for block in self.vit.blocks:
-                tokens = block(tokens)
-        else:
-            for number, block in enumerate(self.vit.blocks):
-                tokens = block_on_subsets(cast(Block, block), tokens, keep[2 * number], keep[2 * number + 1])
+        for number, block in enumerate(self.vit.blocks):
+            run: Callable[[Tensor], Tensor] = block
+            if keep is not None:
+                attend, feed = keep[2 * number : 2 * number + 2]
+                run = partial(block_on_subsets, cast(Block, block), attend=attend, feed=feed)
+            if self.recompute and torch.is_grad_enabled():
+                run = partial(checkpoint, run, use_reentrant=False)
+            tokens = run(tokens)
         tokens = self.vit.norm(tokens)
         prefix = self.vit.num_prefix_tokens
         return Tokens(cls=tokens[:, 0], registers=tokens[:, 1:prefix], patches=tokens[:, prefix:])
@@ -128,7 +143,7 @@ class Backbone(nn.Module):
         return ours, grid.flatten(2).transpose(1, 2).to(stored.dtype)
 
 
-def block_on_subsets(block: Block, tokens: Tensor, attend: Tensor, feed: Tensor) -> Tensor:
+def block_on_subsets(block: Block, tokens: Tensor, *, attend: Tensor, feed: Tensor) -> Tensor:
     """One transformer block where only some samples of the batch go through each branch.
 
     tokens (b, T, D); attend and feed are indices into b, for the attention and the feed-forward branch. What is

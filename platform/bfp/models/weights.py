@@ -39,11 +39,15 @@ _META_NAMES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
 
 class MetaModel(NamedTuple):
-    """What one of Meta's files is: timm's name and arguments for the model, and its weights under timm's keys."""
+    """What one of Meta's files is: timm's name and arguments for the model, and its weights under timm's keys.
+
+    mask_token: (1, D), which timm's models have no place for.
+    """
 
     name: str
     arguments: dict[str, Any]
     state: State
+    mask_token: Tensor
 
 
 def read_meta(file: Place, *, heads: int | None = None) -> MetaModel:
@@ -94,13 +98,13 @@ def _as_timm(file: Place, state: dict[str, Tensor], heads: int | None) -> MetaMo
     renamed = {
         re.sub(r"mlp\.w12\.", "mlp.fc1.", re.sub(r"mlp\.w3\.", "mlp.fc2.", key)): value for key, value in state.items()
     }
-    del renamed["mask_token"]
+    mask_token = renamed.pop("mask_token")
     if registers:
         # timm gives neither class nor register tokens a position: fold the class token's into the token
         renamed["reg_token"] = renamed.pop("register_tokens")
         renamed["cls_token"] = renamed["cls_token"] + renamed["pos_embed"][:, :1]
         renamed["pos_embed"] = renamed["pos_embed"][:, 1:]
-    return MetaModel(f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2", arguments, renamed)
+    return MetaModel(f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2", arguments, renamed, mask_token)
 
 
 def ratio(hidden: int, width: int) -> float:

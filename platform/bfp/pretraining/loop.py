@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from bfp.pretraining.optimiser import weight_norm
 from bfp.pretraining.schedules import Now, Schedules
 from bfp.pretraining.step import (
     Network,
+    Part,
     SslSettings,
     StepResult,
     TrainState,
@@ -51,7 +52,11 @@ OpenBatches = Callable[[int, int, int], Iterator[Tensor]]  # steps done, rank, w
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what is learned. batch_size: stacks in a step, over all workers."""
+    """Everything that decides what is learned.
+
+    batch_size: stacks in a step, over all workers. micro_batches: in how many a worker's share is computed, one after
+    the other (see `step.train_step`). recompute: the student's activations, to save memory (see `models.vit.Backbone`).
+    """
 
     ssl: SslSettings
     schedules: Schedules
@@ -60,6 +65,8 @@ class Recipe:
     batch_size: int
     seed: int
     precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batches: int = 1
+    recompute: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class Cadence:
 def worker(
     vit: VisionTransformer,
     *,
+    mask_token: Tensor | None = None,
     recipe: Recipe,
     cadence: Cadence,
     checkpoints: Place,
@@ -84,13 +92,14 @@ def worker(
 ) -> TrainState:
     """Train from the last checkpoint, or from `vit` where there is none, to the last step or until `stop` says so.
 
-    vit: the encoder to start from, made for large_px images, equal on all workers. log is called on rank 0 alone.
+    vit: the encoder to start from, made for large_px images, equal on all workers; mask_token as in `Backbone`. log is
+    called on rank 0 alone.
     open_batches gives this worker's share of each batch, from the first step that is not yet done.
     Raises JobFailed when training diverges or the batches end early.
     """
     group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
     rank, workers = (dist.get_rank(), dist.get_world_size()) if group else (0, 1)
-    state = prepare(vit, recipe=recipe, device=device, workers=workers)
+    state = prepare(vit, mask_token=mask_token, recipe=recipe, device=device, workers=workers)
     done = checkpoint.steps(checkpoints)
     if done:
         checkpoint.load(state, checkpoints, step=done[-1])
@@ -108,10 +117,18 @@ def worker(
     return state
 
 
-def prepare(vit: VisionTransformer, *, recipe: Recipe, device: torch.device, workers: int) -> TrainState:
+def prepare(
+    vit: VisionTransformer,
+    *,
+    mask_token: Tensor | None = None,
+    recipe: Recipe,
+    device: torch.device,
+    workers: int,
+) -> TrainState:
     """A state before its first step: student and teacher alike, on the device, sharded over several workers."""
     torch.manual_seed(recipe.seed)  # the heads' weights: the same on every worker
-    student = make_network(Backbone(vit), recipe.ssl, workers=workers).to(device)
+    backbone = Backbone(vit, mask_token=mask_token, recompute=recipe.recompute)
+    student = make_network(backbone, recipe.ssl, workers=workers).to(device)
     teacher = twin(student)
     if device.type == "cpu" and recipe.precision == "bf16":
         # torch's fused attention is slow backwards there: 73 ms forward and backward for 256 heads of 197 tokens, 39 ms
@@ -191,9 +208,20 @@ def one_step(
     state: TrainState, stacks: Tensor, *, draws: Draws, now: Now, recipe: Recipe, group: ProcessGroup | None
 ) -> StepResult:
     """From stacks to an updated state. stacks: uint8 (B / workers, 3, H, W) on the device, the places of `draws`."""
-    ssl, device = recipe.ssl, stacks.device
+    size = draws.count // recipe.micro_batches
+    parts = [
+        _part(state, own, replace(draws, first=draws.first + number * size, count=size), recipe=recipe)
+        for number, own in enumerate(stacks.split(size))
+    ]
+    precision = torch.autocast(stacks.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
+    return train_step(state, parts, now=now, ssl=recipe.ssl, group=group, precision=precision)
+
+
+def _part(state: TrainState, stacks: Tensor, draws: Draws, *, recipe: Recipe) -> Part:
+    """The views of some stacks, what is hidden of them, and which samples go where."""
+    ssl, device, backbone = recipe.ssl, stacks.device, state.student.backbone
     crops = multi_crop(stacks, draws, settings=recipe.crops, normalisation=recipe.normalisation)
-    side = recipe.crops.large_px // state.student.backbone.patch_px
+    side = recipe.crops.large_px // backbone.patch_px
     masks = block_masks(
         draws,
         grid=(side, side),
@@ -204,23 +232,14 @@ def one_step(
     if crops.head is None:
         predicted = masked(masks, device=device)
     else:
-        head = F.avg_pool2d(crops.head.float(), state.student.backbone.patch_px).flatten(1)  # (2·B, N)
+        head = F.avg_pool2d(crops.head.float(), backbone.patch_px).flatten(1)  # (2·B, N)
         predicted = head_patches(masks, head=head, draws=draws, smallest_ratio=ssl.mask_ratio[0])
     keep = None
     if ssl.drop_path:
-        blocks = len(state.student.backbone.vit.blocks)
+        blocks = len(backbone.vit.blocks)
         choose = partial(kept_samples, draws, blocks=blocks, drop_path=ssl.drop_path, device=device)
         keep = choose("large", crops=LARGE_CROPS), choose("small", crops=recipe.crops.small_count)
-    return train_step(
-        state,
-        crops=crops,
-        masked=predicted,
-        now=now,
-        ssl=ssl,
-        group=group,
-        precision=torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"),
-        keep=keep,
-    )
+    return Part(crops, predicted, keep)
 
 
 class Window:

@@ -31,12 +31,11 @@ UNIFORM_ENTROPY = 0.98  # of each target, whose healthy values were 0.5 to 0.8
 @torch.no_grad()
 def figures(result: StepResult) -> dict[str, float]:
     """The monitors of one step's outputs; waits for the device."""
-    cls, patches = result.targets.cls.flatten(0, 1), result.targets.patches
-    tokens = result.teacher
+    cls, patches = result.targets
     found = {
-        "rank_cls": effective_rank(tokens.cls),
-        "rank_patch": effective_rank(tokens.patches.flatten(0, 1)),
-        "patch_similarity": patch_similarity(tokens.patches),
+        "rank_cls": effective_rank(result.cls),
+        "rank_patch": effective_rank(result.patches.flatten(0, 1)),
+        "patch_similarity": patch_similarity(result.patches),
         "teacher_entropy_mean": entropy(cls.mean(0)),
         "teacher_entropy_sample": entropy(cls).mean(),
         "prototypes_used": prototypes_used(cls),

@@ -24,11 +24,15 @@ EPS = 1e-8
 
 
 class Multipliers(NamedTuple):
-    """What a parameter's rate and weight decay are multiplied with; last_layer marks prototypes."""
+    """What a parameter's rate and weight decay are multiplied with; whether it is a prototype, or of the backbone.
+
+    The mask token is neither: as a rule it is as new as the heads.
+    """
 
     rate: float
     decay: float
     last_layer: bool
+    backbone: bool
 
 
 def multipliers(
@@ -47,6 +51,7 @@ def multipliers(
                 rate=_rate(full, depth=depth, layer_decay=layer_decay, patch_embed_rate=patch_embed_rate),
                 decay=0.0 if plain else 1.0,
                 last_layer=isinstance(module, Prototypes),
+                backbone=full.startswith("backbone.vit."),
             )
     return found
 
@@ -86,7 +91,8 @@ def set_rates(optimiser: torch.optim.Optimizer, now: Now) -> None:
     """Give each group its rate and weight decay of this step."""
     for group in optimiser.param_groups:
         kind: Multipliers = group["kind"]
-        group["lr"] = (now.last_layer_rate if kind.last_layer else now.learning_rate) * kind.rate
+        rate = now.last_layer_rate if kind.last_layer else now.backbone_rate if kind.backbone else now.learning_rate
+        group["lr"] = rate * kind.rate
         group["weight_decay"] = now.weight_decay * kind.decay
 
 

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 
 class Now(NamedTuple):
-    """The schedules' values at one step. last_layer_rate is the learning rate of the heads' prototypes."""
+    """The schedules' values at one step. learning_rate is the heads', last_layer_rate that of their prototypes."""
 
     learning_rate: float
     last_layer_rate: float
+    backbone_rate: float
     weight_decay: float
     momentum: float
     teacher_temperature: float
@@ -26,6 +27,8 @@ class Schedules:
     """steps: length of the run. Pairs are (first, last). learning_rate is the peak, already scaled to the batch.
 
     freeze_last_layer_steps: steps in which the prototypes' rate is 0; the curve is cut there, not shifted.
+    freeze_backbone_steps: likewise the backbone's, for new heads on a backbone that was trained before: their first
+    gradients would ruin it. backbone_factor: of its rate afterwards.
     """
 
     steps: int
@@ -37,6 +40,8 @@ class Schedules:
     momentum: tuple[float, float]
     teacher_temperature: tuple[float, float]
     teacher_temperature_warmup_steps: int
+    freeze_backbone_steps: int = 0
+    backbone_factor: float = 1.0
 
     def at(self, step: int) -> Now:
         """The values for the step-th update, from 0."""
@@ -50,6 +55,7 @@ class Schedules:
         return Now(
             learning_rate=rate,
             last_layer_rate=0.0 if step < self.freeze_last_layer_steps else rate,
+            backbone_rate=0.0 if step < self.freeze_backbone_steps else rate * self.backbone_factor,
             weight_decay=cosine(step, first=self.weight_decay[0], last=self.weight_decay[1], steps=self.steps),
             momentum=cosine(step, first=self.momentum[0], last=self.momentum[1], steps=self.steps),
             teacher_temperature=linear(

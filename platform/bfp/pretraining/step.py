@@ -68,18 +68,34 @@ class SslSettings:
     centre_momentum: float = 0.9
 
 
+class Logits(NamedTuple):
+    """cls (2·B, K), patches (M, K') of the hidden patches, local crops (L·B, K); crop-major."""
+
+    cls: Tensor
+    patches: Tensor
+    local: Tensor
+
+
 class Outputs(NamedTuple):
     """What a network says of a batch; crop-major.
 
     cls (2·B, D) and patches (2·B, N, D): the backbone's tokens of the global crops; patches without a gradient.
-    cls_logits (2·B, K), patch_logits (M, K') of the hidden patches, local_logits (L·B, K).
+    rows: what the heads made, one tensor for each (FSDP wants outputs that are no views: see `logits`).
+    local: L·B.
     """
 
     cls: Tensor
     patches: Tensor
-    cls_logits: Tensor
-    patch_logits: Tensor
-    local_logits: Tensor
+    rows: tuple[Tensor, ...]
+    local: int
+
+    def logits(self) -> Logits:
+        """The heads' rows by what they are of."""
+        first, *own = self.rows
+        if own:
+            cls, local = first.split([len(self.cls), self.local])
+            return Logits(cls, own[0], local)
+        return Logits(*first.split([len(self.cls), len(first) - len(self.cls) - self.local, self.local]))
 
 
 class Network(nn.Module):
@@ -105,17 +121,17 @@ class Network(nn.Module):
         go through each residual branch (see `Backbone`).
         """
         tokens = self.backbone(large, masks, keep[0] if keep else None)
-        cls = tokens.cls.contiguous()  # FSDP wants outputs that are no views
+        cls = tokens.cls.contiguous()
         wanted = tokens.patches.flatten(0, 1).index_select(0, indices)  # (M, D)
         local_cls = cls[:0]
         if small is not None and len(small):
             local_cls = self.backbone(small, None, keep[1] if keep else None).cls
-        if self.ibot_head is None:
-            cls_logits, patch_logits, local_logits = self.dino_head(cls, wanted, local_cls)
-        else:
-            cls_logits, local_logits = self.dino_head(cls, local_cls)
-            (patch_logits,) = self.ibot_head(wanted)
-        return Outputs(cls, tokens.patches.detach(), cls_logits, patch_logits, local_logits)
+        rows: tuple[Tensor, ...] = (
+            (self.dino_head(cls, local_cls), self.ibot_head(wanted))
+            if self.ibot_head
+            else (self.dino_head(cls, wanted, local_cls),)
+        )
+        return Outputs(cls, tokens.patches.detach(), rows, len(local_cls))
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose gradients are clipped each by itself."""
@@ -175,8 +191,19 @@ def twin(student: Network) -> Network:
     return copy.deepcopy(student).eval().requires_grad_(False)
 
 
+class Part(NamedTuple):
+    """Some of a worker's stacks: all of them, or those of a micro-batch.
+
+    crops: normalised, crop-major. keep: which samples go through each residual branch of the student.
+    """
+
+    crops: Crops
+    masked: Masked
+    keep: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
+
+
 class Targets(NamedTuple):
-    """The teacher's probabilities: cls (2, B, K) of each global crop, patches (M, K') of the hidden patches."""
+    """The teacher's probabilities: cls (2·B, K) of the global crops, patches (M, K') of the hidden patches."""
 
     cls: Tensor
     patches: Tensor
@@ -186,37 +213,60 @@ class StepResult(NamedTuple):
     """What one step found; all on the device, nothing waited for.
 
     figures: scalars by name: the losses as reported, what was optimised, gradient norms before clipping.
+    cls (2·B, D), patches (2·B, N, D): the teacher's tokens.
     """
 
     figures: dict[str, Tensor]
-    student: Outputs
-    teacher: Outputs
+    cls: Tensor
+    patches: Tensor
     targets: Targets
 
 
 def train_step(
     state: TrainState,
+    parts: Sequence[Part],
     *,
-    crops: Crops,
-    masked: Masked,
     now: Now,
     ssl: SslSettings,
     group: ProcessGroup | None = None,
     precision: AbstractContextManager[object],
-    keep: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
 ) -> StepResult:
     """Do one step and count it.
 
-    crops: normalised, crop-major. group: the workers that share the batch, None for one. precision: an autocast context
-    for the networks' forward passes. keep: which samples go through each residual branch of the student.
+    parts: this worker's stacks, in micro-batches of one size whose gradients are added up. Targets and centres are of
+    all of them; KoLeo seeks neighbours, and batch normalisation has its statistics, within each. group: the workers
+    that share the batch, None for one. precision: an autocast context for the networks' forward passes.
     """
-    with precision:
-        with torch.no_grad():
-            taught = state.teacher(crops.large if crops.taught is None else crops.taught, masked.indices)
-        predicted = state.student(crops.large, masked.indices, masks=masked.masks, small=crops.small, keep=keep)
-    targets = make_targets(state, taught, now=now, ssl=ssl, group=group)
-    figures = losses(predicted, targets, masked, ssl=ssl, group=group)
-    figures["loss"].backward()
+    with precision, torch.no_grad():
+        taught = [
+            state.teacher(part.crops.large if part.crops.taught is None else part.crops.taught, part.masked.indices)
+            for part in parts
+        ]
+    logits = [output.logits() for output in taught]
+    targets = make_targets(
+        state, _joined([own.cls for own in logits]), _joined([own.patches for own in logits]), now, ssl=ssl, group=group
+    )
+    cls_tokens, patch_tokens = (
+        _joined([output.cls for output in taught]),
+        _joined([output.patches for output in taught]),
+    )
+    del taught, logits
+    found = []
+    for part, cls, patches in zip(
+        parts,
+        targets.cls.chunk(len(parts)),
+        targets.patches.split([len(part.masked.indices) for part in parts]),
+        strict=True,
+    ):
+        crops, masked = part.crops, part.masked
+        with precision:
+            predicted = state.student(
+                crops.large, masked.indices, masks=masked.masks, small=crops.small, keep=part.keep
+            )
+        own = losses(predicted, Targets(cls, patches), masked, ssl=ssl, group=group)
+        (own["loss"] / len(parts)).backward()
+        found.append({name: value.detach() for name, value in own.items()})
+    figures = {name: torch.stack([own[name] for own in found]).mean() for name in found[0]}
     norms = clip(state.student.parts(), limit=ssl.clip_norm)
     set_rates(state.optimiser, now)
     state.optimiser.step()
@@ -224,40 +274,47 @@ def train_step(
     follow(state.teacher, state.student, momentum=now.momentum)
     state.step += 1
     figures |= {f"gradient_norm_{name}": norm for name, norm in norms.items()}
-    return StepResult({name: value.detach() for name, value in figures.items()}, predicted, taught, targets)
+    return StepResult(figures, cls_tokens, patch_tokens, targets)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 @torch.no_grad()
 def make_targets(
-    state: TrainState, taught: Outputs, *, now: Now, ssl: SslSettings, group: ProcessGroup | None
+    state: TrainState, cls: Tensor, patches: Tensor, now: Now, *, ssl: SslSettings, group: ProcessGroup | None
 ) -> Targets:
-    """The teacher's logits as targets. Softmax centres move afterwards: this batch enters at the next step."""
+    """The teacher's logits, cls (2·B, K) and patches (M, K'), as targets.
+
+    Softmax centres move afterwards: this batch enters at the next step.
+    """
     temperature = now.teacher_temperature
     if ssl.centring == "sinkhorn":
-        cls = sinkhorn(taught.cls_logits, temperature=temperature, group=group)
-        patches = sinkhorn(taught.patch_logits, temperature=temperature, group=group)
-    else:
-        cls = centred(taught.cls_logits, centre=state.cls_centre, temperature=temperature)
-        patches = centred(taught.patch_logits, centre=state.patch_centre, temperature=temperature)
-        move = partial(updated_centre, momentum=ssl.centre_momentum, scope=ssl.scope, group=group)
-        state.cls_centre = move(state.cls_centre, taught.cls_logits)
-        state.patch_centre = move(state.patch_centre, taught.patch_logits)
-    return Targets(cls=cls.unflatten(0, (LARGE_CROPS, -1)), patches=patches)
+        return Targets(*(sinkhorn(logits, temperature=temperature, group=group) for logits in (cls, patches)))
+    targets = Targets(
+        centred(cls, centre=state.cls_centre, temperature=temperature),
+        centred(patches, centre=state.patch_centre, temperature=temperature),
+    )
+    move = partial(updated_centre, momentum=ssl.centre_momentum, scope=ssl.scope, group=group)
+    state.cls_centre, state.patch_centre = move(state.cls_centre, cls), move(state.patch_centre, patches)
+    return targets
 
 
 def losses(
     predicted: Outputs, targets: Targets, masked: Masked, *, ssl: SslSettings, group: ProcessGroup | None
 ) -> dict[str, Tensor]:
     """The loss terms as DINOv2 reports them, and `loss`, which is what is optimised; scalars of this worker's share."""
-    B = targets.cls.shape[1]
+    B = len(targets.cls) // LARGE_CROPS
+    logits = predicted.logits()
     dino = dino_loss(
-        student_global=predicted.cls_logits.unflatten(0, (LARGE_CROPS, B)),
-        student_local=predicted.local_logits.unflatten(0, (-1, B)),
-        targets=targets.cls,
+        student_global=logits.cls.unflatten(0, (LARGE_CROPS, B)),
+        student_local=logits.local.unflatten(0, (-1, B)),
+        targets=targets.cls.unflatten(0, (LARGE_CROPS, B)),
         temperature=ssl.student_temperature,
     )
     ibot = ibot_loss(
-        student=predicted.patch_logits,
+        student=logits.patches,
         targets=targets.patches,
         weights=masked.weights,
         crops=LARGE_CROPS * B,

@@ -36,6 +36,8 @@ _DINOV2_FAST: dict[str, Any] = {
     "patch_embed_rate": 0.2,
     "clip_norm": 3.0,
     "freeze_last_layer_epochs": 1.0,
+    "freeze_backbone_epochs": 0.0,
+    "backbone_rate": 1.0,
     "drop_path": 0.3,
     "dino_weight": 1.0,
     "ibot_weight": 1.0,

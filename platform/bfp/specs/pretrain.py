@@ -81,6 +81,12 @@ class Ssl(Strict):
     patch_embed_rate: float = Field(gt=0, le=1, description="Further factor of the patch embedding's rate.")
     clip_norm: Positive = Field(description="Gradient norm at which backbone and each head are clipped.")
     freeze_last_layer_epochs: float = Field(ge=0, description="Epochs in which the heads' last layer rests.")
+    freeze_backbone_epochs: float = Field(
+        ge=0, description="Epochs in which only the heads learn. For an encoder that was trained before."
+    )
+    backbone_rate: float = Field(
+        gt=0, le=1, description="Factor of the backbone's rate. Low for an encoder that was trained before."
+    )
     drop_path: float = Field(ge=0, lt=1, description="Stochastic depth of the student.")
     dino_weight: float = Field(ge=0, description="Weight of the DINO loss.")
     ibot_weight: float = Field(ge=0, description="Weight of the iBOT loss.")
@@ -156,6 +162,15 @@ class PretrainCompute(Strict):
         None, ge=0, le=1, description="GPUs of each worker. null: one if the target has any, else none."
     )
     precision: Precision = Field("fp32", description="bf16: compute in bfloat16, weights kept in float32.")
+    gradient_accumulation: int = Field(
+        1,
+        ge=1,
+        description="In how many micro-batches a worker computes its share of a batch, to save memory. Targets and "
+        "centres stay those of the whole batch; KoLeo and batch_norm_head see a micro-batch.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute the student's activations a second time instead of keeping them: less memory."
+    )
     retries: int = Field(
         2, ge=0, le=100, description="How often training starts again from its checkpoint after a worker died."
     )
@@ -204,9 +219,10 @@ class Pretrain(Job):
     def _parts_fit(self) -> Pretrain:
         clashes = [*shape_clashes(self.encoder, self.encoder_shape), *self._crops_off_the_patch_grid()]
         clashes += run_in_store(self, self.store if isinstance(self.store, list) else [self.store])
-        if self.train.batch_size % self.compute.workers:
-            expected = f"does not split among compute.workers ({self.compute.workers})"
-            clashes.append(Clash("train.batch_size", expected, ("compute.workers",)))
+        parts = self.compute.workers * self.compute.gradient_accumulation
+        if self.train.batch_size % parts:
+            expected = f"does not split into {parts} parts (compute.workers × compute.gradient_accumulation)"
+            clashes.append(Clash("train.batch_size", expected, ("compute.workers", "compute.gradient_accumulation")))
         if clashes:
             raise Misfit(*clashes)
         return self
