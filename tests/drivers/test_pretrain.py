@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,29 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(folder: Path, undistu
     assert "Losses" in [block.title for block in results_from_json(stopped.results()).blocks]
     assert "left, at the" in dict(pretrain.plan(spec).rows)["time"]
     assert weights(submit(spec)) == weights(undisturbed)
+
+
+def test_a_finished_run_with_more_epochs_goes_on_and_keeps_its_encoder_until_there_is_a_new_one(
+    folder: Path, ray_session: None
+) -> None:
+    spec = spec_for(folder, "extended", train=SHORT, probe=None)
+    earlier, meanwhile = weights(submit(spec)), set[str]()
+
+    def look(run: Run, event: Event) -> None:
+        if event["event"] == "progress":
+            meanwhile.add(weights(run))
+
+    longer = spec_for(folder, "extended", train={**SHORT, "epochs": 2}, probe=None)
+    run = submit(longer, look)
+    assert meanwhile == {earlier}
+    assert weights(run) != earlier
+    assert any(event.get("message", "").startswith("extended from 10 to 20 steps: ") for event in run.events())
+    assert run.results()["figures"]["steps"] == 20
+    assert "20 steps of 8 stacks" in (run.folder / "model" / "README.md").read().decode()
+    shutil.rmtree(run.folder.path / "checkpoints")
+    pretrain.plan(longer)
+    with pytest.raises(InputError, match="checkpoints: empty: the run ended after 20 steps"):
+        pretrain.plan(spec_for(folder, "extended", train={**SHORT, "epochs": 3}, probe=None))
 
 
 def test_a_lost_worker_comes_back_and_ends_with_the_same_weights(folder: Path, undisturbed: RunFolder) -> None:

@@ -13,12 +13,13 @@ from bfp.errors import BfpError
 class News(NamedTuple):
     """What has come to the board since it was last read.
 
-    figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from.
-    finished: the steps done when the workers ended by themselves, None before. failure: what ends the run.
+    figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from. notes:
+    what the user should know. finished: the steps done when the workers ended by themselves, None before. failure: what ends the run.
     """
 
     figures: list[tuple[int, dict[str, float]]]
     starts: list[int]
+    notes: list[str]
     finished: int | None
     failure: BfpError | None
 
@@ -27,11 +28,14 @@ class Board:
     """An actor between the workers and the driver."""
 
     def __init__(self) -> None:
-        self._news = News([], [], None, None)
+        self._news = News([], [], [], None, None)
         self._stopping = False
 
     def started(self, step: int) -> None:
         self._news.starts.append(step)
+
+    def note(self, text: str) -> None:
+        self._news.notes.append(text)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._news.figures.append((step, figures))
@@ -53,5 +57,5 @@ class Board:
 
     def take(self) -> News:
         """The news, which are then no longer new."""
-        taken, self._news = self._news, self._news._replace(figures=[], starts=[])
+        taken, self._news = self._news, self._news._replace(figures=[], starts=[], notes=[])
         return taken

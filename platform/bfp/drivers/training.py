@@ -163,6 +163,7 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
         open_batches=open_batches,
         device=ray.train.torch.get_device(),
         log=board.log.remote,
+        note=board.note.remote,
         stop=_asked(board),
     )
     if state.step == task.recipe.schedules.steps:
