@@ -14,7 +14,8 @@ class News(NamedTuple):
     """What has come to the board since it was last read.
 
     figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from. notes:
-    what the user should know. finished: the steps done when the workers ended by themselves, None before. failure: what ends the run.
+    what the user should know. finished: the steps done when the workers last ended by themselves, None while they work.
+    failure: what ends the run.
     """
 
     figures: list[tuple[int, dict[str, float]]]
@@ -33,6 +34,7 @@ class Board:
 
     def started(self, step: int) -> None:
         self._news.starts.append(step)
+        self._news = self._news._replace(finished=None)
 
     def note(self, text: str) -> None:
         self._news.notes.append(text)
@@ -46,8 +48,9 @@ class Board:
     def failed(self, error: BfpError) -> None:
         self._news = self._news._replace(failure=error)
 
-    def has_failed(self) -> bool:
-        return self._news.failure is not None
+    def is_over(self) -> bool:
+        """Whether workers that start have nothing left to do: the run has failed, or was to stop and has."""
+        return self._news.failure is not None or (self._stopping and self._news.finished is not None)
 
     def stop(self) -> None:
         self._stopping = True
