@@ -35,6 +35,7 @@ def run(
     stop=lambda: False,
     log=lambda step, figures: None,
     note=lambda text: None,
+    logged=lambda step: None,
     batches=open_batches,
     cadence=CADENCE,
 ):
@@ -47,12 +48,14 @@ def run(
         device=CPU,
         log=log,
         note=note,
+        logged=logged,
         stop=stop,
     )
 
 
 def save(state, folder, *, recipe, keep=1):
-    with checkpoint.Writer(folder, schedules=recipe.schedules, keep=keep, keep_every=None) as writer:
+    kept = {"keep": keep, "keep_every": None, "before_marker": lambda step: None}
+    with checkpoint.Writer(folder, schedules=recipe.schedules, **kept) as writer:
         writer.save(state)
 
 
@@ -172,6 +175,17 @@ def test_checkpoints_of_every_kth_step_stay_for_ever(tmp_path):
     cadence = dataclasses.replace(CADENCE, keep=1, keep_every=6)
     run(tmp_path, recipe=make_recipe(steps=15), cadence=cadence)
     assert checkpoint.steps(place(str(tmp_path))) == [6, 12, 15]
+
+
+def test_a_checkpoint_is_complete_only_when_what_was_logged_is_kept(tmp_path):
+    """Who goes on from it logs that no more."""
+    kept = []
+
+    def logged(step):
+        kept.append((step, checkpoint.steps(place(str(tmp_path)))))
+
+    run(tmp_path, recipe=make_recipe(), logged=logged)
+    assert kept == [(3, []), (6, [3])]
 
 
 def extended(recipe, steps):

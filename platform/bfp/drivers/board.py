@@ -14,13 +14,14 @@ class News(NamedTuple):
     """What has come to the board since it was last read.
 
     figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from. notes:
-    what the user should know. finished: the steps done when the workers last ended by themselves, None while they work.
-    failure: what ends the run.
+    what the user should know. saving: the last step of which a checkpoint is all but complete. finished: the steps done
+    when the workers last ended by themselves, None while they work. failure: what ends the run.
     """
 
     figures: list[tuple[int, dict[str, float]]]
     starts: list[int]
     notes: list[str]
+    saving: int
     finished: int | None
     failure: BfpError | None
 
@@ -29,7 +30,8 @@ class Board:
     """An actor between the workers and the driver."""
 
     def __init__(self) -> None:
-        self._news = News([], [], [], None, None)
+        self._news = News([], [], [], 0, None, None)
+        self._kept = 0
         self._stopping = False
 
     def started(self, step: int) -> None:
@@ -41,6 +43,16 @@ class Board:
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._news.figures.append((step, figures))
+
+    def saving(self, step: int) -> None:
+        self._news = self._news._replace(saving=step)
+
+    def keep(self, step: int) -> None:
+        """The run has kept all news up to the step."""
+        self._kept = step
+
+    def kept(self) -> int:
+        return self._kept
 
     def finished(self, step: int) -> None:
         self._news = self._news._replace(finished=step)

@@ -190,7 +190,7 @@ class _Follow:
     def __init__(self, run: Run, *, steps: int, retries: int) -> None:
         self._run, self._steps, self._retries = run, steps, retries
         self._starts = 0
-        self._last_step = 0
+        self._last_step = self._saved = 0
         self._verdict: str | None = None
 
     def hear(self, news: News) -> None:
@@ -200,6 +200,9 @@ class _Follow:
             self._run.note(text)
         for step, figures in news.figures:
             self._log(step, figures)
+        if news.saving > self._saved:
+            self._run.keep_figures()
+            self._saved = news.saving
 
     def _start(self, step: int) -> None:
         if self._starts == 0:

@@ -81,13 +81,12 @@ def train_on_ray(
     Ray's error after the last retry.
     """
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    backend = "nccl" if gpus_per_worker else "gloo"
     claims = {"CPU": task.threads, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
     with scratch() as folder:
         trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={"task": task, "board": board},
-            torch_config=_TorchConfig(backend=backend),
+            torch_config=_TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=claims
             ),
@@ -102,6 +101,7 @@ def train_on_ray(
             ended = fitting.wait(POLL_S)
             news: News = ray.get(board.take.remote())
             on_news(news)
+            board.keep.remote(news.saving)
             if stopping():
                 board.stop.remote()
             if ended:
@@ -202,6 +202,7 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
         device=ray.train.torch.get_device(),
         log=board.log.remote,
         note=board.note.remote,
+        logged=_kept(board),
         stop=_asked(board),
     )
     if state.step == task.recipe.schedules.steps:
@@ -211,6 +212,17 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
             encoder.model.load_state_dict(weights)
             export(encoder, task.model, card=task.card, provenance=task.provenance)
     return state.step
+
+
+def _kept(board: Any) -> Callable[[int], None]:
+    """Wait until the run has kept all figures up to a step: one that goes on from its checkpoint logs them no more."""
+
+    def wait(step: int) -> None:
+        ray.get(board.saving.remote(step))
+        while ray.get(board.kept.remote()) < step:
+            time.sleep(POLL_S / 5)
+
+    return wait
 
 
 def _asked(board: Any) -> Callable[[], bool]:

@@ -63,12 +63,21 @@ class Writer:
     parameter; page-locked where the state is on a GPU), which is what peak memory grows by.
 
     schedules: those that the state is trained by. keep: of the last checkpoints; with keep_every, those whose step is a
-    multiple of it stay as well. Leaving its `with` waits for the last one, and raises what went wrong with it unless
-    something else did.
+    multiple of it stay as well. before_marker: called on rank 0 with the step, in that thread, when all files are
+    there. Leaving its `with` waits for the last one, and raises what went wrong with it unless something else did.
     """
 
-    def __init__(self, folder: Place, *, schedules: Schedules, keep: int, keep_every: int | None) -> None:
+    def __init__(
+        self,
+        folder: Place,
+        *,
+        schedules: Schedules,
+        keep: int,
+        keep_every: int | None,
+        before_marker: Callable[[int], None],
+    ) -> None:
         self._folder, self._schedules, self._keep, self._keep_every = folder, schedules, keep, keep_every
+        self._before_marker = before_marker
         _alone_is_fine()
         self._rank, workers = _rank_and_workers()
         # Of its own: the steps' collectives go on at the same time, and two threads may not share a group.
@@ -154,6 +163,7 @@ class Writer:
     def _mark(self, step: int, everyones: list[Facts]) -> None:
         """Write the marker, and remove what is no longer kept."""
         if self._rank == 0:
+            self._before_marker(step)
             marker = Marker(
                 format=FORMAT,
                 step=step,

@@ -82,13 +82,15 @@ def worker(
     device: torch.device,
     log: Log,
     note: Callable[[str], None],
+    logged: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> TrainState:
     """Train from the last checkpoint, or from `vit` where there is none, to the last step or until `stop` says so.
 
     vit: the encoder to start from, made for large_px images, equal on all workers. log, and note, which is told what
-    the user should know, are called on rank 0 alone. open_batches gives this worker's share of each batch, from the
-    first step that is not yet done.
+    the user should know, are called on rank 0 alone; so is logged, which returns when what was logged up to a step
+    will not be lost: not before is that step's checkpoint complete. open_batches gives this worker's share of each
+    batch, from the first step that is not yet done.
     Raises JobFailed when training diverges or the batches end early, StorageError where a checkpoint cannot be written.
     """
     group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
@@ -107,7 +109,11 @@ def worker(
                 f"length, which they reach at step {schedules.rewarmed_at:,}"
             )
     with checkpoint.Writer(
-        checkpoints, schedules=recipe.schedules, keep=cadence.keep, keep_every=cadence.keep_every
+        checkpoints,
+        schedules=recipe.schedules,
+        keep=cadence.keep,
+        keep_every=cadence.keep_every,
+        before_marker=logged,
     ) as writer:
         train(
             state,
