@@ -323,6 +323,13 @@ def test_on_object_storage_events_and_figures_are_seen_while_the_driver_says_not
             time.sleep(0.01)
 
 
+def test_on_object_storage_figures_that_are_to_be_kept_are_there_at_once(bucket: Place) -> None:
+    with _run(bucket.uri) as run:
+        run.figures(1, {"loss": 1.0})
+        run.keep_figures()
+        assert [row["value"] for row in RunFolder(bucket).metrics()] == [1.0]
+
+
 def test_rows_that_could_not_be_written_are_written_next_time(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(self: Place, data: bytes) -> bool:
         raise StorageError(f"{self}: cannot write it: the store is away")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +221,29 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(folder: Path, undistu
     assert weights(submit(spec)) == weights(undisturbed)
 
 
+def test_a_finished_run_with_more_epochs_goes_on_and_keeps_its_encoder_until_there_is_a_new_one(
+    folder: Path, ray_session: None
+) -> None:
+    spec = spec_for(folder, "extended", train=SHORT, probe=None)
+    earlier, meanwhile = weights(submit(spec)), set[str]()
+
+    def look(run: Run, event: Event) -> None:
+        if event["event"] == "progress":
+            meanwhile.add(weights(run))
+
+    longer = spec_for(folder, "extended", train={**SHORT, "epochs": 2}, probe=None)
+    run = submit(longer, look)
+    assert meanwhile == {earlier}
+    assert weights(run) != earlier
+    assert any(event.get("message", "").startswith("extended from 10 to 20 steps: ") for event in run.events())
+    assert run.results()["figures"]["steps"] == 20
+    assert "20 steps of 8 stacks" in (run.folder / "model" / "README.md").read().decode()
+    shutil.rmtree(run.folder.path / "checkpoints")
+    pretrain.plan(longer)
+    with pytest.raises(InputError, match="checkpoints: empty: the run ended after 20 steps"):
+        pretrain.plan(spec_for(folder, "extended", train={**SHORT, "epochs": 3}, probe=None))
+
+
 def test_a_lost_worker_comes_back_and_ends_with_the_same_weights(folder: Path, undisturbed: RunFolder) -> None:
     killed: list[int] = []
 
@@ -230,6 +255,33 @@ def test_a_lost_worker_comes_back_and_ends_with_the_same_weights(folder: Path, u
     run = submit(spec_for(folder, "worker-lost"), kill_once)
     warnings = [event["message"] for event in run.events() if event["event"] == "warning"]
     assert any(message.startswith("a worker was lost after step") for message in warnings)
+    assert weights(run) == weights(undisturbed)
+
+
+def test_a_worker_told_to_end_saves_the_step_it_is_at_and_nothing_is_done_again(
+    folder: Path, undisturbed: RunFolder
+) -> None:
+    """SIGTERM: as a node is taken away. Once training starts again, once too often it ends; no checkpoint was due."""
+    told: list[int] = []
+
+    def tell_at_each_start(run: Run, event: Event) -> None:
+        if event["event"] == "progress" and event["done"] > 0 and not set(told) & set(training_workers()):
+            told.extend(training_workers())
+            os.kill(told[-1], signal.SIGTERM)
+
+    train = {**spec_for(folder, "same").train.model_dump(), "checkpoint_every": 1000}
+    spec = spec_for(folder, "told-to-end", train=train, compute={"retries": 1})
+    with pytest.raises(Interrupted, match=f"stopped after step .* of {STEPS}, with a checkpoint"):
+        submit(spec, tell_at_each_start)
+    assert len(told) == 2
+    run = submit(spec)
+    losses = [row["step"] for row in run.metrics() if row["name"] == "loss"]
+    assert losses == sorted(set(losses))
+    (message,) = [event["message"] for event in run.events() if event["event"] == "warning"]
+    lost, went_on = re.fullmatch(
+        r"a worker was lost after step (\d+); training went on from the checkpoint of step (\d+) .*", message
+    ).groups()
+    assert lost == went_on
     assert weights(run) == weights(undisturbed)
 
 

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from bfp.errors import JobFailed, StorageError
 from bfp.pretraining import checkpoint, monitors
 from bfp.pretraining.draws import Draws
 from bfp.pretraining.loop import Cadence, one_step, prepare, shard, teacher_weights, worker
+from bfp.pretraining.schedules import Length
 from bfp.pretraining.step import start
 from bfp.storage import place
 from tests.pretraining.makers import make_recipe, make_vit, open_batches
@@ -25,17 +28,35 @@ CPU = torch.device("cpu")
 CADENCE = Cadence(log_every=2, save_every=3, keep=2)
 
 
-def run(folder, *, recipe, stop=lambda: False, log=lambda step, figures: None, batches=open_batches):
+def run(
+    folder,
+    *,
+    recipe,
+    stop=lambda: False,
+    log=lambda step, figures: None,
+    note=lambda text: None,
+    logged=lambda step: None,
+    batches=open_batches,
+    cadence=CADENCE,
+):
     return worker(
         make_vit(),
         recipe=recipe,
-        cadence=CADENCE,
+        cadence=cadence,
         checkpoints=place(str(folder)),
         open_batches=batches,
         device=CPU,
         log=log,
+        note=note,
+        logged=logged,
         stop=stop,
     )
+
+
+def save(state, folder, *, recipe, keep=1):
+    kept = {"keep": keep, "keep_every": None, "before_marker": lambda step: None}
+    with checkpoint.Writer(folder, schedules=recipe.schedules, **kept) as writer:
+        writer.save(state)
 
 
 def everything(state):
@@ -51,12 +72,21 @@ def stopping_after(steps):
 @pytest.mark.parametrize("centring", ["softmax", "sinkhorn"])
 def test_stopped_and_resumed_is_bit_for_bit_uninterrupted(tmp_path, precision, centring):
     recipe = make_recipe(precision=precision, centring=centring, drop_path=0.2)
-    straight = run(tmp_path / "straight", recipe=recipe)
-    halfway = run(tmp_path / "halves", recipe=recipe, stop=stopping_after(4))
+    cadence = dataclasses.replace(CADENCE, log_every=1)
+    logged = {"straight": {}, "halves": {}}
+    straight = run(tmp_path / "straight", recipe=recipe, cadence=cadence, log=logged["straight"].__setitem__)
+    halfway = run(
+        tmp_path / "halves", recipe=recipe, cadence=cadence, log=logged["halves"].__setitem__, stop=stopping_after(4)
+    )
     assert halfway.step == 4
-    resumed = run(tmp_path / "halves", recipe=recipe)
+    resumed = run(tmp_path / "halves", recipe=recipe, cadence=cadence, log=logged["halves"].__setitem__)
     assert resumed.step == straight.step == 6
     assert torch.equal(everything(resumed), everything(straight))
+    assert list(logged["halves"]) == list(logged["straight"]) == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "gradient_norm_backbone", *recipe.schedules.at(0)._fields):
+        assert [found[name] for found in logged["halves"].values()] == [
+            found[name] for found in logged["straight"].values()
+        ], name
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
@@ -101,6 +131,86 @@ def test_batches_that_end_early_are_a_failure(tmp_path):
         run(tmp_path, recipe=make_recipe(), batches=two)
 
 
+def test_training_goes_on_while_a_checkpoint_of_that_very_step_is_written(tmp_path, monkeypatch):
+    steps_later, save_now = threading.Event(), checkpoint._dcp_save
+
+    def save_later(*given):
+        assert steps_later.wait(60), "training waited for its checkpoint"
+        save_now(*given)
+
+    def log(step, figures):
+        if step == 5:
+            steps_later.set()
+
+    recipe = make_recipe()
+    expected = everything(run(tmp_path / "stopped", recipe=recipe, stop=stopping_after(3))).clone()
+    monkeypatch.setattr(checkpoint, "_dcp_save", save_later)
+    run(tmp_path / "on", recipe=recipe, cadence=dataclasses.replace(CADENCE, log_every=1), log=log)
+    state = prepare(make_vit(), recipe=recipe, device=CPU, workers=1)
+    checkpoint.load(state, place(str(tmp_path / "on")), step=3)
+    assert torch.equal(everything(state), expected)
+
+
+def test_a_checkpoint_waits_for_the_one_before_and_says_how_long(tmp_path, monkeypatch):
+    hash_of = checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", lambda file: time.sleep(1) or hash_of(file))
+    logged = {}
+    cadence = dataclasses.replace(CADENCE, save_every=1, keep=9)
+    run(tmp_path, recipe=make_recipe(steps=3), cadence=cadence, log=logged.__setitem__)
+    assert checkpoint.steps(place(str(tmp_path))) == [1, 2, 3]
+    assert "checkpoint_wait_s" not in logged[1]
+    assert logged[2]["checkpoint_wait_s"] > 0
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_before_the_next_one(tmp_path):
+    (tmp_path / "step-00000020").write_text("in the way")
+    logged = {}
+    cadence = dataclasses.replace(CADENCE, save_every=20)
+    with pytest.raises(StorageError, match=r"step-00000020: .* a file stands where a folder should be"):
+        run(tmp_path, recipe=make_recipe(steps=40), cadence=cadence, log=logged.__setitem__)
+    assert 20 <= max(logged) < 30
+
+
+def test_checkpoints_of_every_kth_step_stay_for_ever(tmp_path):
+    cadence = dataclasses.replace(CADENCE, keep=1, keep_every=6)
+    run(tmp_path, recipe=make_recipe(steps=15), cadence=cadence)
+    assert checkpoint.steps(place(str(tmp_path))) == [6, 12, 15]
+
+
+def test_a_checkpoint_is_complete_only_when_what_was_logged_is_kept(tmp_path):
+    """Who goes on from it logs that no more."""
+    kept = []
+
+    def logged(step):
+        kept.append((step, checkpoint.steps(place(str(tmp_path)))))
+
+    run(tmp_path, recipe=make_recipe(), logged=logged)
+    assert kept == [(3, []), (6, [3])]
+
+
+def extended(recipe, steps):
+    """The recipe of a run of 6 steps that was then given this many."""
+    schedules = dataclasses.replace(recipe.schedules, steps=steps, earlier=(Length(6, until=6),))
+    return dataclasses.replace(recipe, schedules=schedules)
+
+
+@pytest.mark.parametrize("stopped_after", [None, 1])
+def test_a_finished_run_is_extended_from_its_last_checkpoint_also_in_two_goes(tmp_path, stopped_after):
+    recipe, notes = make_recipe(steps=6), []
+    longer = make_recipe(steps=30)
+    expected = run(tmp_path / "planned", recipe=extended(recipe, 30))
+    run(tmp_path / "extended", recipe=recipe)
+    if stopped_after:
+        run(tmp_path / "extended", recipe=longer, note=notes.append, stop=stopping_after(stopped_after))
+        assert checkpoint.steps(place(str(tmp_path / "extended")))[-1] == 7
+    found = run(tmp_path / "extended", recipe=longer, note=notes.append)
+    assert found.step == 30
+    assert torch.equal(everything(found), everything(expected))
+    (said,) = notes
+    assert said.startswith("extended from 6 to 30 steps: ")
+    assert "at step 6 to the curves of the new length" in said
+
+
 def test_the_last_checkpoints_stay_and_incomplete_ones_go(tmp_path):
     (tmp_path / "step-00000001").mkdir()
     (tmp_path / "step-00000001" / "__0_0.distcp").write_bytes(b"left by a kill")
@@ -135,12 +245,12 @@ def test_a_checkpoint_in_object_storage_is_read_back(tmp_path, s3_bucket):
     recipe = make_recipe(steps=3)
     folder = place(f"{s3_bucket}/checkpoints-{os.getpid()}")
     on_disk = run(tmp_path, recipe=recipe)
-    checkpoint.save(on_disk, folder, keep=1)
+    save(on_disk, folder, recipe=recipe)
     fresh = prepare(make_vit(seed=9), recipe=recipe, device=CPU, workers=1)
     checkpoint.load(fresh, folder, step=checkpoint.steps(folder)[-1])
     assert torch.equal(everything(fresh), everything(on_disk))
     on_disk.step = 4
-    checkpoint.save(on_disk, folder, keep=1)
+    save(on_disk, folder, recipe=recipe)
     assert checkpoint.steps(folder) == [4]
     assert {entry.place.parent.name for entry in folder.files() if entry.place.name.endswith(".distcp")} == {
         "step-00000004"
@@ -159,7 +269,7 @@ WORKER = """
 import sys, torch, torch.distributed as dist
 from bfp.pretraining.loop import teacher_weights
 from tests.pretraining.makers import make_recipe
-from tests.pretraining.test_loop import CENTRINGS, run
+from tests.pretraining.test_loop import CENTRINGS, run, stopping_after
 folder, rank, port = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -168,6 +278,9 @@ for centring in CENTRINGS:
     recipe = make_recipe(centring=centring, batch_norm_head=True)
     for how in ("two", "one-to-two"):
         found[f"{centring} {how}"] = teacher_weights(run(f"{folder}/{centring}/{how}", recipe=recipe))
+    told = stopping_after(4) if rank == 1 else lambda: False
+    assert run(f"{folder}/{centring}/halves", recipe=recipe, stop=told).step == 4
+    found[f"{centring} halves"] = teacher_weights(run(f"{folder}/{centring}/halves", recipe=recipe))
 if rank == 0:
     torch.save(found, f"{folder}/weights.pt")
 dist.destroy_process_group()
@@ -212,6 +325,9 @@ def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
         (folder / "step-00000006.json").unlink()
         recipe = make_recipe(centring=centring, batch_norm_head=True)
         found[f"{centring} two-to-one"] = teacher_weights(run(folder, recipe=recipe))
+    for centring in CENTRINGS:
+        for name, value in found[f"{centring} two"].items():
+            assert torch.equal(found[f"{centring} halves"][name], value), name
     for how, weights in found.items():
         for name, value in alone[how.split()[0]].items():
             # A fiftieth of a learning rate; without the teacher's slow pace Adam makes up to a whole one of rounding.

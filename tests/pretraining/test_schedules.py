@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 
-from bfp.pretraining.schedules import Schedules, linear, scaled_rate
+from bfp.pretraining.schedules import Length, Now, Schedules, linear, scaled_rate
 from tests.models.golden import GOLDEN, needs_golden
 
 
@@ -47,6 +48,47 @@ def test_the_backbone_rests_and_then_learns_at_its_share_of_the_rate():
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_warm_up_of_no_length_is_its_end(steps):
     assert linear(1, first=0.04, last=0.07, steps=steps) == 0.07
+
+
+def extended(*lengths, steps):
+    return make_schedules(steps=steps, earlier=tuple(Length(*each) for each in lengths))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps"),
+    [(((100, 100),), 300), (((100, 60),), 300), (((100, 100), (300, 300)), 500), (((100, 100),), 102)],
+)
+def test_a_run_that_is_given_a_new_length_keeps_its_past_and_does_not_jump(lengths, steps):
+    schedules, before = extended(*lengths, steps=steps), extended(*lengths[:-1], steps=lengths[-1][0])
+    until = lengths[-1][1]
+    assert [schedules.at(step) for step in range(until + 1)] == [before.at(step) for step in range(until + 1)]
+    longer = make_schedules(steps=steps)
+    assert until < schedules.rewarmed_at <= until + max(1, (steps - until) // 10)
+    for step in range(schedules.rewarmed_at, steps + 1):
+        assert schedules.at(step) == pytest.approx(longer.at(step))
+    way = schedules.rewarmed_at - until
+    stood, goes = before.at(until), longer.at(until)
+    for name in Now._fields:
+        values = [getattr(schedules.at(step), name) for step in range(until, schedules.rewarmed_at + 1)]
+        curve = [getattr(longer.at(step), name) for step in range(until, schedules.rewarmed_at + 2)]
+        steepest = max(abs(following - this) for this, following in pairwise(curve))
+        most = (abs(getattr(goes, name) - getattr(stood, name)) + way * steepest) / way + steepest
+        for this, following in pairwise(values):
+            assert abs(following - this) <= most * (1 + 1e-9), name
+
+
+def test_an_extended_run_trains_again():
+    """At the end of its first length its rate was next to nothing and its teacher stood still."""
+    ended, again = make_schedules(steps=100).at(100), extended((100, 100), steps=200).at(110)
+    assert (ended.learning_rate, ended.momentum) == (1e-6, 1.0)
+    assert again.learning_rate > 0.3e-3
+    assert again.momentum < 0.998
+
+
+def test_a_resumed_run_of_the_same_length_is_not_extended():
+    schedules = make_schedules(steps=100)
+    assert schedules.going_on(60, steps=100, earlier=()) == schedules
+    assert schedules.going_on(60, steps=80, earlier=[Length(40, until=40)]).earlier == ((40, 40), (80, 60))
 
 
 def from_published(config: dict) -> Schedules:

@@ -20,6 +20,7 @@ def changed(kind: str, *overrides: str, tmp_path):
     [
         ("pretrain", "compute={workers: 4, precision: bf16}"),
         ("pretrain", "train.checkpoint_every=7"),
+        ("pretrain", "train.keep_every=5000"),
         ("pretrain", "train.epochs=200"),
         ("ingest", "cohorts=[{name: my-cohort, bids: data/bids}, {name: new, bids: data/new}]"),
         ("ingest", "max_rejected=0.5"),

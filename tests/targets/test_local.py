@@ -20,6 +20,7 @@ from bfp.storage import Place
 from bfp.targets import Local, resolve
 from bfp.targets.gpus import gpus_here
 from bfp.targets.local import run_spec
+from tests.processes import below
 from tests.targets import makers
 
 CHECKOUT = Path(__file__).parents[2]
@@ -270,6 +271,17 @@ def test_ctrl_c_ends_a_run_resumably_with_130_and_without_chatter(tmp_path):
     assert run.holder() is None
     assert said.endswith("units stand; submit again to go on\n")
     assert not [word for word in ("Traceback", "chatter", "raylet", "INFO", "Usage stats") if word in said], said
+
+
+def test_sigterm_to_every_process_as_slurm_sends_it_ends_a_run_as_resumably(tmp_path):
+    run = RunFolder(Place(f"{tmp_path}/runs/small"))
+    process = submitted("well", makers.write_spec(tmp_path))
+    wait_until_it_counts(run, process)
+    for pid in sorted(below(process.pid)):
+        os.kill(pid, signal.SIGTERM)
+    code, said = ended_within(process, 20)
+    assert (code, run.outcome()) == (130, "interrupted")
+    assert said.endswith("units stand; submit again to go on\n")
 
 
 def test_a_second_ctrl_c_breaks_off_a_driver_that_does_not_listen(tmp_path):

@@ -6,6 +6,8 @@
 4. the teacher's backbone is exported as a folder that plain timm loads
 5. the probe: residual tissue R² on the held-out subjects, beside the same encoder untrained and sorted pixels
 
+A run that has ended goes on where `train.epochs` has grown: its encoder stays until the new one is there.
+
 <run>/inputs.json     the snapshots that are used      <run>/pictures/    maps of patch tokens
 <run>/checkpoints/    step-*/ and their markers        <run>/model/       the encoder
 """
@@ -43,6 +45,7 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
 
     run = place(spec.output) / spec.name
     material = material_of(spec, run=run)
+    _check_extendable(run, steps=material.steps)
     batch_size, (subjects, held) = spec.train.batch_size, material.subjects
     held_out = f"{counted(held, 'subject')} held out for the probe"
     steps = f"{material.steps:,} of {batch_size} stacks, {material.steps_per_epoch:,} an epoch"
@@ -85,7 +88,8 @@ def execute(spec: Pretrain, run: Run) -> None:
     run.phase("reading the store's index")
     material = material_of(spec, run=run.folder)
     pin_stores(material.stores, run=run.folder)
-    trained = _exported_steps(run) == material.steps
+    _check_extendable(run.folder, steps=material.steps)
+    trained = _exported_steps(run.folder) == material.steps
     if trained and run.results().get("figures", {}).get("steps") == material.steps:
         run.note(f"all {counted(material.steps, 'step')} were done before: nothing is left to do")
         return
@@ -153,7 +157,10 @@ def _task(spec: Pretrain, run: Run, material: Material) -> Task:
         encoder=arguments,
         recipe=recipe_of(spec, material, encoder),
         cadence=Cadence(
-            log_every=spec.train.log_every, save_every=spec.train.checkpoint_every, keep=spec.train.keep_checkpoints
+            log_every=spec.train.log_every,
+            save_every=spec.train.checkpoint_every,
+            keep=spec.train.keep_checkpoints,
+            keep_every=spec.train.keep_every,
         ),
         stores=material.stores,
         plan=material.order,
@@ -188,14 +195,19 @@ class _Follow:
     def __init__(self, run: Run, *, steps: int, retries: int) -> None:
         self._run, self._steps, self._retries = run, steps, retries
         self._starts = 0
-        self._last_step = 0
+        self._last_step = self._saved = 0
         self._verdict: str | None = None
 
     def hear(self, news: News) -> None:
         for step in news.starts:
             self._start(step)
+        for text in news.notes:
+            self._run.note(text)
         for step, figures in news.figures:
             self._log(step, figures)
+        if news.saving > self._saved:
+            self._run.keep_figures()
+            self._saved = news.saving
 
     def _start(self, step: int) -> None:
         if self._starts == 0:
@@ -222,9 +234,19 @@ class _Follow:
         self._verdict = said
 
 
-def _exported_steps(run: Run) -> int | None:
+def _check_extendable(run: Place, *, steps: int) -> None:
+    """Raise InputError where a run that had ended is to have more steps, and cannot go on."""
+    exported = _exported_steps(run)
+    if exported not in (None, steps) and not (run / "checkpoints").names():
+        raise InputError(
+            f"{run / 'checkpoints'}: empty: the run ended after {exported:,} steps, and training cannot go on to "
+            f"{steps:,}; bring its checkpoints back, or give --name another and start from `encoder: {run}`"
+        )
+
+
+def _exported_steps(run: Place) -> int | None:
     """The steps that the exported encoder was trained for; None where there is none."""
-    config = run.folder / "model" / "config.json"
+    config = run / "model" / "config.json"
     return int(json.loads(config.read())["bfp"]["steps"]) if config.exists() else None
 
 

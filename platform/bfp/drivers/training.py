@@ -8,12 +8,16 @@ A worker that dies takes its group down with it; Ray Train starts the group agai
 goes on from the last complete checkpoint. What bfp itself finds wrong (training diverged, a file is damaged) would be
 the same the next time: it ends the run at once, through the board.
 
+A worker that is told to end (SIGTERM: its node is wanted for something else) has all of them save a checkpoint after
+the step that they are at, and end: nothing is lost, and training starts again as after a failure.
+
 Ray Train's own checkpoints and results are not used: after a kill they lag behind, and they cannot hold a shard's
 worth of each worker. Its storage is a temporary folder.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +28,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.backend import Backend, BackendConfig
 from torch import Tensor
 
 from bfp.batches.plan import BatchPlan
@@ -71,7 +76,8 @@ def train_on_ray(
     on_news: Callable[[News], None],
     stopping: Callable[[], bool],
 ) -> int:
-    """Train, and return the steps that are done: all of them, or fewer when `stopping` said so.
+    """Train, and return the steps that are done: all of them, or fewer when `stopping` said so or workers were told to
+    end once more than `retries`.
 
     on_news is called on this thread, twice a second. Raises what ended the training: a BfpError of the workers', or
     Ray's error after the last retry.
@@ -82,7 +88,7 @@ def train_on_ray(
         trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={"task": task, "board": board},
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
+            torch_config=_TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=claims
             ),
@@ -97,6 +103,7 @@ def train_on_ray(
             ended = fitting.wait(POLL_S)
             news: News = ray.get(board.take.remote())
             on_news(news)
+            board.keep.remote(news.saving)
             if stopping():
                 board.stop.remote()
             if ended:
@@ -104,7 +111,8 @@ def train_on_ray(
     ray.kill(board)
     if news.failure is not None:
         raise news.failure
-    fitting.check()
+    if news.finished is None:
+        fitting.check()
     assert news.finished is not None, "workers that end without an error say how far they came"
     return news.finished
 
@@ -138,7 +146,7 @@ def _work(config: dict[str, Any]) -> None:
     """One worker's whole life."""
     task: Task = config["task"]
     board = config["board"]
-    if ray.get(board.has_failed.remote()):
+    if ray.get(board.is_over.remote()):
         return
     first = ray.train.get_context().get_world_rank() == 0
     torch.set_num_threads(task.threads)
@@ -149,8 +157,38 @@ def _work(config: dict[str, Any]) -> None:
     except BfpError as error:
         ray.get(board.failed.remote(error))
         raise  # Ray Train ends the others, which may be waiting for this one
-    if first:
+    early = step < task.recipe.schedules.steps
+    if first or early:
         ray.get(board.finished.remote(step))
+    if early and not ray.get(board.stopping.remote()):
+        raise ToldToEnd  # so that Ray Train starts the workers again
+
+
+class ToldToEnd(Exception):
+    """The workers have ended before the last step, with a checkpoint, and nobody has asked the run to stop."""
+
+
+_told_to_end = threading.Event()  # this worker
+
+
+def _hear_sigterm() -> None:
+    """In a worker's main thread, which alone may say what becomes of a signal. Ray's own answer is to exit."""
+    signal.signal(signal.SIGTERM, lambda *_: _told_to_end.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+class _TorchConfig(ray.train.torch.TorchConfig):
+    """Ray Train's, for workers that hear SIGTERM."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TorchBackend
+
+
+class _TorchBackend(ray.train.torch.TorchConfig().backend_cls):  # type: ignore[misc]  # known when it runs
+    def on_training_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        super().on_training_start(worker_group, backend_config)
+        worker_group.execute(_hear_sigterm)
 
 
 def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
@@ -169,6 +207,8 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
         open_batches=open_batches,
         device=ray.train.torch.get_device(),
         log=board.log.remote,
+        note=board.note.remote,
+        logged=_kept(board),
         stop=_asked(board),
     )
     if state.step == task.recipe.schedules.steps:
@@ -180,15 +220,26 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
     return state.step
 
 
+def _kept(board: Any) -> Callable[[int], None]:
+    """Wait until the run has kept all figures up to a step: one that goes on from its checkpoint logs them no more."""
+
+    def wait(step: int) -> None:
+        ray.get(board.saving.remote(step))
+        while ray.get(board.kept.remote()) < step:
+            time.sleep(POLL_S / 5)
+
+    return wait
+
+
 def _asked(board: Any) -> Callable[[], bool]:
-    """Whether the user wants to stop, asked of the board no more than once in STOP_CHECK_S."""
+    """Whether this worker was told to end, or the user wants to stop, asked of the board once in STOP_CHECK_S."""
     asked_at = time.monotonic()
 
     def stop() -> bool:
         nonlocal asked_at
         if time.monotonic() - asked_at < STOP_CHECK_S:
-            return False
+            return _told_to_end.is_set()
         asked_at = time.monotonic()
-        return bool(ray.get(board.stopping.remote()))
+        return _told_to_end.is_set() or bool(ray.get(board.stopping.remote()))
 
     return stop

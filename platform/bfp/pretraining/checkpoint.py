@@ -6,66 +6,190 @@
 Without its marker a checkpoint does not exist, so a kill at any moment leaves the one before. `.metadata` is a
 pickle, and unpickling runs what is in it: nothing is read before its hash agrees with the marker's.
 
-On disk the workers write in place; for an object store each writes to a local folder and uploads its own files.
+Training goes on meanwhile (`Writer`): it stops for a copy of the state, no longer. On disk the workers write in place;
+for an object store each writes to a local folder and uploads its own files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from bfp.errors import StorageError
+from bfp.pretraining.schedules import Length, Schedules
 from bfp.pretraining.step import TrainState
 from bfp.runs.scratch import scratch
-from bfp.storage import Place
+from bfp.storage import Place, plainly
 
-FORMAT = 1
+FORMAT = 2
+
+Facts = dict[str, tuple[int, str]]  # {name of a file: (bytes, SHA-256)}
+T = TypeVar("T")
 
 
 class Marker(TypedDict):
-    """The marker file: format, how many steps are done, how many workers wrote it, and {name: [bytes, SHA-256]}."""
+    """The marker file: format, how many steps are done, how many workers wrote it, and {name: [bytes, SHA-256]}.
+
+    steps: how many it was to be, and earlier: how many before it was extended, as [steps, until] (see `schedules`).
+    """
 
     format: int
     step: int
+    steps: int
+    earlier: list[Length]
     workers: int
-    files: dict[str, tuple[int, str]]
+    files: Facts
 
 
-def save(state: TrainState, folder: Place, *, keep: int) -> None:
-    """Write a checkpoint of the state, then remove all but the last `keep`. Every worker calls it."""
-    rank, workers = _rank_and_workers()
-    name = _name(state.step)
-    target = folder / name
-    with _local(target) as local:
-        if rank == 0:
-            for file in local.iterdir():  # left by a kill; no worker writes before rank 0 takes part in `save`
+class Writer:
+    """Writes checkpoints in a thread of its own while training goes on; one at a time. Every worker has one.
+
+    From the first checkpoint on it holds a copy of this worker's share of the state in host memory (16 bytes a
+    parameter; page-locked where the state is on a GPU), which is what peak memory grows by.
+
+    schedules: those that the state is trained by. keep: of the last checkpoints; with keep_every, those whose step is a
+    multiple of it stay as well. before_marker: called on rank 0 with the step, in that thread, when all files are
+    there. Leaving its `with` waits for the last one, and raises what went wrong with it unless something else did.
+    """
+
+    def __init__(
+        self,
+        folder: Place,
+        *,
+        schedules: Schedules,
+        keep: int,
+        keep_every: int | None,
+        before_marker: Callable[[int], None],
+    ) -> None:
+        self._folder, self._schedules, self._keep, self._keep_every = folder, schedules, keep, keep_every
+        self._before_marker = before_marker
+        _alone_is_fine()
+        self._rank, workers = _rank_and_workers()
+        # Of its own: the steps' collectives go on at the same time, and two threads may not share a group.
+        self._group: Any = dist.new_group(backend="gloo") if workers > 1 else None
+        self._stager: DefaultStager | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()
+        if self._stager is not None:
+            self._stager.close()
+
+    def save(self, state: TrainState) -> None:
+        """Begin to write a checkpoint of the state as it is now, once the one before is written."""
+        self.wait()
+        if self._stager is None:
+            cuda = state.cls_centre.is_cuda
+            self._stager = DefaultStager(
+                StagingOptions(
+                    use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
+                )
+            )
+        copied: Any = self._stager.stage(tensors(state))
+        self._thread = threading.Thread(target=self._write, args=(copied, state.step), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> float:
+        """Until nothing is being written; the seconds that it took, 0 where nothing was. Raises what went wrong."""
+        began_s, waited_s = time.perf_counter(), 0.0
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join()
+            waited_s = time.perf_counter() - began_s
+        self.check()
+        return waited_s
+
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint since the last call."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, copied: dict[str, Any], step: int) -> None:
+        try:
+            self._commit(copied, step)
+        except BaseException as error:  # handed to the thread that trains, which raises it
+            self._error = error
+
+    def _commit(self, copied: dict[str, Any], step: int) -> None:
+        """Every worker's files, then rank 0's marker. None of them ends before it is there."""
+        target = self._folder / _name(step)
+        with _local(target) as local:
+            self._agree(lambda: self._clear(local))  # before any worker writes
+            with plainly(Place(str(local)), "write"):
+                _dcp_save(copied, local, self._group)
+            everyones = self._agree(lambda: self._hand_in(local, target))
+        self._agree(lambda: self._mark(step, everyones))
+
+    def _clear(self, local: Path) -> None:
+        """Remove what a kill has left."""
+        if self._rank == 0:
+            for file in local.iterdir():
                 file.unlink()
-        with _alone_is_fine():
-            dcp.save(tensors(state), checkpoint_id=local, no_dist=workers == 1)
-        own = [file for file in sorted(local.iterdir()) if file.name.startswith(f"__{rank}_")]
-        own += [local / ".metadata"] if rank == 0 else []
+
+    def _hand_in(self, local: Path, target: Place) -> Facts:
+        """Upload this worker's files, where they are not in place; what they are."""
+        own = [file for file in sorted(local.iterdir()) if file.name.startswith(f"__{self._rank}_")]
+        own += [local / ".metadata"] if self._rank == 0 else []
         facts = {file.name: (file.stat().st_size, _sha256(file)) for file in own}
         if not target.is_local:
             for file in own:
                 (target / file.name).upload(file)
-    everyones: list[dict[str, tuple[int, str]]] = [facts]
-    if workers > 1:
-        everyones = [{} for _ in range(workers)]
-        dist.all_gather_object(everyones, facts)
-    if rank == 0:
-        files = {file: fact for each in everyones for file, fact in sorted(each.items())}
-        marker = Marker(format=FORMAT, step=state.step, workers=workers, files=files)
-        (folder / f"{name}.json").write(json.dumps(marker, indent=1).encode())
-        _prune(folder, keep=keep)
+        return facts
+
+    def _mark(self, step: int, everyones: list[Facts]) -> None:
+        """Write the marker, and remove what is no longer kept."""
+        if self._rank == 0:
+            self._before_marker(step)
+            marker = Marker(
+                format=FORMAT,
+                step=step,
+                steps=self._schedules.steps,
+                earlier=list(self._schedules.earlier),
+                workers=len(everyones),
+                files={file: fact for own in everyones for file, fact in sorted(own.items())},
+            )
+            (self._folder / f"{_name(step)}.json").write(json.dumps(marker, indent=1).encode())
+            _prune(self._folder, keep=self._keep, keep_every=self._keep_every)
+
+    def _agree(self, work: Callable[[], T]) -> list[T]:
+        """What each worker's `work` returns, when all have done it; raises, on all of them, what one raises."""
+        if self._group is None:
+            return [work()]
+        done: tuple[T | None, Exception | None]
+        try:
+            done = work(), None
+        except Exception as error:  # raised below, here too
+            done = None, error
+        everyones: list[Any] = [None] * self._group.size()
+        dist.all_gather_object(everyones, done, group=self._group)
+        for _, raised in everyones:
+            if raised is not None:
+                raise raised
+        return [found for found, _ in everyones]
 
 
 def steps(folder: Place) -> list[int]:
@@ -74,7 +198,7 @@ def steps(folder: Place) -> list[int]:
     return sorted(int(name.removeprefix("step-").removesuffix(".json")) for name in names)
 
 
-def load(state: TrainState, folder: Place, *, step: int) -> None:
+def load(state: TrainState, folder: Place, *, step: int) -> Marker:
     """Fill the state, of the same architecture, from the checkpoint of that step. Every worker calls it.
 
     Raises StorageError where a file is missing or is not what was written.
@@ -86,11 +210,12 @@ def load(state: TrainState, folder: Place, *, step: int) -> None:
             if not target.is_local:
                 (local / name).write_bytes((target / name).read())
             _check(target / name, local / name, sha256)
-        with _alone_is_fine():
-            dcp.load(tensors(state), checkpoint_id=local, no_dist=_rank_and_workers()[1] == 1)
+        _alone_is_fine()
+        dcp.load(tensors(state), checkpoint_id=local, no_dist=_rank_and_workers()[1] == 1)
     state.step = marker["step"]
     for moments in state.optimiser.state.values():
         moments["step"].fill_(state.step)
+    return marker
 
 
 def tensors(state: TrainState) -> dict[str, Any]:
@@ -132,10 +257,11 @@ def _check(place: Place, local: Path, sha256: str) -> None:
         )
 
 
-def _prune(folder: Place, *, keep: int) -> None:
-    """Remove what is older than the last `keep` complete checkpoints, incomplete ones too; markers first."""
-    kept = steps(folder)[-keep:]
-    for step in steps(folder):
+def _prune(folder: Place, *, keep: int, keep_every: int | None) -> None:
+    """Remove all but the last `keep` complete checkpoints and those of every `keep_every` steps; markers first."""
+    complete = steps(folder)
+    kept = {*complete[-keep:], *(step for step in complete if keep_every and step % keep_every == 0)}
+    for step in complete:
         if step not in kept:
             (folder / f"{_name(step)}.json").delete()
     names = {_name(step) for step in kept}
@@ -151,19 +277,24 @@ def _prune(folder: Place, *, keep: int) -> None:
 def _local(target: Place) -> Iterator[Path]:
     """The target itself where it is on disk, else a local folder for as long as it is needed."""
     if target.is_local:
-        target.path.mkdir(parents=True, exist_ok=True)
+        with plainly(target, "write"):
+            target.path.mkdir(parents=True, exist_ok=True)
         yield target.path
     else:
         with scratch() as folder:
             yield folder
 
 
-@contextmanager
-def _alone_is_fine() -> Iterator[None]:
-    """Without torch's warning that there is no process group: one worker needs none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _alone_is_fine() -> None:
+    """No more of torch's warning that there is no process group. For good: to take it back concerns all threads."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+def _dcp_save(tensors: dict[str, Any], local: Path, group: ProcessGroup | None) -> None:
+    try:
+        dcp.save(tensors, checkpoint_id=local, process_group=group, no_dist=group is None)
+    except CheckpointException as error:  # of each worker that failed, its error and a traceback
+        raise next(iter(error.failures.values()))[0] from error
 
 
 def _sha256(file: Path) -> str:

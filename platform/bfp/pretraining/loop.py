@@ -31,7 +31,7 @@ from bfp.pretraining.crops import LARGE_CROPS, CropSettings, Normalisation, mult
 from bfp.pretraining.draws import Draws
 from bfp.pretraining.masks import block_masks, head_patches, masked
 from bfp.pretraining.optimiser import weight_norm
-from bfp.pretraining.schedules import Now, Schedules
+from bfp.pretraining.schedules import Length, Now, Schedules
 from bfp.pretraining.step import (
     Network,
     Part,
@@ -71,11 +71,12 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """How often figures are logged and checkpoints saved, in steps, and how many of the last checkpoints are kept."""
+    """How often figures are logged and checkpoints saved, in steps; keep, keep_every: see `checkpoint.Writer`."""
 
     log_every: int
     save_every: int
     keep: int
+    keep_every: int | None = None
 
 
 def worker(
@@ -88,32 +89,51 @@ def worker(
     open_batches: OpenBatches,
     device: torch.device,
     log: Log,
+    note: Callable[[str], None],
+    logged: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> TrainState:
     """Train from the last checkpoint, or from `vit` where there is none, to the last step or until `stop` says so.
 
-    vit: the encoder to start from, made for large_px images, equal on all workers; mask_token as in `Backbone`. log is
-    called on rank 0 alone.
-    open_batches gives this worker's share of each batch, from the first step that is not yet done.
-    Raises JobFailed when training diverges or the batches end early.
+    vit: the encoder to start from, made for large_px images, equal on all workers; mask_token as in `Backbone`. log,
+    and note, which is told what the user should know, are called on rank 0 alone; so is logged, which returns when what
+    was logged up to a step will not be lost: not before is that step's checkpoint complete. open_batches gives this
+    worker's share of each batch, from the first step that is not yet done.
+    Raises JobFailed when training diverges or the batches end early, StorageError where a checkpoint cannot be written.
     """
     group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
     rank, workers = (dist.get_rank(), dist.get_world_size()) if group else (0, 1)
     state = prepare(vit, mask_token=mask_token, recipe=recipe, device=device, workers=workers)
     done = checkpoint.steps(checkpoints)
     if done:
-        checkpoint.load(state, checkpoints, step=done[-1])
-    train(
-        state,
-        recipe=recipe,
-        batches=open_batches(state.step, rank, workers),
-        group=group,
-        log=log,
-        log_every=cadence.log_every,
-        save=lambda: checkpoint.save(state, checkpoints, keep=cadence.keep),
-        save_every=cadence.save_every,
-        stop=stop,
-    )
+        marker = checkpoint.load(state, checkpoints, step=done[-1])
+        before = [Length(*length) for length in marker["earlier"]]
+        schedules = recipe.schedules.going_on(state.step, steps=marker["steps"], earlier=before)
+        recipe = replace(recipe, schedules=schedules)
+        if rank == 0 and marker["steps"] != schedules.steps:
+            note(
+                f"extended from {marker['steps']:,} to {schedules.steps:,} steps: learning rate, weight decay, "
+                f"momentum and temperature go from where they stood at step {state.step:,} to the curves of the new "
+                f"length, which they reach at step {schedules.rewarmed_at:,}"
+            )
+    with checkpoint.Writer(
+        checkpoints,
+        schedules=recipe.schedules,
+        keep=cadence.keep,
+        keep_every=cadence.keep_every,
+        before_marker=logged,
+    ) as writer:
+        train(
+            state,
+            recipe=recipe,
+            batches=open_batches(state.step, rank, workers),
+            group=group,
+            log=log,
+            log_every=cadence.log_every,
+            writer=writer,
+            save_every=cadence.save_every,
+            stop=stop,
+        )
     return state
 
 
@@ -169,20 +189,23 @@ def train(
     group: ProcessGroup | None,
     log: Log,
     log_every: int,
-    save: Callable[[], None],
+    writer: checkpoint.Writer,
     save_every: int,
     stop: Callable[[], bool],
 ) -> None:
     """Do the steps that are left. batches: uint8 (B / workers, 3, H, W), the next one first.
 
-    A checkpoint is saved every `save_every` steps, at the end, and when `stop` ends it early; with several workers
-    `stop` is heard at the steps that are logged, since all must agree.
+    A checkpoint is saved every `save_every` steps, at the end, and when `stop` ends it early: after the step at which
+    any worker says so.
     """
     rank, workers = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+    # On the CPU, since asking a GPU at every step would wait for it.
+    asking: Any = dist.new_group(backend="gloo") if group else None
     share = recipe.batch_size // workers
     device = state.cls_centre.device
     window = Window(recipe.batch_size)
     while state.step < recipe.schedules.steps:
+        writer.check()
         stacks = _next(batches, state.step, window).to(device, non_blocking=True)  # (B / workers, 3, H, W)
         draws = Draws(recipe.seed, state.step, first=rank * share, count=share, total=recipe.batch_size)
         now = recipe.schedules.at(state.step)
@@ -191,15 +214,17 @@ def train(
 
         last = state.step == recipe.schedules.steps
         log_due = last or state.step % log_every == 0
-        save_due = last or state.step % save_every == 0
-        stopping = not last and (log_due or group is None) and _any(stop(), group, device)
-        if log_due or save_due or stopping:
+        stopping = not last and _any(stop(), asking)
+        save_due = last or stopping or state.step % save_every == 0
+        if save_due:
+            window.checkpoint_wait_s += writer.wait()
+        if log_due or save_due:
             found = window.close(group) | {"weight_norm": weight_norm(state.student).item()}
             fail_on_divergence(found, state.step, now)
             if rank == 0:
                 log(state.step, found | monitors.figures(result) | now._asdict())
-        if save_due or stopping:
-            save()
+        if save_due:
+            writer.save(state)
         if stopping:
             return
 
@@ -243,7 +268,9 @@ def _part(state: TrainState, stacks: Tensor, draws: Draws, *, recipe: Recipe) ->
 
 
 class Window:
-    """Means of the figures since the last log, the rate, and the share of the time that waited for data."""
+    """Means of the figures since the last log, the rate, the share of the time that waited for data, and the seconds
+    that waited for a checkpoint, if any did.
+    """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -254,6 +281,7 @@ class Window:
         self.sums: Tensor | None = None
         self.steps = 0
         self.waited_s = 0.0
+        self.checkpoint_wait_s = 0.0
         self.opened_s = time.perf_counter()
 
     def add(self, result: StepResult) -> None:
@@ -273,6 +301,8 @@ class Window:
         elapsed_s = time.perf_counter() - self.opened_s
         found["samples_per_s"] = self.steps * self.batch_size / elapsed_s
         found["data_wait_share"] = self.waited_s / elapsed_s
+        if self.checkpoint_wait_s:
+            found["checkpoint_wait_s"] = self.checkpoint_wait_s
         self._clear()
         return found
 
@@ -310,10 +340,10 @@ def _next(batches: Iterator[Tensor], step: int, window: Window) -> Tensor:
         window.waited_s += time.perf_counter() - began_s
 
 
-def _any(flag: bool, group: ProcessGroup | None, device: torch.device) -> bool:
-    """Whether any worker says so."""
+def _any(flag: bool, group: ProcessGroup | None) -> bool:
+    """Whether any worker says so. group: of gloo."""
     if group is None:
         return flag
-    said = torch.tensor(float(flag), device=device)
+    said = torch.tensor(flag, dtype=torch.uint8)
     dist.all_reduce(said, dist.ReduceOp.MAX, group=group)
     return bool(said.item())

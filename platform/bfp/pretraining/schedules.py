@@ -2,12 +2,20 @@
 
 Steps count from 0. Warm-ups are linear and include both their ends: step 0 has rate 0, and the peak comes twice, at
 the end of the warm-up and at the start of the cosine, which never quite reaches its end; past the last step it does.
+
+A run that is given a new length has ended, or was about to: its rate is next to nothing and its teacher next to
+still. Held there it would learn no more, and taken to the longer curve at once it would jump. So each value goes in
+a straight line, over a tenth of the steps that are left, from where it stood to the curve that a run of the new length
+has there, and follows that to its end. A decayed rate that was warmed up again and let decay, with earlier data among
+the new, did as well as training from scratch (Ibrahim et al. 2024, arXiv 2403.08763); how long the re-warming took
+mattered little (Gupta et al. 2023, arXiv 2308.04014). What came before stays as it was.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
@@ -22,6 +30,16 @@ class Now(NamedTuple):
     teacher_temperature: float
 
 
+class Length(NamedTuple):
+    """How many steps a run was to have, until at the step `until` it was given another length."""
+
+    steps: int
+    until: int
+
+
+REWARMING_SHARE = 0.1  # of the steps that are left when a run is given a new length
+
+
 @dataclass(frozen=True, slots=True)
 class Schedules:
     """steps: length of the run. Pairs are (first, last). learning_rate is the peak, already scaled to the batch.
@@ -29,6 +47,7 @@ class Schedules:
     freeze_last_layer_steps: steps in which the prototypes' rate is 0; the curve is cut there, not shifted.
     freeze_backbone_steps: likewise the backbone's, for new heads on a backbone that was trained before: their first
     gradients would ruin it. backbone_factor: of its rate afterwards.
+    earlier: the lengths that the run had before, oldest first.
     """
 
     steps: int
@@ -42,9 +61,37 @@ class Schedules:
     teacher_temperature_warmup_steps: int
     freeze_backbone_steps: int = 0
     backbone_factor: float = 1.0
+    earlier: tuple[Length, ...] = ()
 
     def at(self, step: int) -> Now:
         """The values for the step-th update, from 0."""
+        if not self.earlier:
+            return self._curves(step)
+        *others, before = self.earlier
+        if step <= before.until:
+            return replace(self, steps=before.steps, earlier=tuple(others)).at(step)
+        return Now(
+            *(
+                linear(step - before.until, first=stood, last=goes, steps=self.rewarmed_at - before.until + 1)
+                for stood, goes in zip(self.at(before.until), self._curves(step), strict=True)
+            )
+        )
+
+    @property
+    def rewarmed_at(self) -> int:
+        """The step from which on the values are those of the curves again; 0 where the length was always this one."""
+        if not self.earlier:
+            return 0
+        until = self.earlier[-1].until
+        return until + max(1, round(REWARMING_SHARE * (self.steps - until)))
+
+    def going_on(self, step: int, *, steps: int, earlier: Sequence[Length]) -> Schedules:
+        """These schedules for a run that has come to `step` by those of a length, and of others earlier."""
+        changed = [Length(steps, until=step)] if steps != self.steps else []
+        return replace(self, earlier=(*earlier, *changed))
+
+    def _curves(self, step: int) -> Now:
+        """Of a run that was to be this long from its start."""
         rate = cosine(
             step,
             first=self.learning_rate,

@@ -128,6 +128,10 @@ class Run(RunFolder):
         for name, value in values.items():
             self._metrics.append({"step": step, "name": name, "value": float(value), "time": now})
 
+    def keep_figures(self) -> None:
+        """Make all figures so far such that a kill does not lose them; on object storage others may be for a while."""
+        self._metrics.flush()
+
     def result(self, results: Mapping[str, Any]) -> None:
         """What came out, for `show` and the report: JSON values, replacing what stood there."""
         (self.folder / "results.json").write(json.dumps(finite(results), indent=1, ensure_ascii=False).encode())

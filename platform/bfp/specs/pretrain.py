@@ -148,6 +148,9 @@ class Train(Strict):
     batch_size: int = Field(64, ge=2, description="Stacks in a step, over all workers.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
+    keep_every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints that stay for ever, beside the last ones. null: none does."
+    )
     log_every: int = Field(10, ge=1, description="Steps between logged figures.")
 
 
@@ -223,6 +226,10 @@ class Pretrain(Job):
         if self.train.batch_size % parts:
             expected = f"does not split into {parts} parts (compute.workers × compute.gradient_accumulation)"
             clashes.append(Clash("train.batch_size", expected, ("compute.workers", "compute.gradient_accumulation")))
+        every, kept = self.train.checkpoint_every, self.train.keep_every
+        if kept is not None and kept % every:
+            expected = f"not a multiple of train.checkpoint_every ({every})"
+            clashes.append(Clash("train.keep_every", expected, ("train.checkpoint_every",)))
         if clashes:
             raise Misfit(*clashes)
         return self

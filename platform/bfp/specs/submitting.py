@@ -20,6 +20,7 @@ FREE = {
     "preprocessing.preset",  # the fields that it sets are compared
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
     "train.log_every",
 }
 

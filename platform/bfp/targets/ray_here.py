@@ -10,6 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bfp.errors import JobFailed
@@ -53,6 +57,9 @@ def start_ray(*, cpus: int) -> str:
     remove_orphans()
     # A folder of our own: the shared /tmp/ray belongs to whoever came first on a machine with several users.
     logs = str(owned_folder(PREFIX, FOLDERS))
+    # Who ends a job (SLURM at its time limit, systemd, a closing terminal) tells all of its processes. Those of Ray are
+    # deaf to it: they are needed until the driver has heard it and saved what stands.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         ray.init(
             address="local",  # never a cluster that RAY_ADDRESS happens to name
@@ -70,6 +77,8 @@ def start_ray(*, cpus: int) -> str:
             f"Ray did not start ({type(error).__name__}: {said}): the machine may be busy, so try again; "
             f"`bfp doctor` starts it by itself, and its own logs are in {logs}"
         ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
@@ -82,12 +91,36 @@ def stop_ray(logs: str, *, keep_logs: bool) -> None:
     """End the Ray that `start_ray` started."""
     import ray
 
-    ray.shutdown()
+    with _ending_the_deaf():
+        ray.shutdown()
     remove_orphans()  # of the workers, which are ended as they are
     if keep_logs:
         disown(Path(logs))
     else:
         shutil.rmtree(logs, ignore_errors=True)
+
+
+@contextmanager
+def _ending_the_deaf() -> Iterator[None]:
+    """End the children of this process that are told to end and do not hear it: Ray waits a second for each (Linux)."""
+    done = threading.Event()
+
+    def end() -> None:
+        while not done.wait(0.02):
+            for status in Path("/proc").glob("[0-9]*/status"):
+                with suppress(OSError):
+                    found = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                    told = int(found["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1
+                    if told and int(found["PPid"]) == os.getpid():
+                        os.kill(int(found["Pid"]), signal.SIGKILL)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ending.join()
 
 
 def object_store_bytes() -> int:
