@@ -17,6 +17,7 @@ import pytest
 
 from bfp.batches.held_out import held_out
 from bfp.drivers import pretrain
+from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import material_of
 from bfp.drivers.pretrain_results import methods
 from bfp.drivers.stores import encoder_arguments
@@ -32,6 +33,7 @@ from tests.processes import below
 from tests.store.makers import make_store
 
 SESSIONS, STEPS = 16, 120
+TRAIN = {"epochs": 2, "steps_per_epoch": STEPS // 2, "batch_size": 8, "checkpoint_every": 10, "log_every": 5}
 SHORT = {"epochs": 1, "steps_per_epoch": 10, "batch_size": 8, "log_every": 2}
 
 
@@ -52,13 +54,7 @@ def spec_for(folder: Path, name: str, **changes: Any) -> Pretrain:
         "encoder_shape": {"width": 32, "depth": 2, "heads": 2, "layer_scale": 1.0},
         "ssl": {"prototypes": 16, "ibot_prototypes": 16, "hidden": 32, "bottleneck": 16, "ibot_bottleneck": 16},
         "crops": {"local_size_px": 14, "local_count": 2},
-        "train": {
-            "epochs": 2,
-            "steps_per_epoch": STEPS // 2,
-            "batch_size": 8,
-            "checkpoint_every": 10,
-            "log_every": 5,
-        },
+        "train": TRAIN,
         "probe": {"segmentation": "tissue"},
     }
     return Pretrain.model_validate({**fields, **changes})
@@ -174,6 +170,47 @@ def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path
     assert set(range(5, STEPS + 1, 5)) <= logged
 
 
+def test_the_card_tells_data_preprocessing_recipe_figures_and_limits(folder: Path, undisturbed: RunFolder) -> None:
+    told = (undisturbed.folder / "model" / "README.md").read().decode()
+    held = sum(held_out("made", f"s{number:02d}", share=0.25) for number in range(SESSIONS))
+    stacks = sum(12 + number % 5 for number in range(SESSIONS) if not held_out("made", f"s{number:02d}", share=0.25))
+    assert f"| made | {SESSIONS - held} | {SESSIONS - held} | {stacks} | FLAIR, T1w, T2w |" in told
+    assert f"{held} further subjects were held out" in told
+    assert "- `register`: rigid" in told
+    assert "16 prototypes" in told
+    assert f"at step {STEPS}:\n\n- loss, nats: " in told
+    assert "not a medical device" in told
+    assert "training had not ended" not in told
+
+
+def test_an_encoder_is_exported_from_a_checkpoint_while_the_run_goes_on(
+    folder: Path, undisturbed: RunFolder, tmp_path: Path
+) -> None:
+    exported: list[int] = []
+
+    def export_once(run: Run, event: Event) -> None:
+        if event["event"] == "progress" and event["done"] > 20 and not exported:
+            exported.append(export_checkpoint(RunFolder(run.folder), place(str(tmp_path / "early")), step=None))
+            assert RunFolder(run.folder).outcome() == "running"
+
+    submit(spec_for(folder, "exported", train={**TRAIN, "keep_checkpoints": 20}), export_once)
+    run = RunFolder(place(str(folder / "runs" / "exported")))
+    before = {entry.place: entry.place.read() for entry in run.folder.files()}
+    export_checkpoint(run, place(str(tmp_path / "again")), step=exported[0])
+    export_checkpoint(run, place(str(tmp_path / "last")), step=STEPS)
+    assert {entry.place: entry.place.read() for entry in run.folder.files()} == before
+    early, again, last = (
+        load(origin="folder", name=None, uri=str(tmp_path / name), size_px=28) for name in ("early", "again", "last")
+    )
+    assert early.description["weights"] == again.description["weights"] != last.description["weights"]
+    assert last.description["weights"] == weights(undisturbed)
+    assert (early.fill, early.start) == (last.fill, last.start)
+    assert f"after step {exported[0]} of {STEPS}: training had not ended" in (tmp_path / "early/README.md").read_text()
+    assert json.loads((tmp_path / "early" / "config.json").read_text())["bfp"]["steps"] == exported[0]
+    with pytest.raises(InputError, match=r"--step: 7: .* no complete checkpoint of it; those of 10, 20, .* are there"):
+        export_checkpoint(run, place(str(tmp_path / "none")), step=7)
+
+
 def test_the_untrained_encoder_of_a_run_is_the_one_that_it_started_from(folder: Path, undisturbed: RunFolder) -> None:
     began = load(**encoder_arguments(spec_for(folder, "undisturbed"), size_px=28))
     trained = load(origin="folder", name=None, uri=str(undisturbed.folder), size_px=28)
@@ -247,6 +284,7 @@ KILLED_DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from bfp.drivers import pretrain
+from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import material_of
 from bfp.drivers.stores import encoder_arguments
 from bfp.runs import Run

@@ -152,7 +152,17 @@ def test_exported_weights_give_the_teachers_features_in_plain_timm(tmp_path):
     plain = make_vit(seed=8).eval()
     plain.load_state_dict(teacher_weights(state))
     images = torch.randn(2, 3, 56, 56)
-    assert torch.allclose(plain(images), state.teacher.backbone(images).cls, atol=1e-5)
+    taught, tokens = state.teacher.backbone(images), plain.forward_features(images)
+    assert torch.allclose(tokens[:, 0], taught.cls, atol=1e-5)
+    assert torch.allclose(tokens[:, plain.num_prefix_tokens :], taught.patches, atol=1e-5)
+
+
+def test_a_checkpoint_that_was_pruned_is_no_longer_read_and_leaves_nothing(tmp_path):
+    run(tmp_path, recipe=make_recipe(steps=9))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StorageError, match=r"step 3, or it was removed .* those of steps 6, 9 are there"):
+        checkpoint.load_teacher(make_vit(), place(str(tmp_path)), step=3)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 WORKER = """
@@ -209,6 +219,9 @@ def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
     found = run_two_workers(tmp_path)
     for centring in CENTRINGS:
         folder = tmp_path / centring / "two"
+        teacher = make_vit(seed=8)
+        checkpoint.load_teacher(teacher, place(str(folder)), step=6)
+        found[f"{centring} two, read by one"] = teacher.state_dict()
         (folder / "step-00000006.json").unlink()
         recipe = make_recipe(centring=centring, batch_norm_head=True)
         found[f"{centring} two-to-one"] = teacher_weights(run(folder, recipe=recipe))

@@ -21,6 +21,7 @@ from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.pretrain_material import Material, material_of, recipe_of
 from bfp.drivers.stores import encoder_arguments, pin_stores
 from bfp.errors import InputError, Interrupted, StorageError
+from bfp.models.folders import CARD, CONFIG
 from bfp.reports.numbers import duration_text, number_text
 from bfp.runs import Run, RunFolder
 from bfp.specs.pretrain import Pretrain
@@ -85,7 +86,8 @@ def execute(spec: Pretrain, run: Run) -> None:
         run.note(f"all {counted(material.steps, 'step')} were done before: nothing is left to do")
         return
 
-    from bfp.drivers.pretrain_results import card, opening_of, results_of
+    from bfp.drivers.pretrain_card import card
+    from bfp.drivers.pretrain_results import opening_of, results_of
 
     run.result(opening_of(spec, material).as_json())
     if not trained:
@@ -95,7 +97,8 @@ def execute(spec: Pretrain, run: Run) -> None:
     run.phase("figures and model card")
     encoder = _exported(run)
     results = results_of(spec, run, material, encoder.description, probed)
-    (run.folder / "model" / "README.md").write(card(spec, run, material, encoder.description, probed).encode())
+    told = card(spec, material, encoder, name=run.name, step=material.steps, logged=run.metrics(), probed=probed)
+    (run.folder / "model" / CARD).write(told.encode())
     run.result(results.as_json())
 
 
@@ -137,6 +140,7 @@ def _train(spec: Pretrain, run: Run, material: Material) -> None:
 
 
 def _task(spec: Pretrain, run: Run, material: Material) -> Task:
+    from bfp.drivers.pretrain_card import provenance
     from bfp.drivers.training import Task
     from bfp.models.encoder import load
     from bfp.pretraining.loop import Cadence
@@ -156,16 +160,7 @@ def _task(spec: Pretrain, run: Run, material: Material) -> Task:
         checkpoints=run.folder / "checkpoints",
         model=run.folder / "model",
         card=f"# {run.name}\n\nAn encoder of brain MRI, pretrained with bfp {__version__}.\n",
-        provenance={
-            "run": run.name,
-            "bfp": __version__,
-            "started_from": spec.encoder,
-            "stores": [
-                {"uri": str(store.place), "snapshot": store.snapshot, "preprocessing": store.preprocessing}
-                for store in material.stores
-            ],
-            "steps": material.steps,
-        },
+        provenance=provenance(spec, material, name=run.name, step=material.steps),
     )
 
 
@@ -219,7 +214,7 @@ class _Follow:
 
 def _exported_steps(run: Run) -> int | None:
     """The steps that the exported encoder was trained for; None where there is none."""
-    config = run.folder / "model" / "config.json"
+    config = run.folder / "model" / CONFIG
     return int(json.loads(config.read())["bfp"]["steps"]) if config.exists() else None
 
 

@@ -10,7 +10,6 @@ from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
 from bfp.pretraining.probe import SORTED_PIXELS, ProbeResult
 from bfp.reports.blocks import Block, Cell, Curves, Facts, IntervalRow, Intervals, Picture, Results, Table, Text
-from bfp.reports.numbers import interval_text
 from bfp.reports.pictures import pca_maps
 from bfp.runs import Run
 from bfp.specs.pretrain import Pretrain
@@ -23,10 +22,6 @@ WORDS = {
     UNTRAINED: "the same encoder, untrained",
     SORTED_PIXELS: "sorted pixels, no encoder",
 }
-LIMITS = (
-    "For research; not a medical device. It was not tested on scanners, sequences, ages or diseases beyond those of "
-    "its data, and its features may tell scanners apart. It expects stacks made by the preprocessing in config.json."
-)
 LOSSES = ["loss", "dino_global", "dino_local", "ibot", "koleo"]
 
 
@@ -60,22 +55,6 @@ def results_of(
         (run.folder / "pictures" / "patch-tokens.png").write(pca_maps(probed.images, probed.patch_tokens, axis=axis))
     blocks.append(Text("Methods", methods(spec, material, encoder, probed)))
     return Results(figures=figures, blocks=blocks)
-
-
-def card(spec: Pretrain, run: Run, material: Material, encoder: Description, probed: ProbeResult | None) -> str:
-    """The model card, Markdown."""
-    parts = [
-        f"# {run.name}: an encoder of brain MRI",
-        f"{_architecture(encoder)}, for stacks of 3 × {encoder['size_px']} × {encoder['size_px']} pixels. Without bfp:",
-        '```python\ntimm.create_model("local-dir:<this folder>", pretrained=True)\n```',
-        "## Data and method",
-        *methods(spec, material, encoder, probed),
-        "## What it learned",
-        _learned(spec, probed),
-        "## Limits",
-        LIMITS,
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def methods(spec: Pretrain, material: Material, encoder: Description, probed: ProbeResult | None) -> list[str]:
@@ -204,10 +183,3 @@ def _probe_blocks(probed: ProbeResult) -> list[Block]:
             "Slices that pretraining never saw, and the first three principal components of their patch tokens.",
         ),
     ]
-
-
-def _learned(spec: Pretrain, probed: ProbeResult | None) -> str:
-    if probed is None:
-        return f"Not probed: {'the spec asked for no probe' if spec.probe is None else 'its labels did not suffice'}."
-    lines = [f"- {WORDS[name]}: {interval_text(*interval)}" for name, interval in probed.r2.items()]
-    return "Residual tissue R² on held-out subjects (see above), with 95 % intervals:\n\n" + "\n".join(lines)
