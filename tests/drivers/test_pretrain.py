@@ -19,7 +19,7 @@ from bfp.batches.held_out import held_out
 from bfp.drivers import pretrain
 from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import material_of
-from bfp.drivers.pretrain_results import methods
+from bfp.drivers.pretrain_results import Probed, methods
 from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError, Interrupted
 from bfp.models.encoder import load, untrained
@@ -34,6 +34,7 @@ from tests.store.makers import make_store
 
 SESSIONS, STEPS = 16, 120
 TRAIN = {"epochs": 2, "steps_per_epoch": STEPS // 2, "batch_size": 8, "checkpoint_every": 10, "log_every": 5}
+PROBED = ("probe_auroc_knn", "probe_auroc_linear_gain", "probe_tissue_r2", "probe_worse")
 SHORT = {"epochs": 1, "steps_per_epoch": 10, "batch_size": 8, "log_every": 2}
 
 
@@ -122,6 +123,10 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
             {"probe": {"segmentation": "tissue", "held_out": 0.01}},
             "16 subjects to learn from and 0 held out",
         ),
+        (
+            {"probe": {"target": "group"}},
+            "probe.target: group: .* no session carries a label group; found no labels at all",
+        ),
         ({"train": {"batch_size": 4096}}, "fewer than one batch of 4096"),
         ({"where": {"cohorts": ["other"]}}, "the store has 0 stacks for training"),
     ],
@@ -142,7 +147,7 @@ def test_the_methods_tell_subjects_held_out_from_those_of_them_that_were_judged(
         (held_out - 1, f"; {held_out - 1} of them have labelled stacks and were judged"),
     ):
         probed = ProbeResult([], {}, {}, {}, (9, 9), (5, judged), nothing, nothing)
-        (_, text) = methods(spec, material, encoder, probed)
+        (_, text) = methods(spec, material, encoder, Probed(tissue=probed))
         assert f"{held_out} subjects were held out from pretraining{said}. In patches" in text
 
 
@@ -228,6 +233,22 @@ def test_a_finished_run_submitted_again_changes_nothing_and_starts_nothing(
     after = {entry.place: entry.place.read() for entry in undisturbed.folder.files()}
     assert {at.name for at in after if after[at] != before.get(at)} <= {"events.jsonl", "spec.yaml", "metrics.parquet"}
     assert dict(pretrain.plan(spec_for(folder, "undisturbed")).rows)["time"] == "none for training, which is done"
+
+
+def test_a_label_is_probed_while_training_and_at_the_end(folder: Path, ray_session: None) -> None:
+    labels = {f"s{number:02d}": {"group": "ab"[number // 2 % 2]} for number in range(SESSIONS)}
+    make_store(folder / "labelled", sessions=SESSIONS, segmentation="tissue", labels=labels)
+    probe = {"segmentation": "tissue", "target": "group", "held_out": 0.5, "every": 5}
+    run = submit(spec_for(folder, "labelled", store=str(folder / "labelled"), train=SHORT, probe=probe))
+    logged = {name: {row["step"] for row in run.metrics() if row["name"] == name} for name in PROBED}
+    assert all(steps == {0, 5, 10} for steps in logged.values()), logged
+    results = results_from_json(run.results())
+    for name in ("auroc_knn_pretrained", "auroc_linear_untrained", "tissue_r2_pretrained"):
+        assert results.figures[f"{name}_low"] <= results.figures[name] <= results.figures[f"{name}_high"]
+    assert {"Probe while training", "AUROC of group"} <= {block.title for block in results.blocks}
+    told = (run.folder / "model" / "README.md").read().decode()
+    assert "AUROC of group (a, b): the mean class token" in told
+    assert "AUROC of group on held-out subjects" in told
 
 
 def test_a_probe_that_cannot_be_made_after_all_leaves_a_whole_encoder_and_says_why(

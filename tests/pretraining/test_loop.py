@@ -191,13 +191,14 @@ def free_port():
         return opened.getsockname()[1]
 
 
-def run_two_workers(folder):
+def run_two_workers(folder, program):
+    """Run a program as each of two workers; its arguments are the folder, its rank and a port."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'platform'}", "OMP_NUM_THREADS": "1"}
     port = str(free_port())
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(rank), port],
+            [sys.executable, "-c", program, str(folder), str(rank), port],
             env=environment,
             cwd=root,
             stderr=subprocess.PIPE,
@@ -207,7 +208,6 @@ def run_two_workers(folder):
     for process in workers:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said.decode()[-3000:]
-    return torch.load(folder / "weights.pt", weights_only=True)
 
 
 def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
@@ -216,7 +216,8 @@ def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
         recipe = make_recipe(centring=centring, batch_norm_head=True)
         alone[centring] = teacher_weights(run(tmp_path / centring / "one", recipe=recipe))
         run(tmp_path / centring / "one-to-two", recipe=recipe, stop=stopping_after(3))
-    found = run_two_workers(tmp_path)
+    run_two_workers(tmp_path, WORKER)
+    found = torch.load(tmp_path / "weights.pt", weights_only=True)
     for centring in CENTRINGS:
         folder = tmp_path / centring / "two"
         teacher = make_vit(seed=8)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
 from bfp.drivers.pretrain_material import SUBJECT, Material
-from bfp.drivers.pretrain_results import WORDS, methods
+from bfp.drivers.pretrain_results import WORDS, Probed, methods
 from bfp.reports.numbers import interval_text, number_text
 from bfp.specs.document import flow
 from bfp.specs.pretrain import Pretrain
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bfp.models.encoder import LoadedEncoder
-    from bfp.pretraining.probe import ProbeResult
 
 USE = """\
 ```python
@@ -62,11 +61,11 @@ def card(
     name: str,
     step: int,
     logged: Sequence[Mapping[str, Any]],
-    probed: ProbeResult | None,
+    probed: Probed,
 ) -> str:
     """The model card, Markdown, of the encoder after `step` steps. logged: the run's figures, as `RunFolder.metrics`.
 
-    probed: of the finished encoder; None where there is none.
+    probed: of the finished encoder; empty where there is none.
     """
     it, model, size_px = encoder.description, encoder.model, encoder.description["size_px"]
     done = step == material.steps
@@ -144,9 +143,19 @@ def _figures(logged: Sequence[Mapping[str, Any]], *, step: int) -> str:
     return f"Of training, at step {last:,}:\n\n" + "\n".join(rows)
 
 
-def _learned(spec: Pretrain, probed: ProbeResult | None, *, done: bool) -> str:
-    if probed is None:
+def _learned(spec: Pretrain, probed: Probed, *, done: bool) -> str:
+    parts = []
+    if probed.tissue is not None:
+        rows = [f"- {WORDS[name]}: {interval_text(*interval)}" for name, interval in probed.tissue.r2.items()]
+        parts.append("Residual tissue R² on held-out subjects (see the recipe), 95 % intervals:\n\n" + "\n".join(rows))
+    if probed.label is not None and spec.probe is not None:
+        rows = [
+            f"- {WORDS[name]}, {way}: {interval_text(*interval)}"
+            for name, ways in probed.label.aurocs.items()
+            for way, interval in ways.items()
+        ]
+        parts.append(f"AUROC of {spec.probe.target} on held-out subjects, 95 % intervals:\n\n" + "\n".join(rows))
+    if not parts:
         why = "its labels did not suffice" if spec.probe else "the spec asked for no probe"
         return f"Not probed: {why if done else 'the probe follows the last step'}."
-    lines = [f"- {WORDS[name]}: {interval_text(*interval)}" for name, interval in probed.r2.items()]
-    return "Residual tissue R² on held-out subjects (see the recipe), with 95 % intervals:\n\n" + "\n".join(lines)
+    return "\n\n".join(parts)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from bfp.drivers.pretrain_card import card, provenance
 from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.pretrain_results import Probed
 from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError
 from bfp.models.encoder import export, facts, load
@@ -47,6 +48,6 @@ def export_checkpoint(run: RunFolder, folder: Place, *, step: int | None) -> int
     checkpoint.load_teacher(encoder.model, checkpoints, step=step)
     described = {**encoder.description, **facts(encoder.model), "weights": fingerprint(encoder.model)}
     encoder = replace(encoder, description=described)
-    told = card(spec, material, encoder, name=run.name, step=step, logged=run.metrics(), probed=None)
+    told = card(spec, material, encoder, name=run.name, step=step, logged=run.metrics(), probed=Probed())
     export(encoder, folder, card=told, provenance=provenance(spec, material, name=run.name, step=step))
     return step

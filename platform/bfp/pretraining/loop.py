@@ -43,6 +43,7 @@ from bfp.pretraining.step import (
     train_step,
     twin,
 )
+from bfp.pretraining.tripwire import Tripwire, verdict
 from bfp.storage import Place
 
 Log = Callable[[int, dict[str, float]], None]  # steps done, figures by name
@@ -81,12 +82,14 @@ def worker(
     device: torch.device,
     log: Log,
     stop: Callable[[], bool],
+    tripwire: Tripwire | None = None,
 ) -> TrainState:
     """Train from the last checkpoint, or from `vit` where there is none, to the last step or until `stop` says so.
 
     vit: the encoder to start from, made for large_px images, equal on all workers. log is called on rank 0 alone.
     open_batches gives this worker's share of each batch, from the first step that is not yet done.
-    Raises JobFailed when training diverges or the batches end early.
+    tripwire: asked on rank 0 alone.
+    Raises JobFailed when training diverges, the batches end early, or features get worse and that is to end it.
     """
     group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
     rank, workers = (dist.get_rank(), dist.get_world_size()) if group else (0, 1)
@@ -104,6 +107,7 @@ def worker(
         save=lambda: checkpoint.save(state, checkpoints, keep=cadence.keep),
         save_every=cadence.save_every,
         stop=stop,
+        tripwire=tripwire,
     )
     return state
 
@@ -155,6 +159,7 @@ def train(
     save: Callable[[], None],
     save_every: int,
     stop: Callable[[], bool],
+    tripwire: Tripwire | None = None,
 ) -> None:
     """Do the steps that are left. batches: uint8 (B / workers, 3, H, W), the next one first.
 
@@ -164,6 +169,8 @@ def train(
     rank, workers = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
     share = recipe.batch_size // workers
     device = state.cls_centre.device
+    if tripwire is not None and state.step == 0 and (found := probed(state, tripwire, group)):
+        log(0, found)
     window = Window(recipe.batch_size)
     while state.step < recipe.schedules.steps:
         stacks = _next(batches, state.step, window).to(device, non_blocking=True)  # (B / workers, 3, H, W)
@@ -176,13 +183,25 @@ def train(
         log_due = last or state.step % log_every == 0
         save_due = last or state.step % save_every == 0
         stopping = not last and (log_due or group is None) and _any(stop(), group, device)
-        if log_due or save_due or stopping:
+        probe_due = tripwire is not None and (last or state.step % tripwire.every == 0)
+        worse = None
+        if log_due or save_due or stopping or probe_due:
             found = window.close(group) | {"weight_norm": weight_norm(state.student).item()}
             fail_on_divergence(found, state.step, now)
+            if tripwire is not None and probe_due:
+                seen = probed(state, tripwire, group)
+                worse = _shared(verdict(seen), group) if tripwire.stop and not last else None
+                found |= seen
+                window.open()
             if rank == 0:
                 log(state.step, found | monitors.figures(result) | now._asdict())
-        if save_due or stopping:
+        if save_due or stopping or worse:
             save()
+        if worse:
+            raise JobFailed(
+                f"step {state.step:,}: {worse}, under another name. The checkpoint of this step stays; "
+                "`--set probe.on_worse=warn` goes on from it"
+            )
         if stopping:
             return
 
@@ -228,9 +247,10 @@ class Window:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self._clear()
+        self.open()
 
-    def _clear(self) -> None:
+    def open(self) -> None:
+        """Begin to count, from now on."""
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.steps = 0
@@ -254,7 +274,7 @@ class Window:
         elapsed_s = time.perf_counter() - self.opened_s
         found["samples_per_s"] = self.steps * self.batch_size / elapsed_s
         found["data_wait_share"] = self.waited_s / elapsed_s
-        self._clear()
+        self.open()
         return found
 
 
@@ -281,6 +301,12 @@ def teacher_weights(state: TrainState) -> dict[str, Tensor]:
     }
 
 
+def probed(state: TrainState, tripwire: Tripwire, group: ProcessGroup | None) -> dict[str, float]:
+    """The probe's figures on rank 0, none elsewhere. Every worker calls it; the others do not wait for the figures."""
+    weights = teacher_weights(state)
+    return tripwire.judge(weights) if group is None or dist.get_rank(group) == 0 else {}
+
+
 def _next(batches: Iterator[Tensor], step: int, window: Window) -> Tensor:
     began_s = time.perf_counter()
     try:
@@ -289,6 +315,14 @@ def _next(batches: Iterator[Tensor], step: int, window: Window) -> Tensor:
         raise JobFailed(f"the batches ended after step {step}; more steps were planned") from None
     finally:
         window.waited_s += time.perf_counter() - began_s
+
+
+def _shared(text: str | None, group: ProcessGroup | None) -> str | None:
+    """What rank 0 says, on every worker."""
+    said = [text]
+    if group is not None:
+        dist.broadcast_object_list(said, src=0, group=group)
+    return said[0]
 
 
 def _any(flag: bool, group: ProcessGroup | None, device: torch.device) -> bool:
