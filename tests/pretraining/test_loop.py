@@ -74,6 +74,7 @@ def test_figures_are_logged_at_their_steps_and_at_the_last(tmp_path):
     assert list(logged) == [2, 3, 4, 5]  # a checkpoint logs too
     assert {"loss", "dino_local", "ibot", "koleo", "gradient_norm_backbone", "learning_rate"} <= set(logged[5])
     assert {"rank_cls", "teacher_entropy_sample", "samples_per_s", "data_wait_share"} <= set(logged[5])
+    assert {"flop_utilisation", "host_memory_peak_mb"} <= set(logged[5])
 
 
 def test_a_run_made_to_collapse_is_named_as_such(tmp_path):

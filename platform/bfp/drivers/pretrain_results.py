@@ -170,6 +170,14 @@ def _curves(spec: Pretrain) -> list[Block]:
         Curves("Learning rate", ["learning_rate"], "rate per step"),
         *_probe_curves(spec),
         Curves("Speed", ["samples_per_s"], "stacks per second"),
+        Curves(
+            "How well the device is used",
+            ["flop_utilisation", "data_wait_share"],
+            "share, 0 to 1",
+            note="Utilisation: the matrix operations of student, teacher and heads, as a share of what a product of "
+            "square matrices reached on the first worker's device when training began. Below it, the share of the "
+            "time that was spent waiting for stacks.",
+        ),
     ]
 
 

@@ -44,6 +44,7 @@ from bfp.pretraining.step import (
     twin,
 )
 from bfp.pretraining.tripwire import Tripwire, verdict
+from bfp.pretraining.work import matrix_peak, memory_peaks, step_flops
 from bfp.storage import Place
 
 Log = Callable[[int, dict[str, float]], None]  # steps done, figures by name
@@ -171,6 +172,7 @@ def train(
     device = state.cls_centre.device
     if tripwire is not None and state.step == 0 and (found := probed(state, tripwire, group)):
         log(0, found)
+    peak = matrix_peak(device, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
     window = Window(recipe.batch_size)
     while state.step < recipe.schedules.steps:
         stacks = _next(batches, state.step, window).to(device, non_blocking=True)  # (B / workers, 3, H, W)
@@ -194,7 +196,10 @@ def train(
                 found |= seen
                 window.open()
             if rank == 0:
-                log(state.step, found | monitors.figures(result) | now._asdict())
+                predicted = len(result.targets.patches)
+                flops = step_flops(state.student, crops=recipe.crops, ssl=recipe.ssl, stacks=share, predicted=predicted)
+                found["flop_utilisation"] = flops * found["samples_per_s"] / recipe.batch_size / peak
+                log(state.step, found | memory_peaks(device) | monitors.figures(result) | now._asdict())
         if save_due or stopping or worse:
             save()
         if worse:
