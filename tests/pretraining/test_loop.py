@@ -207,7 +207,7 @@ def run_two_workers(folder, program):
         for rank in range(2)
     ]
     for process in workers:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said.decode()[-3000:]
 
 

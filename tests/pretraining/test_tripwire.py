@@ -72,6 +72,7 @@ def make_watch(store: SliceStore, *, stop: bool = True, every: int = 2, tissue: 
         store=store,
         every=every,
         stop=stop,
+        bf16=tissue,
         seed=0,
         sessions=sessions_of(store),
         tissue=stacks if tissue else None,

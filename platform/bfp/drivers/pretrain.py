@@ -332,6 +332,7 @@ def _watch(spec: Pretrain, material: Material, *, patch_px: int) -> Watch | None
         store=store,
         every=probe.every,
         stop=probe.on_worse == "stop",
+        bf16=spec.compute.precision == "bf16",
         seed=spec.seed,
         sessions=probed_sessions(probe, store, index),
         tissue=tissue,

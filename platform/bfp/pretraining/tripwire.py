@@ -42,7 +42,7 @@ TRIPPED = "probe_worse"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watch:
-    """What is read, and how often. every: steps. stop: whether training ends when the wire trips.
+    """What is read, and how often. every: steps. stop: whether training ends when the wire trips. bf16: as training.
 
     sessions: for AUROC. tissue: stacks with their `labels` (`probe.stacks_with_labels`), of these classes, and held:
     bool, which of them are of subjects held out; None leaves either out.
@@ -51,6 +51,7 @@ class Watch:
     store: SliceStore
     every: int
     stop: bool
+    bf16: bool
     seed: int
     sessions: LabelledSessions | None
     tissue: pa.Table | None
@@ -115,8 +116,9 @@ class Tripwire:
     def _read(self, encoder: LoadedEncoder) -> _Reading:
         encoder = resized(encoder, self._watch.store.size_px)  # a copy: the device is the training's
         encoder.model.to(self._device)
-        scores = self._sessions.scores(encoder) if self._sessions else {}
-        parts = [self._patches(encoder, stacks) for stacks in self._tissue]
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._watch.bf16):
+            scores = self._sessions.scores(encoder) if self._sessions else {}
+            parts = [self._patches(encoder, stacks) for stacks in self._tissue]
         return _Reading(scores, residual_fit(parts, TISSUE) if parts else None)
 
     def _patches(self, encoder: LoadedEncoder, stacks: Read) -> Patches:
