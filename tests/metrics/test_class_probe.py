@@ -40,3 +40,10 @@ def test_classes_are_found_where_features_hold_them_and_nowhere_else(way: str, c
 def test_features_that_are_all_alike_tell_nothing(way: str) -> None:
     _, of = make_sessions(apart=0.0)
     assert judge(way, np.full((len(of), 8), 3.5), of) == 0.5
+
+
+@pytest.mark.parametrize("way", [lambda *given: nearest(*given, class_count=3), logistic], ids=["nearest", "logistic"])
+def test_what_all_sessions_have_in_common_changes_nothing(way) -> None:
+    vectors, of = make_sessions(apart=1.0)
+    said, shifted = (way(each[:60], of[:60], each[60:]) for each in (vectors, vectors + np.linspace(0, 900, 24)))
+    assert shifted == pytest.approx(said, abs=1e-3)

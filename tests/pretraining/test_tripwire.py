@@ -43,7 +43,11 @@ def paint(subject: str, noise: np.ndarray) -> np.ndarray:
 def make_labelled_store(folder: Path) -> SliceStore:
     subjects = [f"s{number:02d}" for number in range(SUBJECTS)]
     labels = {
-        subject: {"group": "sick" if is_sick(subject) else "well", "age": f"{20 + number}"}
+        subject: {
+            "group": "sick" if is_sick(subject) else "well",
+            "age": f"{20 + number}",
+            "coin": "ab"[number // 2 % 2],
+        }
         for number, subject in enumerate(subjects)
     }
     labels["s00"] = {"age": "20"}
@@ -101,7 +105,7 @@ def test_sessions_with_a_label_are_taken_evenly_and_told_apart(store: SliceStore
 
 
 def test_a_label_that_cannot_be_judged_is_refused_in_words(store: SliceStore) -> None:
-    with pytest.raises(InputError, match="no session carries a label sex; found age, group"):
+    with pytest.raises(InputError, match="no session carries a label sex; found age, coin, group"):
         sessions_of(store, target="sex")
     with pytest.raises(InputError, match=r"needs two values that 2 subjects each have, .* found 20 "):
         sessions_of(store, target="age")
@@ -116,6 +120,14 @@ def test_an_encoder_that_sees_beats_one_that_does_not(store: SliceStore) -> None
         assert found.aurocs["b"][way].value == 0.5
         assert found.gains[way].low > 0
     assert sum(found.sessions) == SUBJECTS - 1
+
+
+def test_what_no_pixel_tells_is_not_found_on_subjects_that_nothing_was_learned_from(store: SliceStore) -> None:
+    found = probe_sessions(
+        store, sessions_of(store, target="coin"), {"a": make_encoder(), "b": make_encoder()}, device=CPU, seed=0
+    )
+    assert all(interval.low < 0.5 for interval in found.aurocs["a"].values())
+    assert {tuple(gain) for gain in found.gains.values()} == {(0.0, 0.0, 0.0)}
 
 
 def test_the_wire_trips_at_the_second_probe_in_a_row_that_is_worse(store: SliceStore) -> None:
