@@ -21,7 +21,7 @@ from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.pretrain_material import Material, material_of, probed_sessions, recipe_of
 from bfp.drivers.stores import encoder_arguments, pin_stores
 from bfp.errors import InputError, Interrupted, StorageError
-from bfp.models.folders import CARD, CONFIG
+from bfp.models.folders import CARD
 from bfp.reports.numbers import duration_text, number_text
 from bfp.runs import Run, RunFolder
 from bfp.specs.pretrain import Pretrain
@@ -224,7 +224,7 @@ class _Follow:
 
 def _exported_steps(run: Run) -> int | None:
     """The steps that the exported encoder was trained for; None where there is none."""
-    config = run.folder / "model" / CONFIG
+    config = run.folder / "model" / "config.json"
     return int(json.loads(config.read())["bfp"]["steps"]) if config.exists() else None
 
 

@@ -223,7 +223,7 @@ class Pretrain(Job):
     probe: Probe | None = Field(
         None,
         description="A check of what was learned. null: none is made.",
-        examples=[{"segmentation": "tissue", "held_out": 0.25}],
+        examples=[{"segmentation": "tissue", "target": "diagnosis", "held_out": 0.25, "every": 1000}],
     )
     compute: PretrainCompute = Field(default_factory=PretrainCompute, description="How the work is spread out.")
 
