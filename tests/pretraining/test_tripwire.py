@@ -65,9 +65,9 @@ def sessions_of(store: SliceStore, *, target: str = "group", most: int = 1000):
     return labelled_sessions(store.stack_index(), store.sessions(), target=target, share=SHARE, most=most)
 
 
-def make_encoder():
+def make_encoder(size_px: int = 56):
     shape = {"width": 24, "depth": 2, "heads": 3, "layer_scale": 1.0}
-    return load(origin="random", name="vit_small_patch14_dinov2", uri=None, size_px=56, seed=3, **shape)
+    return load(origin="random", name="vit_small_patch14_dinov2", uri=None, size_px=size_px, seed=3, **shape)
 
 
 def make_watch(store: SliceStore, *, stop: bool = True, every: int = 2, tissue: bool = False) -> Watch:
@@ -143,6 +143,13 @@ def test_the_wire_trips_at_the_second_probe_in_a_row_that_is_worse(store: SliceS
     assert "logistic regression 0.500, at the start " in verdict(found[4])
 
 
+def test_an_encoder_that_is_trained_at_another_size_is_read_at_the_stores(store: SliceStore) -> None:
+    encoder = make_encoder(28)
+    wire = Tripwire(make_watch(store, tissue=True), encoder, CPU)
+    assert wire.judge(encoder.model.state_dict())["probe_auroc_linear"] > 0.8
+    assert encoder.model.patch_embed.img_size == (28, 28)
+
+
 def train(store: SliceStore, folder: Path, *, stop: bool, logged: dict[int, dict[str, float]]):
     """A run whose rate ruins what it started from."""
     recipe = make_recipe(steps=8)
@@ -170,10 +177,17 @@ def test_a_run_that_ruins_its_features_is_stopped_and_leaves_a_checkpoint(store:
     assert {"loss", "probe_auroc_knn", "probe_s", "samples_per_s"} <= set(logged[2])
 
 
-def test_a_run_that_is_only_to_warn_goes_on_to_its_end(store: SliceStore, tmp_path: Path) -> None:
+def test_a_stopped_run_that_is_only_to_warn_goes_on_and_is_compared_with_its_start(
+    store: SliceStore, tmp_path: Path
+) -> None:
     logged: dict[int, dict[str, float]] = {}
+    with pytest.raises(JobFailed):
+        train(store, tmp_path, stop=True, logged=logged)
     assert train(store, tmp_path, stop=False, logged=logged).step == 8
-    assert [step for step, figures in logged.items() if verdict(figures)] == [4, 6, 8]
+    assert list(logged) == [0, 2, 4, 6, 8]
+    starts = [figures["probe_auroc_knn"] - figures["probe_auroc_knn_gain"] for figures in logged.values()]
+    assert starts == pytest.approx([logged[0]["probe_auroc_knn"]] * 5)
+    assert [step for step, figures in logged.items() if verdict(figures)] == [4, 8]
 
 
 TRIPPING = """

@@ -46,4 +46,6 @@ def test_the_formula_counts_what_is_executed_to_a_hundredth(ssl, shape) -> None:
 def test_peaks_are_in_the_units_that_they_say() -> None:
     held = torch.ones(300, 1000, 1000, dtype=torch.uint8)
     assert held.nbytes / 1e6 < memory_peaks(CPU)["host_memory_peak_mb"] < 100_000
+    drawn = torch.get_rng_state()
     assert 1e8 < matrix_peak(CPU, torch.float32) < 1e14
+    assert torch.equal(torch.get_rng_state(), drawn)
