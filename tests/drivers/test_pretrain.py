@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from bfp.batches.held_out import held_out
+from bfp.cli.looking import export_model
 from bfp.drivers import pretrain
 from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import material_of
@@ -203,7 +204,8 @@ def test_an_encoder_is_exported_from_a_checkpoint_while_the_run_goes_on(
     submit(spec_for(folder, "exported", crops=crops, train=train, probe=None), export_once)
     run = RunFolder(place(str(folder / "runs" / "exported")))
     before = {entry.place: entry.place.read() for entry in run.folder.files()}
-    export_checkpoint(run, place(str(tmp_path / "again")), step=exported[0])
+    (said,) = export_model(run, place(str(tmp_path / "again")), step=exported[0])
+    assert said.endswith(f"again: the encoder after step {exported[0]}")
     export_checkpoint(run, place(str(tmp_path / "last")), step=STEPS // 2)
     assert {entry.place: entry.place.read() for entry in run.folder.files()} == before
     early, again, last = (
