@@ -112,6 +112,7 @@ sys.__stdout__.write(json.dumps([code, used.ru_utime + used.ru_stime, heavy]))
     [
         ["--help"],
         ["submit", "--help"],
+        ["export", "--help"],
         ["validate", "pretrain.yaml", "ingest.yaml"],
         ["init", "pretrain", "new.yaml"],
         ["schema", "ingest"],

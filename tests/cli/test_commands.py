@@ -264,7 +264,9 @@ def test_export_copies_the_model_whole_into_a_new_folder_only(capsys, output, tm
     assert bfp(capsys, "export", "runs/brain", "taken").code == 0
     assert (tmp_path / "taken" / "deep" / "model.safetensors").read_bytes() == b"weights"
     assert "has files in it" in bfp(capsys, "export", "runs/brain", "taken").err
-    assert "has no exported model (the run is failed)" in bfp(capsys, "export", "runs/failed", "other").err
+    assert (
+        "has no complete checkpoint to export (the run is failed)" in bfp(capsys, "export", "runs/failed", "other").err
+    )
 
 
 def test_report_makes_the_page_again(capsys, output):

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 from bfp.batches.held_out import held_out
+from bfp.cli.looking import export_model
 from bfp.drivers import pretrain
+from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import material_of
-from bfp.drivers.pretrain_results import methods
+from bfp.drivers.pretrain_results import Probed, methods
 from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError, Interrupted
 from bfp.models.encoder import load, untrained
@@ -34,6 +36,8 @@ from tests.processes import below
 from tests.store.makers import make_store
 
 SESSIONS, STEPS = 16, 120
+TRAIN = {"epochs": 2, "steps_per_epoch": STEPS // 2, "batch_size": 8, "checkpoint_every": 10, "log_every": 5}
+PROBED = ("probe_auroc_knn", "probe_auroc_linear_gain", "probe_tissue_r2", "probe_worse")
 SHORT = {"epochs": 1, "steps_per_epoch": 10, "batch_size": 8, "log_every": 2}
 
 
@@ -54,13 +58,7 @@ def spec_for(folder: Path, name: str, **changes: Any) -> Pretrain:
         "encoder_shape": {"width": 32, "depth": 2, "heads": 2, "layer_scale": 1.0},
         "ssl": {"prototypes": 16, "ibot_prototypes": 16, "hidden": 32, "bottleneck": 16, "ibot_bottleneck": 16},
         "crops": {"local_size_px": 14, "local_count": 2},
-        "train": {
-            "epochs": 2,
-            "steps_per_epoch": STEPS // 2,
-            "batch_size": 8,
-            "checkpoint_every": 10,
-            "log_every": 5,
-        },
+        "train": TRAIN,
         "probe": {"segmentation": "tissue"},
     }
     return Pretrain.model_validate({**fields, **changes})
@@ -128,6 +126,10 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
             {"probe": {"segmentation": "tissue", "held_out": 0.01}},
             "16 subjects to learn from and 0 held out",
         ),
+        (
+            {"probe": {"target": "group"}},
+            "probe.target: group: .* no session carries a label group; found no labels at all",
+        ),
         ({"train": {"batch_size": 4096}}, "fewer than one batch of 4096"),
         ({"where": {"cohorts": ["other"]}}, "the store has 0 stacks for training"),
     ],
@@ -148,7 +150,7 @@ def test_the_methods_tell_subjects_held_out_from_those_of_them_that_were_judged(
         (held_out - 1, f"; {held_out - 1} of them have labelled stacks and were judged"),
     ):
         probed = ProbeResult([], {}, {}, {}, (9, 9), (5, judged), nothing, nothing)
-        (_, text) = methods(spec, material, encoder, probed)
+        (_, text) = methods(spec, material, encoder, Probed(tissue=probed))
         assert f"{held_out} subjects were held out from pretraining{said}. In patches" in text
 
 
@@ -176,6 +178,53 @@ def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path
     assert set(range(5, STEPS + 1, 5)) <= logged
 
 
+def test_the_card_tells_data_preprocessing_recipe_figures_and_limits(folder: Path, undisturbed: RunFolder) -> None:
+    told = (undisturbed.folder / "model" / "README.md").read().decode()
+    held = sum(held_out("made", f"s{number:02d}", share=0.25) for number in range(SESSIONS))
+    stacks = sum(12 + number % 5 for number in range(SESSIONS) if not held_out("made", f"s{number:02d}", share=0.25))
+    assert f"| made | {SESSIONS - held} | {SESSIONS - held} | {stacks} | FLAIR, T1w, T2w |" in told
+    assert f"{held} further subjects were held out" in told
+    assert "- `register`: rigid" in told
+    assert "16 prototypes" in told
+    assert f"at step {STEPS}:\n\n- loss, nats: " in told
+    assert "not a medical device" in told
+    assert "training had not ended" not in told
+
+
+def test_an_encoder_is_exported_from_a_checkpoint_while_the_run_goes_on(
+    folder: Path, ray_session: None, tmp_path: Path
+) -> None:
+    exported: list[int] = []
+
+    def export_once(run: Run, event: Event) -> None:
+        if event["event"] == "progress" and event["done"] > 20 and not exported:
+            exported.append(export_checkpoint(RunFolder(run.folder), place(str(tmp_path / "early")), step=None))
+            assert RunFolder(run.folder).outcome() == "running"
+
+    crops = {"local_size_px": 14, "local_count": 2, "fill": "repeat"}
+    train = {**TRAIN, "epochs": 1, "keep_checkpoints": 20}
+    submit(spec_for(folder, "exported", crops=crops, train=train, probe=None), export_once)
+    run = RunFolder(place(str(folder / "runs" / "exported")))
+    before = {entry.place: entry.place.read() for entry in run.folder.files()}
+    (said,) = export_model(run, place(str(tmp_path / "again")), step=exported[0])
+    assert said.endswith(f"again: the encoder after step {exported[0]}")
+    export_checkpoint(run, place(str(tmp_path / "last")), step=STEPS // 2)
+    assert {entry.place: entry.place.read() for entry in run.folder.files()} == before
+    early, again, last = (
+        load(origin="folder", name=None, uri=str(tmp_path / name), size_px=28) for name in ("early", "again", "last")
+    )
+    assert early.description["weights"] == again.description["weights"] != last.description["weights"]
+    assert last.description["weights"] == weights(run)
+    assert (early.fill, early.start) == ("repeat", last.start)
+    assert (
+        f"after step {exported[0]} of {STEPS // 2}: training had not ended"
+        in (tmp_path / "early/README.md").read_text()
+    )
+    assert json.loads((tmp_path / "early" / "config.json").read_text())["bfp"]["steps"] == exported[0]
+    with pytest.raises(InputError, match=r"--step: 7: .* no complete checkpoint of it; those of 10, 20, .* are there"):
+        export_checkpoint(run, place(str(tmp_path / "none")), step=7)
+
+
 def test_the_untrained_encoder_of_a_run_is_the_one_that_it_started_from(folder: Path, undisturbed: RunFolder) -> None:
     began = load(**encoder_arguments(spec_for(folder, "undisturbed"), size_px=28))
     trained = load(origin="folder", name=None, uri=str(undisturbed.folder), size_px=28)
@@ -193,6 +242,22 @@ def test_a_finished_run_submitted_again_changes_nothing_and_starts_nothing(
     after = {entry.place: entry.place.read() for entry in undisturbed.folder.files()}
     assert {at.name for at in after if after[at] != before.get(at)} <= {"events.jsonl", "spec.yaml", "metrics.parquet"}
     assert dict(pretrain.plan(spec_for(folder, "undisturbed")).rows)["time"] == "none for training, which is done"
+
+
+def test_a_label_is_probed_while_training_and_at_the_end(folder: Path, ray_session: None) -> None:
+    labels = {f"s{number:02d}": {"group": "ab"[number // 2 % 2]} for number in range(SESSIONS)}
+    make_store(folder / "labelled", sessions=SESSIONS, segmentation="tissue", labels=labels)
+    probe = {"segmentation": "tissue", "target": "group", "held_out": 0.5, "every": 5}
+    run = submit(spec_for(folder, "labelled", store=str(folder / "labelled"), train=SHORT, probe=probe))
+    logged = {name: {row["step"] for row in run.metrics() if row["name"] == name} for name in PROBED}
+    assert all(steps == {0, 5, 10} for steps in logged.values()), logged
+    results = results_from_json(run.results())
+    for name in ("auroc_knn_pretrained", "auroc_linear_untrained", "tissue_r2_pretrained"):
+        assert results.figures[f"{name}_low"] <= results.figures[name] <= results.figures[f"{name}_high"]
+    assert {"Probe while training", "AUROC of group"} <= {block.title for block in results.blocks}
+    told = (run.folder / "model" / "README.md").read().decode()
+    assert "AUROC of group (a, b): the mean class token" in told
+    assert "AUROC of group on held-out subjects" in told
 
 
 def test_a_probe_that_cannot_be_made_after_all_leaves_a_whole_encoder_and_says_why(
@@ -299,6 +364,7 @@ KILLED_DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from bfp.drivers import pretrain
+from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import material_of
 from bfp.drivers.stores import encoder_arguments
 from bfp.runs import Run

@@ -104,6 +104,7 @@ def test_figures_are_logged_at_their_steps_and_at_the_last(tmp_path):
     assert list(logged) == [2, 3, 4, 5]  # a checkpoint logs too
     assert {"loss", "dino_local", "ibot", "koleo", "gradient_norm_backbone", "learning_rate"} <= set(logged[5])
     assert {"rank_cls", "teacher_entropy_sample", "samples_per_s", "data_wait_share"} <= set(logged[5])
+    assert {"flop_utilisation", "host_memory_peak_mb"} <= set(logged[5])
 
 
 def test_a_run_made_to_collapse_is_named_as_such(tmp_path):
@@ -262,7 +263,17 @@ def test_exported_weights_give_the_teachers_features_in_plain_timm(tmp_path):
     plain = make_vit(seed=8).eval()
     plain.load_state_dict(teacher_weights(state))
     images = torch.randn(2, 3, 56, 56)
-    assert torch.allclose(plain(images), state.teacher.backbone(images).cls, atol=1e-5)
+    taught, tokens = state.teacher.backbone(images), plain.forward_features(images)
+    assert torch.allclose(tokens[:, 0], taught.cls, atol=1e-5)
+    assert torch.allclose(tokens[:, plain.num_prefix_tokens :], taught.patches, atol=1e-5)
+
+
+def test_a_checkpoint_that_was_pruned_is_no_longer_read_and_leaves_nothing(tmp_path):
+    run(tmp_path, recipe=make_recipe(steps=9))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StorageError, match=r"step 3, or it was removed .* those of steps 6, 9 are there"):
+        checkpoint.load_teacher(make_vit(), place(str(tmp_path)), step=3)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 WORKER = """
@@ -294,13 +305,14 @@ def free_port():
         return opened.getsockname()[1]
 
 
-def run_two_workers(folder):
+def run_two_workers(folder, program):
+    """Run a program as each of two workers; its arguments are the folder, its rank and a port."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'platform'}", "OMP_NUM_THREADS": "1"}
     port = str(free_port())
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(rank), port],
+            [sys.executable, "-c", program, str(folder), str(rank), port],
             env=environment,
             cwd=root,
             stderr=subprocess.PIPE,
@@ -308,9 +320,8 @@ def run_two_workers(folder):
         for rank in range(2)
     ]
     for process in workers:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said.decode()[-3000:]
-    return torch.load(folder / "weights.pt", weights_only=True)
 
 
 def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
@@ -319,9 +330,13 @@ def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
         recipe = make_recipe(centring=centring, batch_norm_head=True)
         alone[centring] = teacher_weights(run(tmp_path / centring / "one", recipe=recipe))
         run(tmp_path / centring / "one-to-two", recipe=recipe, stop=stopping_after(3))
-    found = run_two_workers(tmp_path)
+    run_two_workers(tmp_path, WORKER)
+    found = torch.load(tmp_path / "weights.pt", weights_only=True)
     for centring in CENTRINGS:
         folder = tmp_path / centring / "two"
+        teacher = make_vit(seed=8)
+        checkpoint.load_teacher(teacher, place(str(folder)), step=6)
+        found[f"{centring} two, read by one"] = teacher.state_dict()
         (folder / "step-00000006.json").unlink()
         recipe = make_recipe(centring=centring, batch_norm_head=True)
         found[f"{centring} two-to-one"] = teacher_weights(run(folder, recipe=recipe))

@@ -12,8 +12,8 @@ from bfp.batches.held_out import held_out
 from bfp.errors import InputError
 from bfp.models.encoder import load
 from bfp.pretraining import probe as module
-from bfp.pretraining.labelled import labelled_stacks
-from bfp.pretraining.probe import SORTED_PIXELS, probe, stacks_with_labels
+from bfp.pretraining.labelled import labelled_stacks, read_stacks
+from bfp.pretraining.probe import SORTED_PIXELS, probe
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 from tests.store.makers import MadeSession, make_store
 
@@ -88,9 +88,9 @@ def test_each_stack_meets_its_own_pixels_and_labels(store: SliceStore) -> None:
     seen = 0
     found = labelled_stacks(shuffled, masks)
     table = found.stacks.append_column("labels", masks["labels"].take(found.masks))
-    for stacks in stacks_with_labels(store, table):
+    for stacks in read_stacks(store, table):
         keys = zip(*(stacks.rows[name].to_pylist() for name in ("cohort", "subject", "slice")), strict=True)
-        for key, own, labels in zip(keys, stacks.pixels, stacks.labels, strict=True):
+        for key, own, labels in zip(keys, stacks.pixels, labels_of(stacks.rows.combine_chunks()), strict=True):
             assert np.array_equal(labels, expected[key])
             assert np.array_equal(own, pixels[key])
             seen += 1

@@ -57,6 +57,10 @@ def test_without_xdg_the_users_profile_is_in_dot_config(tmp_path: Path, monkeypa
         ('brain_program = ["", "{scan}", "{mask}"]', "  local.brain_program[0]: ''\n    must not be empty"),
         ('brain_program = "hd-bet {scan} {mask}"', "{mask}'\n    a list: [a, b]"),
         ("brain_programme = []", "  local.brain_programme: []\n    no such field; the nearest is brain_program"),
+        (
+            'mlflow = "https://me:pw@host"',
+            "  local.mlflow: https://…@host\n    no user or password may stand here",
+        ),
         ("[locale]", "  locale: {}\n    no such field; the nearest is local"),
         ("brain_program = [\n'{scan}'\n'{mask}']", "bfp.toml:4\n    not TOML: Unclosed array (at line 4, column 1)"),
     ],
@@ -67,6 +71,12 @@ def test_what_is_wrong_with_a_profile_is_said_with_its_field(tmp_path: Path, tex
         profile_for(tmp_path / "ingest.yaml")
     assert str(caught.value).startswith(str(file))
     assert told in str(caught.value)
+
+
+def test_a_tracking_folder_is_sought_from_the_profiles_own(tmp_path: Path) -> None:
+    for text, expected in (("mlruns", f"file://{tmp_path}/mlruns"), ("https://host/a", "https://host/a")):
+        write(tmp_path / "bfp.toml", f'[local]\nmlflow = "{text}"\n')
+        assert profile_for(tmp_path / "ingest.yaml").local.mlflow == expected
 
 
 def test_a_spec_says_that_a_program_is_used_and_never_which() -> None:

@@ -54,6 +54,17 @@ def test_anything_else_makes_another_run(kind, override, path, tmp_path):
     assert changed(kind, override, tmp_path=tmp_path) == [path]
 
 
+def test_how_often_it_is_probed_may_change_and_what_is_probed_may_not():
+    text = "kind: pretrain\nname: a\nstore: stores/a\nprobe: {target: diagnosis}\n"
+    before = loads(text, file="a.yaml")
+    often, other = (
+        loads(text, file="a.yaml", overrides=changes)
+        for changes in (["probe.every=100", "probe.on_worse=stop"], ["probe.target=sex"])
+    )
+    assert differences(before, often) == []
+    assert [entry.path for entry in differences(before, other)] == ["probe.target"]
+
+
 def test_another_kind_is_another_run():
     ingest, infer = (loads(template(kind, schema="x"), file="a.yaml") for kind in ("ingest", "infer"))
     assert [(entry.old, entry.new) for entry in differences(ingest, infer)] == [("ingest", "infer")]

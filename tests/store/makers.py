@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from bfp.storage import Place, place
 from bfp.store import layout, schemas
 from bfp.store.layout import Commit, Part, SegmentationInfo, Table
 from bfp.store.writer import PartWriter, commit_sessions, mask_table, stack_table
+
+Paint = Callable[[str, np.ndarray], np.ndarray]  # subject, random pixels uint8 (n, 3, H, W) -> what they become
 
 
 class MadeSession(NamedTuple):
@@ -40,6 +42,7 @@ def make_store(
     channels: tuple[str, str, str] = ("T1w", "T2w", "FLAIR"),
     sessions_per_shard: int = 2,
     sessions_per_part: int | None = None,
+    paint: Paint | None = None,
 ) -> Place:
     """A store of form `modalities` with random pixels, and its place.
 
@@ -94,6 +97,7 @@ def make_store(
                     channels=channels,
                     segmentation=segmentation,
                     sessions_per_part=sessions_per_part or len(group),
+                    paint=paint,
                 )
             )
     layout.take_snapshot(store, commits, cohorts={each.cohort for each in made})
@@ -109,6 +113,7 @@ def _shard(
     channels: tuple[str, str, str],
     segmentation: str | None,
     sessions_per_part: int,
+    paint: Paint | None,
 ) -> Commit:
     stacks, masks, scans = list[pa.Table](), list[pa.Table](), list[dict[str, Any]]()
     maps = list[dict[str, Any]]()
@@ -117,6 +122,7 @@ def _shard(
         key = Key(made.cohort, made.subject, made.session)
         random = np.random.default_rng([seed, zlib.crc32("/".join(key).encode())])
         pixels = random.integers(1, 256, (made.stacks, 3, size_px, size_px), dtype=np.uint8)
+        pixels = paint(made.subject, pixels) if paint else pixels
         pixels[:, ~np.array(made.present)] = 0
         slices = np.arange(3, 3 + made.stacks)
         height = np.linspace(0, 1, made.stacks)

@@ -185,14 +185,23 @@ def stop(run: RunArgument) -> None:
 def export(
     run: RunArgument,
     destination: Annotated[str, typer.Argument(metavar="FOLDER", help="A new or empty folder, a path or URI.")],
+    step: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="A pretraining's encoder as it was after step N, from its checkpoint; without it, the finished model, "
+            "or where there is none yet the last checkpoint.",
+        ),
+    ] = None,
 ) -> None:
-    """Copy a run's model, with its card, to where it is to be used."""
-    from bfp.cli.looking import copy_model
+    """Copy a run's model, with its card, to where it is to be used; of a pretraining that goes on too."""
+    from bfp.cli.looking import export_model
     from bfp.cli.output import write
     from bfp.cli.runs import find_run
     from bfp.storage import place
 
-    write(copy_model(find_run(run), place(destination)))
+    write(export_model(find_run(run), place(destination), step=step))
 
 
 @app.command()

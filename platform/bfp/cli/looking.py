@@ -106,16 +106,25 @@ def log_lines(run: RunFolder, *, follow: bool, as_json: bool) -> Iterator[str]:
         time.sleep(FOLLOW_EVERY_S)
 
 
-def copy_model(run: RunFolder, destination: Place) -> Iterator[str]:
-    """Copy <run>/model to a folder that has no files; yields what was copied.
+def export_model(run: RunFolder, destination: Place, *, step: int | None) -> Iterator[str]:
+    """Copy <run>/model to a folder that has no files, or write there what a checkpoint holds; yields what was written.
 
-    Raises InputError where the run has no model or the folder is in use.
+    step: of the checkpoint; None for <run>/model, or else a pretraining's last checkpoint.
+    Raises InputError where the run has neither, or the folder is in use.
     """
     model = run.folder / "model"
-    if not model.names():
-        raise InputError(f"{run.folder}: has no exported model (the run is {run.outcome()})")
     if destination.names():
         raise InputError(f"{destination}: has files in it; name a new folder")
+    if step is None and model.names():
+        yield from _copied(model, destination)
+    else:
+        from bfp.drivers.pretrain_export import export_checkpoint
+
+        done = export_checkpoint(run, destination, step=step)
+        yield f"{destination}: the encoder after step {done:,}"
+
+
+def _copied(model: Place, destination: Place) -> Iterator[str]:
     for entry in list(model.files()):
         target = Place(str(destination) + str(entry.place).removeprefix(str(model)))
         if entry.place.is_local:

@@ -4,7 +4,7 @@
 2. the order of the batches is planned for the whole run, whatever the number of workers
 3. workers on Ray Train: student, teacher and heads, from the last checkpoint or from the encoder that the spec names
 4. the teacher's backbone is exported as a folder that plain timm loads
-5. the probe: residual tissue R² on the held-out subjects, beside the same encoder untrained and sorted pixels
+5. the probe, on the held-out subjects: residual tissue R², AUROC of a label, beside the same encoder untrained
 
 A run that has ended goes on where `train.epochs` has grown: its encoder stays until the new one is there.
 
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
 from bfp.drivers.plan import Plan, cpus_here
-from bfp.drivers.pretrain_material import Material, material_of, recipe_of
+from bfp.drivers.pretrain_material import Material, material_of, probed_sessions, recipe_of
 from bfp.drivers.stores import encoder_arguments, pin_stores
 from bfp.errors import InputError, Interrupted, StorageError
+from bfp.models.folders import CARD
 from bfp.reports.numbers import duration_text, number_text
 from bfp.runs import Run, RunFolder
 from bfp.specs.pretrain import Pretrain
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bfp.drivers.board import News
+    from bfp.drivers.pretrain_results import Probed
     from bfp.drivers.training import Task
     from bfp.models.encoder import LoadedEncoder
-    from bfp.pretraining.probe import ProbeResult
+    from bfp.pretraining.labelled import LabelledSessions
+    from bfp.pretraining.tripwire import Watch
     from bfp.store.reader import SliceStore
 
 
@@ -94,7 +97,8 @@ def execute(spec: Pretrain, run: Run) -> None:
         run.note(f"all {counted(material.steps, 'step')} were done before: nothing is left to do")
         return
 
-    from bfp.drivers.pretrain_results import card, opening_of, results_of
+    from bfp.drivers.pretrain_card import card
+    from bfp.drivers.pretrain_results import opening_of, results_of
 
     run.result(opening_of(spec, material).as_json())
     if not trained:
@@ -104,7 +108,8 @@ def execute(spec: Pretrain, run: Run) -> None:
     run.phase("figures and model card")
     encoder = _exported(run)
     results = results_of(spec, run, material, encoder.description, probed)
-    (run.folder / "model" / "README.md").write(card(spec, run, material, encoder.description, probed).encode())
+    told = card(spec, material, encoder, name=run.name, step=material.steps, logged=run.metrics(), probed=probed)
+    (run.folder / "model" / CARD).write(told.encode())
     run.result(results.as_json())
 
 
@@ -146,6 +151,7 @@ def _train(spec: Pretrain, run: Run, material: Material) -> None:
 
 
 def _task(spec: Pretrain, run: Run, material: Material) -> Task:
+    from bfp.drivers.pretrain_card import provenance
     from bfp.drivers.training import Task
     from bfp.models.encoder import load
     from bfp.pretraining.loop import Cadence
@@ -168,16 +174,8 @@ def _task(spec: Pretrain, run: Run, material: Material) -> Task:
         checkpoints=run.folder / "checkpoints",
         model=run.folder / "model",
         card=f"# {run.name}\n\nAn encoder of brain MRI, pretrained with bfp {__version__}.\n",
-        provenance={
-            "run": run.name,
-            "bfp": __version__,
-            "started_from": spec.encoder,
-            "stores": [
-                {"uri": str(store.place), "snapshot": store.snapshot, "preprocessing": store.preprocessing}
-                for store in material.stores
-            ],
-            "steps": material.steps,
-        },
+        provenance=provenance(spec, material, name=run.name, step=material.steps),
+        watch=_watch(spec, material, patch_px=encoder.patch_px),
     )
 
 
@@ -197,6 +195,7 @@ class _Follow:
         self._starts = 0
         self._last_step = self._saved = 0
         self._verdict: str | None = None
+        self._worse = False
 
     def hear(self, news: News) -> None:
         for step in news.starts:
@@ -223,15 +222,21 @@ class _Follow:
         self._run.progress(step)
 
     def _log(self, step: int, figures: dict[str, float]) -> None:
-        from bfp.pretraining.monitors import verdict
+        from bfp.pretraining import monitors, tripwire
 
-        self._last_step = step
         self._run.figures(step, figures)
+        if step == 0:  # what the probe says before the first step
+            return
+        self._last_step = step
         self._run.progress(step, loss=figures["loss"], samples_per_s=figures["samples_per_s"])
-        said = verdict(figures)
+        said = monitors.verdict(figures)
         if said is not None and self._verdict is None:
             self._run.warn(f"step {step:,}: {said}")
         self._verdict = said
+        worse = tripwire.verdict(figures)
+        if worse is not None and not self._worse:
+            self._worse = True
+            self._run.warn(f"step {step:,}: {worse}")
 
 
 def _check_extendable(run: Place, *, steps: int) -> None:
@@ -262,22 +267,26 @@ def _exported(run: Run) -> LoadedEncoder:
 # the probe -----------------------------------------------------------------------------------------------------------
 
 
-def _probe_on_ray(spec: Pretrain, run: Run, material: Material) -> ProbeResult | None:
-    """As a task, since the GPU and the memory are the workers' and not the driver's; None where there is no probe."""
+def _probe_on_ray(spec: Pretrain, run: Run, material: Material) -> Probed:
+    """As a task, since the GPU and the memory are the workers' and not the driver's; empty without a probe."""
     import ray
 
+    from bfp.drivers.pretrain_results import Probed
+
     if spec.probe is None:
-        return None
+        return Probed()
     assert material.probed is not None
+    store, index = material.stores[material.probed], material.indices[material.probed]
     cpus, gpus, retries = spec.compute.cpus_per_worker, _gpus_per_worker(spec), spec.compute.retries
     probing: Any = _probe  # Ray's types know no keyword arguments
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(probing)
     run.phase("probing")
     waiting = task.remote(
-        material.stores[material.probed],
-        material.indices[material.probed],
+        store,
+        index,
         run.folder / "model",
         segmentation=spec.probe.segmentation,
+        sessions=probed_sessions(spec.probe, store, index),
         share=spec.probe.held_out,
         threads=cpus,
         device="cuda" if gpus else "cpu",
@@ -287,10 +296,10 @@ def _probe_on_ray(spec: Pretrain, run: Run, material: Material) -> ProbeResult |
         if run.stopping:
             ray.cancel(waiting, force=True)
             raise Interrupted("stopped while probing; the encoder is done: submit again for the probe")
-    found: ProbeResult | str = ray.get(waiting)
+    found: Probed | str = ray.get(waiting)
     if isinstance(found, str):
         run.warn(f"the encoder is done, and cannot be probed: {found}")
-        return None
+        return Probed()
     return found
 
 
@@ -299,32 +308,61 @@ def _probe(
     index: pa.Table,
     model: Place,
     *,
-    segmentation: str,
+    segmentation: str | None,
+    sessions: LabelledSessions | None,
     share: float,
     threads: int,
     device: str,
     seed: int,
-) -> ProbeResult | str:
+) -> Probed | str:
     """The probe's figures, or why these stacks give none: too few patches of brain, which only their labels tell."""
     import torch
 
-    from bfp.drivers.pretrain_results import PRETRAINED, UNTRAINED
+    from bfp.drivers.pretrain_results import PRETRAINED, UNTRAINED, Probed
     from bfp.models.encoder import load, untrained
     from bfp.pretraining.probe import probe
+    from bfp.pretraining.session_probe import probe_sessions
 
     torch.set_num_threads(threads)
+    on = torch.device(device)
     encoder = load(origin="folder", name=None, uri=model.uri, size_px=store.size_px)
+    encoders = {PRETRAINED: encoder, UNTRAINED: untrained(encoder)}
     try:
-        return probe(
-            store,
-            index,
-            {PRETRAINED: encoder, UNTRAINED: untrained(encoder)},
-            segmentation=segmentation,
-            share=share,
-            device=torch.device(device),
-            seed=seed,
-        )
+        tissue = label = None
+        if segmentation is not None:
+            tissue = probe(store, index, encoders, segmentation=segmentation, share=share, device=on, seed=seed)
+        if sessions is not None:
+            label = probe_sessions(store, sessions, encoders, device=on, seed=seed)
+        return Probed(tissue, label)
     except StorageError:
         raise
     except InputError as error:
         return str(error)
+
+
+def _watch(spec: Pretrain, material: Material, *, patch_px: int) -> Watch | None:
+    """What is read while training; None where nothing is."""
+    from bfp.batches.held_out import is_held_out
+    from bfp.pretraining.probe import stacks_with_labels
+    from bfp.pretraining.tripwire import MAX_PATCHES, Watch
+
+    probe = spec.probe
+    if probe is None or probe.every is None:
+        return None
+    assert material.probed is not None
+    store, index = material.stores[material.probed], material.indices[material.probed]
+    tissue = None
+    if probe.segmentation is not None:
+        most = MAX_PATCHES // (store.size_px // patch_px) ** 2
+        tissue = stacks_with_labels(store, index, segmentation=probe.segmentation, share=probe.held_out, most=most)
+    return Watch(
+        store=store,
+        every=probe.every,
+        stop=probe.on_worse == "stop",
+        bf16=spec.compute.precision == "bf16",
+        seed=spec.seed,
+        sessions=probed_sessions(probe, store, index),
+        tissue=tissue,
+        classes=store.classes(probe.segmentation) if probe.segmentation is not None else {},
+        held=None if tissue is None else is_held_out(tissue, share=probe.held_out),
+    )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bfp.batches.plan import BatchPlan
     from bfp.models.encoder import LoadedEncoder
     from bfp.pretraining.crops import CropSettings
+    from bfp.pretraining.labelled import LabelledSessions
     from bfp.pretraining.loop import Recipe
     from bfp.pretraining.schedules import Schedules
     from bfp.store.reader import SliceStore
@@ -111,20 +112,41 @@ def _check_flip(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
 
 def _probed_store(probe: Probe, stores: tuple[SliceStore, ...], indices: tuple[pa.Table, ...]) -> int:
     """Which store the probe reads: the first with labels of enough subjects, held out and not."""
-    from bfp.pretraining.labelled import check_enough, labelled_stacks
-
     reasons = []
     for number, (store, index) in enumerate(zip(stores, indices, strict=True)):
         try:
-            store.classes(probe.segmentation)
-            check_enough(labelled_stacks(index, store.mask_index(probe.segmentation)).stacks, share=probe.held_out)
+            _check_probe(probe, store, index)
         except InputError as error:
             reasons.append(str(error))
         else:
             return number
-    raise InputError(
-        f"probe.segmentation: {probe.segmentation}: {'; '.join(reasons)}; change probe.held_out, or leave the probe out"
-    )
+    raise InputError(f"{'; '.join(reasons)}; change probe.held_out, or leave the probe out")
+
+
+def _check_probe(probe: Probe, store: SliceStore, index: pa.Table) -> None:
+    from bfp.pretraining.labelled import check_enough, labelled_stacks
+
+    if probe.segmentation is not None:
+        try:
+            store.classes(probe.segmentation)
+            masks = store.mask_index(probe.segmentation)
+            check_enough(labelled_stacks(index, masks).stacks, share=probe.held_out)
+        except InputError as error:
+            raise InputError(f"probe.segmentation: {probe.segmentation}: {error}") from error
+    if probe.target is not None:
+        probed_sessions(probe, store, index)
+
+
+def probed_sessions(probe: Probe, store: SliceStore, index: pa.Table) -> LabelledSessions | None:
+    """The sessions of `probe.target` with the stacks that are read; None without one. Raises InputError for too few."""
+    from bfp.pretraining.labelled import MAX_STACKS, labelled_sessions
+
+    if probe.target is None:
+        return None
+    try:
+        return labelled_sessions(index, store.sessions(), target=probe.target, share=probe.held_out, most=MAX_STACKS)
+    except InputError as error:
+        raise InputError(f"probe.target: {probe.target}: {store.place}: {error}") from error
 
 
 # the numbers ---------------------------------------------------------------------------------------------------------

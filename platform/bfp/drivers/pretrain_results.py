@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from bfp import __version__
 from bfp.drivers.pretrain_material import Material
 from bfp.metrics.bootstrap import REPLICATES
+from bfp.metrics.class_probe import NEIGHBOURS, STRENGTH
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
 from bfp.pretraining.probe import SORTED_PIXELS, ProbeResult
+from bfp.pretraining.session_probe import SessionResult
+from bfp.pretraining.tripwire import FIGURES, TISSUE
 from bfp.reports.blocks import Block, Cell, Curves, Facts, IntervalRow, Intervals, Picture, Results, Table, Text
-from bfp.reports.numbers import interval_text
 from bfp.reports.pictures import pca_maps
 from bfp.runs import Run
 from bfp.specs.pretrain import Pretrain
@@ -23,10 +25,6 @@ WORDS = {
     UNTRAINED: "the same encoder, untrained",
     SORTED_PIXELS: "sorted pixels, no encoder",
 }
-LIMITS = (
-    "For research; not a medical device. It was not tested on scanners, sequences, ages or diseases beyond those of "
-    "its data, and its features may tell scanners apart. It expects stacks made by the preprocessing in config.json."
-)
 LOSSES = ["loss", "dino_global", "dino_local", "ibot", "koleo"]
 
 
@@ -34,14 +32,19 @@ Description = dict[str, Any]
 """As `LoadedEncoder.description`."""
 
 
+class Probed(NamedTuple):
+    """What the probe found: residual tissue R², AUROC of a label; None for what was not asked for or not to be had."""
+
+    tissue: ProbeResult | None = None
+    label: SessionResult | None = None
+
+
 def opening_of(spec: Pretrain, material: Material) -> Results:
     """What is known before the first step: so the page of a run that was stopped, or failed, has its curves too."""
-    return Results(figures=_counts(material), blocks=[Facts(WHAT, _facts(spec, material)), *_curves()])
+    return Results(figures=_counts(material), blocks=[Facts(WHAT, _facts(spec, material)), *_curves(spec)])
 
 
-def results_of(
-    spec: Pretrain, run: Run, material: Material, encoder: Description, probed: ProbeResult | None
-) -> Results:
+def results_of(spec: Pretrain, run: Run, material: Material, encoder: Description, probed: Probed) -> Results:
     """Figures and blocks; pictures are written into the run's folder."""
     losses = sorted((row["step"], row["value"]) for row in run.metrics() if row["name"] == "loss")
     figures: dict[str, Cell] = {
@@ -51,36 +54,28 @@ def results_of(
         "loss_last": losses[-1][1] if losses else None,
     }
     facts = [*_facts(spec, material), ("architecture", _architecture(encoder)), ("weights", encoder["weights"][:16])]
-    blocks: list[Block] = [Facts(WHAT, facts), *_curves()]
-    if probed is not None:
-        figures |= _probe_figures(probed)
-        blocks[1:1] = _probe_blocks(probed)
+    blocks: list[Block] = [Facts(WHAT, facts), *_curves(spec)]
+    if probed.label is not None:
+        figures |= _label_figures(probed.label)
+        blocks[1:1] = _label_blocks(spec, probed.label)
+    if probed.tissue is not None:
+        figures |= _probe_figures(probed.tissue)
+        blocks[1:1] = _probe_blocks(probed.tissue)
         assert material.probed is not None
         axis = material.stores[material.probed].slice_axis
-        (run.folder / "pictures" / "patch-tokens.png").write(pca_maps(probed.images, probed.patch_tokens, axis=axis))
+        maps = pca_maps(probed.tissue.images, probed.tissue.patch_tokens, axis=axis)
+        (run.folder / "pictures" / "patch-tokens.png").write(maps)
     blocks.append(Text("Methods", methods(spec, material, encoder, probed)))
     return Results(figures=figures, blocks=blocks)
 
 
-def card(spec: Pretrain, run: Run, material: Material, encoder: Description, probed: ProbeResult | None) -> str:
-    """The model card, Markdown."""
-    parts = [
-        f"# {run.name}: an encoder of brain MRI",
-        f"{_architecture(encoder)}, for stacks of 3 × {encoder['size_px']} × {encoder['size_px']} pixels. Without bfp:",
-        '```python\ntimm.create_model("local-dir:<this folder>", pretrained=True)\n```',
-        "## Data and method",
-        *methods(spec, material, encoder, probed),
-        "## What it learned",
-        _learned(spec, probed),
-        "## Limits",
-        LIMITS,
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def methods(spec: Pretrain, material: Material, encoder: Description, probed: ProbeResult | None) -> list[str]:
+def methods(spec: Pretrain, material: Material, encoder: Description, probed: Probed) -> list[str]:
     """Paragraphs that are ready to paste."""
-    return [_training_text(spec, material, encoder), *([_probe_text(material, probed)] if probed is not None else [])]
+    return [
+        _training_text(spec, material, encoder),
+        *([_probe_text(material, probed.tissue)] if probed.tissue is not None else []),
+        *([_label_text(spec, probed.label)] if probed.label is not None else []),
+    ]
 
 
 def _training_text(spec: Pretrain, material: Material, encoder: Description) -> str:
@@ -120,6 +115,16 @@ def _probe_text(material: Material, probed: ProbeResult) -> str:
     )
 
 
+def _label_text(spec: Pretrain, probed: SessionResult) -> str:
+    assert spec.probe is not None, "was probed"
+    learned, judged = (counted(sessions, "session") for sessions in probed.sessions)
+    return (
+        f"AUROC of {spec.probe.target} ({', '.join(probed.names)}): the mean class token of a session was judged, on "
+        f"{judged} of the held-out subjects, after {learned} of the others: by the {NEIGHBOURS} nearest neighbours "
+        f"(cosine) and by logistic regression (C = {STRENGTH:g}). 95 % intervals are over the held-out subjects."
+    )
+
+
 def _architecture(encoder: dict[str, Any]) -> str:
     return f"{encoder['architecture']}, {encoder['parameters'] / 1e6:.1f} million parameters"
 
@@ -146,7 +151,7 @@ def _facts(spec: Pretrain, material: Material) -> list[tuple[str, Cell]]:
     ]
 
 
-def _curves() -> list[Block]:
+def _curves(spec: Pretrain) -> list[Block]:
     return [
         Curves("Losses", LOSSES, "loss, nats", note="As DINOv2 reports them; `loss` is what is optimised."),
         Curves(
@@ -163,7 +168,58 @@ def _curves() -> list[Block]:
             "patches that have lost their place.",
         ),
         Curves("Learning rate", ["learning_rate"], "rate per step"),
+        *_probe_curves(spec),
         Curves("Speed", ["samples_per_s"], "stacks per second"),
+        Curves(
+            "How well the device is used",
+            ["flop_utilisation", "data_wait_share"],
+            "share, 0 to 1",
+            note="Utilisation: the matrix operations of student, teacher and heads, as a share of what a product of "
+            "square matrices reached on the first worker's device when training began. Below it, the share of the "
+            "time that was spent waiting for stacks.",
+        ),
+    ]
+
+
+def _probe_curves(spec: Pretrain) -> list[Block]:
+    if spec.probe is None or spec.probe.every is None:
+        return []
+    asked = {way: spec.probe.target if way != TISSUE else spec.probe.segmentation for way in FIGURES}
+    return [
+        Curves(
+            "Probe while training",
+            [FIGURES[way] for way, what in asked.items() if what is not None],
+            "AUROC or R² on held-out subjects",
+            note="Of the teacher, on a part of the labelled stacks; step 0 is what training started from.",
+        )
+    ]
+
+
+def _label_figures(probed: SessionResult) -> dict[str, Cell]:
+    return {
+        f"{FIGURES[way].removeprefix('probe_')}_{name}{part}": value
+        for name, ways in probed.aurocs.items()
+        for way, interval in ways.items()
+        for part, value in zip(("", "_low", "_high"), interval, strict=True)
+    }
+
+
+def _label_blocks(spec: Pretrain, probed: SessionResult) -> list[Block]:
+    assert spec.probe is not None, "was probed"
+    rows = [
+        IntervalRow(f"{WORDS[name]}, {way}", *interval)
+        for name, ways in probed.aurocs.items()
+        for way, interval in ways.items()
+    ]
+    gains = [IntervalRow(way, *interval) for way, interval in probed.gains.items()]
+    return [
+        Intervals(f"AUROC of {spec.probe.target}", rows, "AUROC on held-out subjects", reference=0.5),
+        Intervals(
+            f"What pretraining adds to the AUROC of {spec.probe.target}",
+            gains,
+            "difference of AUROC, paired by subject",
+            reference=0.0,
+        ),
     ]
 
 
@@ -204,10 +260,3 @@ def _probe_blocks(probed: ProbeResult) -> list[Block]:
             "Slices that pretraining never saw, and the first three principal components of their patch tokens.",
         ),
     ]
-
-
-def _learned(spec: Pretrain, probed: ProbeResult | None) -> str:
-    if probed is None:
-        return f"Not probed: {'the spec asked for no probe' if spec.probe is None else 'its labels did not suffice'}."
-    lines = [f"- {WORDS[name]}: {interval_text(*interval)}" for name, interval in probed.r2.items()]
-    return "Residual tissue R² on held-out subjects (see above), with 95 % intervals:\n\n" + "\n".join(lines)

@@ -36,8 +36,9 @@ from bfp.batches.reader import read
 from bfp.drivers.board import Board, News
 from bfp.errors import BfpError
 from bfp.memory import keep_freed_memory
-from bfp.models.encoder import export, load
+from bfp.models.encoder import LoadedEncoder, export, load
 from bfp.pretraining.loop import Cadence, Recipe, teacher_weights, worker
+from bfp.pretraining.tripwire import Tripwire, Watch
 from bfp.runs.scratch import scratch
 from bfp.storage import Place
 from bfp.store.reader import SliceStore
@@ -52,7 +53,7 @@ class Task:
     """Everything that a worker needs.
 
     encoder: the arguments of `models.encoder.load`. threads: CPU threads of each worker. checkpoints, model: folders of
-    the run. card, provenance: of the exported encoder.
+    the run. card, provenance: of the exported encoder. watch: None where nothing is probed while training.
     """
 
     encoder: Mapping[str, Any]
@@ -65,6 +66,7 @@ class Task:
     model: Place
     card: str
     provenance: Mapping[str, Any]
+    watch: Watch | None
 
 
 def train_on_ray(
@@ -197,7 +199,10 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
             board.started.remote(step)
         return read(task.stores, task.plan, rank=rank, workers=workers, start_step=step)
 
-    encoder = load(**task.encoder)
+    def begun() -> LoadedEncoder:
+        return replace(load(**task.encoder), fill=task.recipe.crops.fill)
+
+    device, encoder = ray.train.torch.get_device(), begun()
     state = worker(
         encoder.model,
         mask_token=encoder.mask_token,
@@ -205,16 +210,17 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
         cadence=task.cadence,
         checkpoints=task.checkpoints,
         open_batches=open_batches,
-        device=ray.train.torch.get_device(),
+        device=device,
         log=board.log.remote,
         note=board.note.remote,
         logged=_kept(board),
         stop=_asked(board),
+        tripwire=Tripwire(task.watch, begun(), device) if task.watch else None,
     )
     if state.step == task.recipe.schedules.steps:
         weights = teacher_weights(state)
         if first:
-            encoder = replace(load(**task.encoder), fill=task.recipe.crops.fill)
+            encoder = begun()
             encoder.model.load_state_dict(weights)
             export(encoder, task.model, card=task.card, provenance=task.provenance)
     return state.step

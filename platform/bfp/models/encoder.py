@@ -18,6 +18,7 @@ timm does; Meta's models without registers are resampled the way Meta runs them 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -163,6 +164,13 @@ def untrained(encoder: LoadedEncoder) -> LoadedEncoder:
     positions = _resample_positions(model, encoder.model.patch_embed.img_size[0], AS_TIMM)
     changed = {"origin": "random", "positions": positions, "weights": fingerprint(model)}
     return replace(encoder, model=model, description={**encoder.description, **changed})
+
+
+def resized(encoder: LoadedEncoder, size_px: int) -> LoadedEncoder:
+    """A copy for images of size_px, its positions resampled as `load` does it from a folder."""
+    model = copy.deepcopy(encoder.model)
+    positions = _resample_positions(model, size_px, AS_TIMM)
+    return replace(encoder, model=model, description={**encoder.description, **facts(model), "positions": positions})
 
 
 def facts(model: VisionTransformer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
@@ -203,18 +203,43 @@ def load(state: TrainState, folder: Place, *, step: int) -> Marker:
 
     Raises StorageError where a file is missing or is not what was written.
     """
-    marker = _marker(folder, step)
-    target = folder / _name(step)
-    with _local(target) as local:
-        for name, (_, sha256) in marker["files"].items():
-            if not target.is_local:
-                (local / name).write_bytes((target / name).read())
-            _check(target / name, local / name, sha256)
-        _alone_is_fine()
-        dcp.load(tensors(state), checkpoint_id=local, no_dist=_rank_and_workers()[1] == 1)
-    state.step = marker["step"]
+    marker = _fill(tensors(state), folder, step=step, alone=_rank_and_workers()[1] == 1)
+    state.step = step
     for moments in state.optimiser.state.values():
-        moments["step"].fill_(state.step)
+        moments["step"].fill_(step)
+    return marker
+
+
+def load_teacher(vit: nn.Module, folder: Place, *, step: int) -> None:
+    """Fill a ViT, of the same architecture, with the teacher's weights after that step.
+
+    One process calls it, however many workers wrote the checkpoint; the folder is only read. Raises StorageError as
+    `load` does, and where the checkpoint was removed since: a run that goes on keeps its last ones only.
+    """
+    wanted = {f"backbone.vit.{name}": weight for name, weight in _detached(vit).items()}
+    try:
+        _fill({"teacher": wanted}, folder, step=step, alone=True)
+    except (StorageError, OSError, dcp.CheckpointException) as error:
+        if step in (there := steps(folder)):
+            raise
+        kept = ", ".join(f"{each:,}" for each in there) or "none"
+        raise StorageError(
+            f"{folder}: no complete checkpoint of step {step:,}, or it was removed while it was read; those of steps "
+            f"{kept} are there: name one of them"
+        ) from error
+
+
+def _fill(wanted: dict[str, Any], folder: Place, *, step: int, alone: bool) -> Marker:
+    """Read these tensors, named as in `tensors`, from the checkpoint of that step, once its files have been checked."""
+    marker = _marker(folder, step)
+    source = folder / _name(step)
+    with nullcontext(source.path) if source.is_local else scratch() as local:
+        for name, (_, sha256) in marker["files"].items():
+            if not source.is_local:
+                (local / name).write_bytes((source / name).read())
+            _check(source / name, local / name, sha256)
+        _alone_is_fine()
+        dcp.load(wanted, checkpoint_id=local, no_dist=alone)
     return marker
 
 

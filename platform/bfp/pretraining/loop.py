@@ -44,6 +44,8 @@ from bfp.pretraining.step import (
     train_step,
     twin,
 )
+from bfp.pretraining.tripwire import Tripwire, verdict
+from bfp.pretraining.work import matrix_peak, memory_peaks, step_flops
 from bfp.storage import Place
 
 Log = Callable[[int, dict[str, float]], None]  # steps done, figures by name
@@ -92,6 +94,7 @@ def worker(
     note: Callable[[str], None],
     logged: Callable[[int], None],
     stop: Callable[[], bool],
+    tripwire: Tripwire | None = None,
 ) -> TrainState:
     """Train from the last checkpoint, or from `vit` where there is none, to the last step or until `stop` says so.
 
@@ -99,7 +102,9 @@ def worker(
     and note, which is told what the user should know, are called on rank 0 alone; so is logged, which returns when what
     was logged up to a step will not be lost: not before is that step's checkpoint complete. open_batches gives this
     worker's share of each batch, from the first step that is not yet done.
-    Raises JobFailed when training diverges or the batches end early, StorageError where a checkpoint cannot be written.
+    tripwire: asked on rank 0 alone.
+    Raises JobFailed when training diverges, the batches end early, or features get worse and that is to end it;
+    StorageError where a checkpoint cannot be written.
     """
     group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
     rank, workers = (dist.get_rank(), dist.get_world_size()) if group else (0, 1)
@@ -133,6 +138,7 @@ def worker(
             writer=writer,
             save_every=cadence.save_every,
             stop=stop,
+            tripwire=tripwire,
         )
     return state
 
@@ -192,6 +198,7 @@ def train(
     writer: checkpoint.Writer,
     save_every: int,
     stop: Callable[[], bool],
+    tripwire: Tripwire | None = None,
 ) -> None:
     """Do the steps that are left. batches: uint8 (B / workers, 3, H, W), the next one first.
 
@@ -203,6 +210,9 @@ def train(
     asking: Any = dist.new_group(backend="gloo") if group else None
     share = recipe.batch_size // workers
     device = state.cls_centre.device
+    if tripwire is not None and state.step == 0 and (found := probed(state, tripwire, group)):
+        log(0, found)
+    peak = matrix_peak(device, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
     window = Window(recipe.batch_size)
     while state.step < recipe.schedules.steps:
         writer.check()
@@ -216,15 +226,30 @@ def train(
         log_due = last or state.step % log_every == 0
         stopping = not last and _any(stop(), asking)
         save_due = last or stopping or state.step % save_every == 0
+        probe_due = tripwire is not None and (last or state.step % tripwire.every == 0)
+        worse = None
         if save_due:
             window.checkpoint_wait_s += writer.wait()
-        if log_due or save_due:
+        if log_due or save_due or probe_due:
             found = window.close(group) | {"weight_norm": weight_norm(state.student).item()}
             fail_on_divergence(found, state.step, now)
+            if tripwire is not None and probe_due:
+                seen = probed(state, tripwire, group)
+                worse = _shared(verdict(seen), group) if tripwire.stop and not last else None
+                found |= seen
+                window.open()
             if rank == 0:
-                log(state.step, found | monitors.figures(result) | now._asdict())
-        if save_due:
+                predicted = len(result.targets.patches)
+                flops = step_flops(state.student, crops=recipe.crops, ssl=recipe.ssl, stacks=share, predicted=predicted)
+                found["flop_utilisation"] = flops * found["samples_per_s"] / recipe.batch_size / peak
+                log(state.step, found | memory_peaks(device) | monitors.figures(result) | now._asdict())
+        if save_due or worse:
             writer.save(state)
+        if worse:
+            raise JobFailed(
+                f"step {state.step:,}: {worse}, under another name. The checkpoint of this step stays; "
+                "`--set probe.on_worse=warn` goes on from it"
+            )
         if stopping:
             return
 
@@ -274,9 +299,10 @@ class Window:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self._clear()
+        self.open()
 
-    def _clear(self) -> None:
+    def open(self) -> None:
+        """Begin to count, from now on."""
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.steps = 0
@@ -303,7 +329,7 @@ class Window:
         found["data_wait_share"] = self.waited_s / elapsed_s
         if self.checkpoint_wait_s:
             found["checkpoint_wait_s"] = self.checkpoint_wait_s
-        self._clear()
+        self.open()
         return found
 
 
@@ -330,6 +356,12 @@ def teacher_weights(state: TrainState) -> dict[str, Tensor]:
     }
 
 
+def probed(state: TrainState, tripwire: Tripwire, group: ProcessGroup | None) -> dict[str, float]:
+    """The probe's figures on rank 0, none elsewhere. Every worker calls it; the others do not wait for the figures."""
+    weights = teacher_weights(state)
+    return tripwire.judge(weights) if group is None or dist.get_rank(group) == 0 else {}
+
+
 def _next(batches: Iterator[Tensor], step: int, window: Window) -> Tensor:
     began_s = time.perf_counter()
     try:
@@ -338,6 +370,14 @@ def _next(batches: Iterator[Tensor], step: int, window: Window) -> Tensor:
         raise JobFailed(f"the batches ended after step {step}; more steps were planned") from None
     finally:
         window.waited_s += time.perf_counter() - began_s
+
+
+def _shared(text: str | None, group: ProcessGroup | None) -> str | None:
+    """What rank 0 says, on every worker."""
+    said = [text]
+    if group is not None:
+        dist.broadcast_object_list(said, src=0, group=group)
+    return said[0]
 
 
 def _any(flag: bool, group: ProcessGroup | None) -> bool:

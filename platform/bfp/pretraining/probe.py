@@ -9,7 +9,7 @@ Only a part of a large store is read: `MAX_PATCHES` patches, of stacks spread ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,6 @@ import torch
 
 from bfp.batches.absent import fill_absent, present_in
 from bfp.batches.held_out import is_held_out
-from bfp.batches.plan import by_row_group
 from bfp.features.tokens import tokens
 from bfp.metrics.bootstrap import Interval
 from bfp.metrics.tissue import (
@@ -34,8 +33,8 @@ from bfp.metrics.tissue import (
     sorted_pixels,
 )
 from bfp.models.encoder import LoadedEncoder
-from bfp.pretraining.labelled import check_enough, labelled_stacks, subjects_of
-from bfp.store.reader import SliceStore, labels_of, pixels_of
+from bfp.pretraining.labelled import Read, check_enough, labelled_stacks, read_stacks, subjects_of
+from bfp.store.reader import SliceStore, labels_of
 
 MAX_PATCHES = 250_000
 SORTED_PIXELS = "sorted pixels"
@@ -77,21 +76,17 @@ def probe(
     Raises InputError where the store lacks the segmentation or has too few subjects with it.
     """
     classes = store.classes(segmentation)
-    masks = store.masks(segmentation)
-    found = labelled_stacks(index, masks)
-    check_enough(found.stacks, share=share)
     ((patch_px, fill),) = {(encoder.patch_px, encoder.fill) for encoder in encoders.values()}
     most = MAX_PATCHES // (store.size_px // patch_px) ** 2
-    few = np.unique(np.linspace(0, len(found.masks) - 1, most).astype(int))
-    labelled = found.stacks.take(few).append_column("labels", masks["labels"].take(found.masks[few]))
+    labelled = stacks_with_labels(store, index, segmentation=segmentation, share=share, most=most)
     held = is_held_out(labelled, share=share)
     pictured = _examples(labelled, held)
     for encoder in encoders.values():
         encoder.model.to(device)
 
-    parts: list[_Patches] = []
+    parts: list[Patches] = []
     examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for stacks in stacks_with_labels(store, labelled):
+    for stacks in read_stacks(store, labelled):
         features = {name: tokens(encoder, stacks.pixels).patches.cpu().numpy() for name, encoder in encoders.items()}
         for place in np.flatnonzero(np.isin(stacks.at, pictured)):
             image = next(channel for channel in stacks.pixels[place] if channel.any())
@@ -99,29 +94,23 @@ def probe(
         pixels = torch.from_numpy(stacks.pixels)
         shown = fill_absent(pixels, present_in(pixels), fill).numpy()
         features[SORTED_PIXELS] = sorted_pixels(shown, patch_px=patch_px)
-        parts.append(_inside_brain(stacks, held[stacks.at], features, classes=classes, patch_px=patch_px))
+        parts.append(brain_patches(stacks, held[stacks.at], features, classes=classes, patch_px=patch_px))
     return _judge(parts, [examples[at] for at in sorted(examples)], tissues=list(classes), seed=seed)
 
 
-class _Stacks(NamedTuple):
-    """Some stacks: their places in the table of all, pixels uint8 (n, 3, H, W) and labels uint16 (n, H, W)."""
+def stacks_with_labels(store: SliceStore, index: pa.Table, *, segmentation: str, share: float, most: int) -> pa.Table:
+    """At most so many rows of the index that have label maps, with them as `labels`, spread over subjects and slices.
 
-    at: np.ndarray
-    rows: pa.Table
-    pixels: np.ndarray
-    labels: np.ndarray
-
-
-def stacks_with_labels(store: SliceStore, stacks: pa.Table) -> Iterator[_Stacks]:
-    """The stacks with their pixels, a row group at a time. stacks: rows of the store's index, and their `labels`."""
-    files = store.stack_files()
-    for at in by_row_group(stacks):
-        rows = stacks.take(at)
-        group = store.read_row_group(files[rows["file"][0].as_py()], rows["row_group"][0].as_py())
-        yield _Stacks(at, rows, pixels_of(group)[rows["row"].to_numpy()], labels_of(rows.combine_chunks()))
+    Raises InputError where the store lacks the segmentation or has too few subjects with it.
+    """
+    masks = store.masks(segmentation)
+    found = labelled_stacks(index, masks)
+    check_enough(found.stacks, share=share)
+    few = np.unique(np.linspace(0, len(found.masks) - 1, most).astype(int))
+    return found.stacks.take(few).append_column("labels", masks["labels"].take(found.masks[few]))
 
 
-class _Patches(NamedTuple):
+class Patches(NamedTuple):
     """The patches inside the brain of some stacks, P in all."""
 
     features: dict[str, np.ndarray]  # float32 (P, F)
@@ -131,24 +120,34 @@ class _Patches(NamedTuple):
     held_out: np.ndarray
 
 
-def _inside_brain(
-    stacks: _Stacks,
+def brain_patches(
+    stacks: Read,
     held: np.ndarray,
     found: Mapping[str, np.ndarray],
     *,
     classes: Mapping[str, Sequence[int]],
     patch_px: int,
-) -> _Patches:
-    shares = patch_shares(stacks.labels, classes=classes, patch_px=patch_px)  # (n, N, C)
+) -> Patches:
+    """Of stacks with labels the patches that count. held: bool (n,); found: features of each reading, (n, N, F)."""
+    shares = patch_shares(labels_of(stacks.rows.combine_chunks()), classes=classes, patch_px=patch_px)  # (n, N, C)
     brain = inside_brain(shares)
     stack_of = np.nonzero(brain)[0]
-    return _Patches(
+    return Patches(
         features={name: values[brain] for name, values in found.items()},
         shares=shares[brain],
         places=places(stacks.rows["height"].to_numpy(), patches=brain.shape[1])[brain],
         subjects=np.array(subjects_of(stacks.rows))[stack_of],
         held_out=held[stack_of],
     )
+
+
+def residual_fit(parts: Sequence[Patches], name: str) -> ResidualFit:
+    """What the reading `name` leaves unexplained. Raises InputError with too few subjects or patches of brain."""
+    features = np.concatenate([part.features[name] for part in parts])
+    shares, where, subjects, held = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in Patches._fields[1:]
+    )
+    return fit_residuals(features, shares, places=where, subjects=subjects, held_out=held)
 
 
 def _examples(labelled: pa.Table, held: np.ndarray) -> list[int]:
@@ -163,19 +162,14 @@ def _examples(labelled: pa.Table, held: np.ndarray) -> list[int]:
 
 
 def _judge(
-    parts: Sequence[_Patches],
+    parts: Sequence[Patches],
     examples: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     tissues: list[str],
     seed: int,
 ) -> ProbeResult:
-    shares, where, subjects, held = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in _Patches._fields[1:]
-    )
-    fits: dict[str, ResidualFit] = {}
-    for name in parts[0].features:
-        features = np.concatenate([part.features[name] for part in parts])
-        fits[name] = fit_residuals(features, shares, places=where, subjects=subjects, held_out=held)
+    fits = {name: residual_fit(parts, name) for name in parts[0].features}
+    subjects, held = (np.concatenate([getattr(part, name) for part in parts]) for name in ("subjects", "held_out"))
     first, *others = fits
     return ProbeResult(
         tissues=tissues,

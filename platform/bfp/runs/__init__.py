@@ -16,6 +16,7 @@ One submitter at a time: `lease` says how.
 
 journal    events and figures as they come: JSON lines on disk and on object storage
 board      the figures as TensorBoard reads them
+tracking   the same to MLflow, where the profile asks for it
 lease      who runs it
 folder     a run folder to look at
 run        its one writer

@@ -17,6 +17,7 @@ from bfp.runs.board import EventFile
 from bfp.runs.folder import Event, RunFolder
 from bfp.runs.journal import Journal, finite, utc_now
 from bfp.runs.lease import Lease
+from bfp.runs.tracking import Tracker
 from bfp.storage import Place, plainly
 
 Listener = Callable[[Event], None]
@@ -32,7 +33,8 @@ class Run(RunFolder):
     """The one writer of a run folder, from `with Run(...)` to its end.
 
     accepts is given the spec.yaml that already stands there, once nobody else can change it, and raises InputError
-    where this run must not go on from it. Entering also raises InputError where somebody else runs it; leaving raises
+    where this run must not go on from it. tracking: an MLflow server or folder that figures also go to (`tracking`).
+    Entering also raises InputError where somebody else runs it; leaving raises
     JobFailed where somebody has taken it over.
     """
 
@@ -45,6 +47,7 @@ class Run(RunFolder):
         version: str,
         listener: Listener = lambda event: None,
         accepts: Callable[[str], None] = lambda spec_yaml: None,
+        tracking: str | None = None,
     ) -> None:
         super().__init__(folder)
         self._spec_yaml = spec_yaml
@@ -52,6 +55,8 @@ class Run(RunFolder):
         self._version = version
         self._listener = listener
         self._accepts = accepts
+        self._tracking = tracking
+        self._tracker: Tracker | None = None
         self._lease = Lease(folder)
         self._stop = threading.Event()
         self._ended = threading.Event()
@@ -77,6 +82,14 @@ class Run(RunFolder):
             raise
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
+        if self._tracking is not None:
+            self._tracker = Tracker(
+                self._tracking,
+                folder=self.folder.uri,
+                name=self.name,
+                kind=self._kind,
+                spec_yaml=self._spec_yaml,
+            )
         return self
 
     def __exit__(
@@ -127,6 +140,9 @@ class Run(RunFolder):
         now = utc_now()
         for name, value in values.items():
             self._metrics.append({"step": step, "name": name, "value": float(value), "time": now})
+        if self._tracker is not None:
+            self._tracker.add(step, values)
+            self._say_trouble(self._tracker)
 
     def keep_figures(self) -> None:
         """Make all figures so far such that a kill does not lose them; on object storage others may be for a while."""
@@ -153,11 +169,19 @@ class Run(RunFolder):
         self._events.append(event)
         self._listener(event)
 
+    def _say_trouble(self, tracker: Tracker) -> None:
+        trouble = tracker.trouble()
+        if trouble is not None:
+            self.warn(trouble)
+
     def _say_the_end(self, error: BaseException | None) -> None:
         outcome = "done" if error is None else "interrupted" if self.stopping or _is_interrupt(error) else "failed"
         if outcome == "failed":
             self._emit("failure", message=str(error), cause=type(error).__name__)
         self._fold_metrics()
+        if self._tracker is not None:
+            self._tracker.close(outcome)
+            self._say_trouble(self._tracker)
         self._emit("end", outcome=outcome, message=str(error or ""), seconds=round(time.monotonic() - self._started, 3))
         self._events.fold()
 

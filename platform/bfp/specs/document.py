@@ -292,5 +292,6 @@ def _quoted(text: str) -> str:
 
 
 def _shorten(text: str) -> str:
-    line = " ".join(text.split())
+    """On one line, without the user and password of a URI."""
+    line = re.sub(r"://[^/\s]*@", "://…@", " ".join(text.split()))
     return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

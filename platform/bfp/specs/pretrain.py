@@ -180,14 +180,41 @@ class PretrainCompute(Strict):
 
 
 class Probe(Strict):
-    """What tells whether the features have learned anatomy: residual tissue R² of patch tokens."""
+    """What tells whether the features have learned anything, on subjects that pretraining never sees."""
 
-    segmentation: Name = Field(
-        description="The store's segmentation whose class shares in a patch are predicted.", examples=["tissue"]
+    segmentation: Name | None = Field(
+        None,
+        description="The store's segmentation whose class shares in a patch are predicted from patch tokens (residual "
+        "tissue R²). null: none.",
+        examples=["tissue"],
+    )
+    target: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="A label that the cohorts carried, of few values, which nearest neighbours and logistic regression "
+        "predict from the mean class token of a session (AUROC). null: none.",
+        examples=["diagnosis"],
     )
     held_out: float = Field(
         0.25, gt=0, lt=1, description="Share of the subjects that pretraining never sees and the probe is judged on."
     )
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between probes while training, on a part of the labelled stacks. null: only at the end.",
+    )
+    on_worse: Literal["warn", "stop"] = Field(
+        "warn",
+        description="What follows when, in two probes in a row, features are worse than at the start: when the 95 % "
+        "interval of the difference, over subjects, lies below 0. stop: the run fails and leaves a checkpoint.",
+    )
+
+    @model_validator(mode="after")
+    def _something_is_probed(self) -> Probe:
+        if self.segmentation is None and self.target is None:
+            raise Misfit(Clash("", "needs a `segmentation`, a `target`, or both; without a probe write null", ()))
+        if self.on_worse == "stop" and self.every is None:
+            raise Misfit(Clash("on_worse", "stop goes with `every` only", ("every",)))
+        return self
 
 
 class Pretrain(Job):
@@ -214,7 +241,7 @@ class Pretrain(Job):
     probe: Probe | None = Field(
         None,
         description="A check of what was learned. null: none is made.",
-        examples=[{"segmentation": "tissue", "held_out": 0.25}],
+        examples=[{"segmentation": "tissue", "target": "diagnosis", "held_out": 0.25, "every": 1000}],
     )
     compute: PretrainCompute = Field(default_factory=PretrainCompute, description="How the work is spread out.")
 

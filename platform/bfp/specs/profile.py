@@ -5,6 +5,7 @@ is a target with its settings; so far there is `local`, this machine.
 
     [local]
     brain_program = ["mri_synthstrip", "-i", "{scan}", "-m", "{mask}"]
+    mlflow = "https://mlflow.example.org"
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
 
@@ -39,6 +41,18 @@ def _of_a_mask(command: list[str], info: ValidationInfo) -> list[str]:
     return [program, *command[1:]]
 
 
+def _of_mlflow(uri: str, info: ValidationInfo) -> str:
+    found = urlsplit(uri)
+    if "@" in found.netloc:
+        raise ValueError(
+            "no user or password may stand here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
+        )
+    if "://" in uri:
+        return uri
+    return f"file://{absolute(uri, info.context.spec)}" if isinstance(info.context, Folders) else uri
+
+
 class LocalTarget(Strict):
     """This machine."""
 
@@ -53,6 +67,12 @@ class LocalTarget(Strict):
         "PATH, or its path, from this file's folder) and its arguments. {scan}: the .nii.gz file that it reads. "
         "{mask}: the one that it has to write, on the scan, in which every voxel that is not 0 is brain.",
         examples=[list(EXAMPLE)],
+    )
+    mlflow: Annotated[str, StringConstraints(min_length=1), AfterValidator(_of_mlflow)] | None = Field(
+        None,
+        description="Where the figures and the spec of every run go besides its folder: an MLflow tracking server, or "
+        "a folder (from this file's). An extra: pip install 'bfp[mlflow]'.",
+        examples=["https://mlflow.example.org", "mlruns"],
     )
 
 

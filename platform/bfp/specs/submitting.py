@@ -18,6 +18,8 @@ FREE = {
     "max_rejected",
     "pictures",
     "preprocessing.preset",  # the fields that it sets are compared
+    "probe.every",
+    "probe.on_worse",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.keep_every",

@@ -8,6 +8,7 @@ the run's failure, whoever's fault it is: it has left a run folder, which says s
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -61,6 +62,7 @@ class Local:
             check_same_spec(spec, text, run=run)
         check_idle(run)
         check_claims(spec, cpus=self._cpus)
+        check_tracking(self._profile)
         plan = drivers.plan(spec, cpus=self._cpus, profile=self._profile)
         if not output.creates_once():
             plan.warnings.append(
@@ -83,6 +85,7 @@ class Local:
             version=bfp.__version__,
             listener=listener,
             accepts=lambda text: check_same_spec(spec, text, run=found),
+            tracking=self._profile.local.mlflow,
         )
         with StopOnSignal(run, tell=lambda text: listener({"event": "note", "message": text})) as signals:
             going_on = ExitStack()
@@ -177,6 +180,12 @@ def check_claims(spec: Spec, *, cpus: int) -> None:
         raise InputError(
             f"compute: {gpus:g} GPUs are claimed ({fields}) and this machine has {here}; claim fewer or leave it out"
         )
+
+
+def check_tracking(profile: Profile) -> None:
+    """Raise InputError where figures are to go to MLflow and its client is not installed."""
+    if profile.local.mlflow is not None and find_spec("mlflow") is None:
+        raise InputError(f"{profile.file}: local.mlflow: needs MLflow's client: pip install 'bfp[mlflow]'")
 
 
 def claimed_gpus(spec: Spec) -> tuple[float, str]:
