@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
 from bfp.errors import InputError
 from bfp.specs.encoders import off_patch_grid
-from bfp.specs.pretrain import Pretrain, Probe
+from bfp.specs.pretrain import MriCrops, NaturalCrops, Pretrain, Probe
 from bfp.storage import Place
 
 if TYPE_CHECKING:
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from bfp.batches.plan import BatchPlan
     from bfp.models.encoder import LoadedEncoder
+    from bfp.pretraining.contrast import Contrast
     from bfp.pretraining.crops import CropSettings
     from bfp.pretraining.loop import Recipe
+    from bfp.pretraining.natural import Colours
     from bfp.pretraining.schedules import Schedules
     from bfp.store.reader import SliceStore
 
@@ -105,7 +107,7 @@ def _check_flip(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
         if spec.crops.flip and store.slice_axis == "sagittal":
             raise InputError(
                 f"crops.flip: {spec.crops.flip:g}: would swap front and back, since the slices of {store.place} are "
-                "sagittal; leave it at 0"
+                "sagittal; set it to 0"
             )
 
 
@@ -140,7 +142,7 @@ def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Rec
     return Recipe(
         ssl=SslSettings(**numbers, constant_masks=True),
         schedules=_schedules(spec, material),
-        crops=_crops(spec, material, large_px=encoder.description["size_px"]),
+        crops=crops_of(spec, material, large_px=encoder.description["size_px"]),
         normalisation=Normalisation(encoder.mean, encoder.std),
         batch_size=spec.train.batch_size,
         seed=spec.seed,
@@ -165,8 +167,8 @@ def _schedules(spec: Pretrain, material: Material) -> Schedules:
     )
 
 
-def _crops(spec: Pretrain, material: Material, *, large_px: int) -> CropSettings:
-    from bfp.pretraining.contrast import Contrast
+def crops_of(spec: Pretrain, material: Material, *, large_px: int) -> CropSettings:
+    """How the views are made; large_px: side of a global crop."""
     from bfp.pretraining.crops import CropSettings
 
     crops = spec.crops
@@ -177,17 +179,40 @@ def _crops(spec: Pretrain, material: Material, *, large_px: int) -> CropSettings
         large_scale=crops.global_scale,
         small_scale=crops.local_scale,
         flip=crops.flip,
-        modality_views=crops.modality_views,
+        # neighbouring slices are one modality: none of them can be missing
+        modality_views=crops.modality_views if any(_of_modalities(material)) else 0.0,
         fill=crops.fill,
         teacher_views=crops.teacher_views,
-        contrast=Contrast(
+        contrast=_contrast(crops, material),
+    )
+
+
+def _contrast(crops: MriCrops | NaturalCrops, material: Material) -> Contrast | Colours:
+    from bfp.pretraining.contrast import Contrast
+    from bfp.pretraining.natural import Colours
+
+    if isinstance(crops, NaturalCrops):
+        return Colours(
+            jitter=crops.jitter,
             brightness=crops.brightness,
             contrast=crops.contrast,
-            gamma=crops.gamma,
-            bias_field=crops.bias_field,
-            noise=crops.noise,
+            saturation=crops.saturation,
+            hue=crops.hue,
+            greyscale=crops.greyscale,
             blur=crops.blur,
-            # neighbouring slices of one scan share its contrast; modalities each have their own
-            per_channel=all(store.form == "modalities" for store in material.stores),
-        ),
+            solarise=crops.solarise,
+        )
+    return Contrast(
+        brightness=crops.brightness,
+        contrast=crops.contrast,
+        gamma=crops.gamma,
+        bias_field=crops.bias_field,
+        noise=crops.noise,
+        blur=crops.blur,
+        # neighbouring slices of one scan share its contrast; modalities each have their own
+        per_channel=all(_of_modalities(material)),
     )
+
+
+def _of_modalities(material: Material) -> list[bool]:
+    return [store.form == "modalities" for store in material.stores]
