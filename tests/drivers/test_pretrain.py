@@ -17,13 +17,14 @@ import pytest
 
 from bfp.batches.held_out import held_out
 from bfp.drivers import pretrain
-from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.pretrain_material import crops_of, material_of
 from bfp.drivers.pretrain_results import methods
 from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError, Interrupted
 from bfp.models.encoder import load, untrained
+from bfp.pretraining.natural import Colours
 from bfp.pretraining.probe import ProbeResult
-from bfp.reports.blocks import results_from_json
+from bfp.reports.blocks import Picture, results_from_json
 from bfp.runs import Event, Run, RunFolder
 from bfp.specs import Pretrain, dump
 from bfp.storage import place
@@ -165,7 +166,9 @@ def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path
     assert figures["loss_last"] < figures["loss_first"]
     for name in ("pretrained", "untrained", "sorted_pixels"):
         assert figures[f"tissue_r2_{name}_low"] <= figures[f"tissue_r2_{name}"] <= figures[f"tissue_r2_{name}_high"]
-    assert (undisturbed.folder / "pictures" / "patch-tokens.png").exists()
+    shown = {block.file for block in results.blocks if isinstance(block, Picture)}
+    assert shown == {"pictures/patch-tokens.png", "pictures/views.png"}
+    assert all((undisturbed.folder / file).exists() for file in shown)
     assert "Residual tissue R²" in (undisturbed.folder / "model" / "README.md").read().decode()
     config = json.loads((undisturbed.folder / "model" / "config.json").read())
     store = SliceStore.open(place(str(folder / "store")))
@@ -247,7 +250,7 @@ KILLED_DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from bfp.drivers import pretrain
-from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.pretrain_material import crops_of, material_of
 from bfp.drivers.stores import encoder_arguments
 from bfp.runs import Run
 from bfp.specs import load
@@ -292,6 +295,28 @@ def test_two_workers_learn_as_one_does(folder: Path, ray_session: None) -> None:
     ]
     one, two = ({row["step"]: row["value"] for row in run.metrics() if row["name"] == "loss"} for run in runs)
     assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_neighbouring_slices_are_never_hidden_as_modalities_are(folder: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "store", sessions=2)
+    spec = spec_for(tmp_path, "form", probe=None)
+    run = place(str(tmp_path / "runs" / "form"))
+    assert crops_of(spec, material_of(spec, run=run), large_px=28).modality_views == spec.crops.modality_views > 0
+    file = tmp_path / "store" / "store.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "preprocessing": {**told["preprocessing"], "stacks": {"form": "neighbours"}}}))
+    assert crops_of(spec, material_of(spec, run=run), large_px=28).modality_views == 0
+
+
+def test_the_natural_crops_of_a_spec_are_those_that_its_methods_tell(folder: Path) -> None:
+    spec = spec_for(folder, "natural", crops={"preset": "natural", "local_size_px": 14, "blur_probability": "declared"})
+    material = material_of(spec, run=place(str(folder / "runs" / "natural")))
+    settings = crops_of(spec, material, large_px=28)
+    assert isinstance(settings.contrast, Colours)
+    assert settings.contrast.blur == (1.0, 0.1, 0.5)
+    encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
+    (text,) = methods(spec, material, encoder, None)
+    assert "blur (1 and 0.1 of the global crops, 0.5 of the local ones)" in text
 
 
 def test_no_flip_swaps_front_and_back(folder: Path, tmp_path: Path) -> None:

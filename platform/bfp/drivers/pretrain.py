@@ -6,7 +6,7 @@
 4. the teacher's backbone is exported as a folder that plain timm loads
 5. the probe: residual tissue R² on the held-out subjects, beside the same encoder untrained and sorted pixels
 
-<run>/inputs.json     the snapshots that are used      <run>/pictures/    maps of patch tokens
+<run>/inputs.json     the snapshots that are used      <run>/pictures/    views, maps of patch tokens
 <run>/checkpoints/    step-*/ and their markers        <run>/model/       the encoder
 """
 
@@ -86,7 +86,9 @@ def execute(spec: Pretrain, run: Run) -> None:
         return
 
     from bfp.drivers.pretrain_results import card, opening_of, results_of
+    from bfp.drivers.pretrain_views import picture_of_views
 
+    picture_of_views(spec, run, material)
     run.result(opening_of(spec, material).as_json())
     if not trained:
         _train(spec, run, material)

@@ -6,6 +6,7 @@ from typing import Any
 
 from bfp import __version__
 from bfp.drivers.pretrain_material import Material
+from bfp.drivers.pretrain_views import views_block
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
 from bfp.pretraining.probe import SORTED_PIXELS, ProbeResult
@@ -13,7 +14,7 @@ from bfp.reports.blocks import Block, Cell, Curves, Facts, IntervalRow, Interval
 from bfp.reports.numbers import interval_text
 from bfp.reports.pictures import pca_maps
 from bfp.runs import Run
-from bfp.specs.pretrain import Pretrain
+from bfp.specs.pretrain import NaturalCrops, Pretrain
 from bfp.words import counted
 
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
@@ -36,7 +37,9 @@ Description = dict[str, Any]
 
 def opening_of(spec: Pretrain, material: Material) -> Results:
     """What is known before the first step: so the page of a run that was stopped, or failed, has its curves too."""
-    return Results(figures=_counts(material), blocks=[Facts(WHAT, _facts(spec, material)), *_curves()])
+    return Results(
+        figures=_counts(material), blocks=[Facts(WHAT, _facts(spec, material)), *_curves(), views_block(spec, material)]
+    )
 
 
 def results_of(
@@ -58,6 +61,7 @@ def results_of(
         assert material.probed is not None
         axis = material.stores[material.probed].slice_axis
         (run.folder / "pictures" / "patch-tokens.png").write(pca_maps(probed.images, probed.patch_tokens, axis=axis))
+    blocks.append(views_block(spec, material))
     blocks.append(Text("Methods", methods(spec, material, encoder, probed)))
     return Results(figures=figures, blocks=blocks)
 
@@ -98,10 +102,24 @@ def _training_text(spec: Pretrain, material: Material, encoder: Description) -> 
         "crops of each, "
         f"{ssl.prototypes:,} prototypes, {centring}, KoLeo weight {ssl.koleo_weight:g}, peak learning rate "
         f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
-        f"{ssl.momentum[1]:g}. Augmentation was limited to what a scanner could change: crops, contrast, brightness, "
-        "gamma, bias field, noise, blur, and views that show only some of the modalities (probability "
-        f"{spec.crops.modality_views:g}). {own_views if spec.crops.teacher_views == 'own' else ''}"
+        f"{ssl.momentum[1]:g}. {_augmentation_text(spec)}{own_views if spec.crops.teacher_views == 'own' else ''}"
         f"Software: bfp {__version__}."
+    )
+
+
+def _augmentation_text(spec: Pretrain) -> str:
+    crops = spec.crops
+    if isinstance(crops, NaturalCrops):
+        first, second, local = crops.blur
+        return (
+            "Augmentation was DINOv2's own, made for photographs: crops at any place, colour jitter (probability "
+            f"{crops.jitter:g}), greyscale ({crops.greyscale:g}), blur ({first:g} and {second:g} of the global crops, "
+            f"{local:g} of the local ones) and solarisation ({crops.solarise:g} of the second global crop). "
+        )
+    return (
+        "Augmentation was limited to what a scanner could change: crops, contrast, brightness, gamma, bias field, "
+        "noise, blur, and views that show only some of the modalities (probability "
+        f"{crops.modality_views:g}). "
     )
 
 
