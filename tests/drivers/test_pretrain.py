@@ -30,7 +30,7 @@ from bfp.specs import Pretrain, dump
 from bfp.storage import place
 from bfp.store.reader import SliceStore
 from tests.processes import below
-from tests.store.makers import make_store
+from tests.store.makers import MadeSession, make_store
 
 SESSIONS, STEPS = 16, 120
 SHORT = {"epochs": 1, "steps_per_epoch": 10, "batch_size": 8, "log_every": 2}
@@ -128,6 +128,10 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
             "16 subjects to learn from and 0 held out",
         ),
         ({"train": {"batch_size": 4096}}, "fewer than one batch of 4096"),
+        (
+            {"train": {"batch_size": 64, "stacks_per_session": 3}, "probe": None},
+            r"train\.stacks_per_session: 3: a pass has 3 steps, and up to 16 stacks .* that can be kept is 6, or",
+        ),
         ({"where": {"cohorts": ["other"]}}, "the store has 0 stacks for training"),
     ],
 )
@@ -295,6 +299,22 @@ def test_two_workers_learn_as_one_does(folder: Path, ray_session: None) -> None:
     ]
     one, two = ({row["step"]: row["value"] for row in run.metrics() if row["name"] == "loss"} for run in runs)
     assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_the_plan_and_the_methods_say_what_stands_in_the_batches(folder: Path, tmp_path: Path) -> None:
+    sessions = [MadeSession("large" if number % 4 else "small", f"s{number}", stacks=20) for number in range(16)]
+    make_store(tmp_path / "store", sessions=sessions)
+    train = {"epochs": 3, "batch_size": 4, "cohort_balance": 1.0}
+    spec = spec_for(tmp_path, "batches", train=train, probe=None)
+    told = dict(pretrain.plan(spec).rows)["batches"]
+    assert (
+        told
+        == "at most 1 stack of a session in one; cohorts balanced: large 50%, each 2.0 times; small 50%, each 6.0 times"
+    )
+    encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
+    (text,) = methods(spec, material_of(spec, run=place(str(tmp_path / "runs" / "batches"))), encoder, None)
+    assert "No batch held more than 1 stack of one session." in text
+    assert "in proportion to its size to the power of 0: large 50%, small 50%." in text
 
 
 def test_neighbouring_slices_are_never_hidden_as_modalities_are(folder: Path, tmp_path: Path) -> None:

@@ -46,17 +46,18 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
     batch_size, (subjects, held) = spec.train.batch_size, material.subjects
     held_out = f"{counted(held, 'subject')} held out for the probe"
     steps = f"{material.steps:,} of {batch_size} stacks, {material.steps_per_epoch:,} an epoch"
-    passes = material.steps * batch_size / material.stacks
+    most = max(material.times(cohort) for cohort in material.order.cohorts.values())
     ahead_mb = 2 * WINDOW * batch_size * 3 * material.stores[0].size_px ** 2 / 1e6
     warnings = []
-    if passes > 1000:
-        warnings.append(f"every stack is seen {passes:,.0f} times: more data would serve better than more epochs")
+    if most > 1000:
+        warnings.append(f"stacks are seen up to {most:,.0f} times: more data would serve better than more epochs")
     return Plan(
         rows=[
             *(("store", f"{store.place}, snapshot {store.snapshot}") for store in material.stores),
             ("stacks", f"{material.stacks:,} of {counted(subjects, 'subject')}; {held_out}"),
             ("encoder", spec.encoder),
-            ("steps", f"{steps}; every stack {passes:,.1f} times"),
+            ("steps", steps),
+            ("batches", material.batches),
             (
                 "workers",
                 f"{spec.compute.workers} × {counted(spec.compute.cpus_per_worker, 'CPU')}, of {cpus or cpus_here()}",

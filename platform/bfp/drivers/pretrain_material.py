@@ -12,11 +12,12 @@ from bfp.errors import InputError
 from bfp.specs.encoders import off_patch_grid
 from bfp.specs.pretrain import MriCrops, NaturalCrops, Pretrain, Probe
 from bfp.storage import Place
+from bfp.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from bfp.batches.plan import BatchPlan
+    from bfp.batches.plan import BatchPlan, CohortShare
     from bfp.models.encoder import LoadedEncoder
     from bfp.pretraining.contrast import Contrast
     from bfp.pretraining.crops import CropSettings
@@ -58,6 +59,22 @@ class Material:
         )
         return len(seen), len(wanted) - len(seen)
 
+    @property
+    def batches(self) -> str:
+        """What stands in the batches, in words."""
+        most = counted(self.order.most_of_a_session, "stack")
+        shown = {name: f"{self.times(cohort):,.1f} times" for name, cohort in self.order.cohorts.items()}
+        if self.order.balance:
+            shares = (f"{name} {cohort.share:.0%}, each {shown[name]}" for name, cohort in self.order.cohorts.items())
+            cohorts = f"cohorts balanced: {'; '.join(shares)}"
+        else:
+            cohorts = f"every stack {next(iter(shown.values()))}"
+        return f"at most {most} of a session in one; {cohorts}"
+
+    def times(self, cohort: CohortShare) -> float:
+        """How often training sees each stack of a cohort."""
+        return self.steps * self.order.batch_size * cohort.share / cohort.stacks
+
 
 def material_of(spec: Pretrain, *, run: Place) -> Material:
     """The stores as the run in that folder has pinned them, else as they are. Raises InputError for what is wrong."""
@@ -72,7 +89,13 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
     training, probe = indices, spec.probe
     if probe is not None:
         training = tuple(index.filter(~is_held_out(index, share=probe.held_out)) for index in indices)
-    order = BatchPlan(units_of(training), batch_size=spec.train.batch_size, seed=spec.seed)
+    order = BatchPlan(
+        units_of(training),
+        batch_size=spec.train.batch_size,
+        seed=spec.seed,
+        stacks_per_session=spec.train.stacks_per_session,
+        balance=spec.train.cohort_balance,
+    )
     steps_per_epoch = spec.train.steps_per_epoch or order.pass_steps
     return Material(
         stores=stores,

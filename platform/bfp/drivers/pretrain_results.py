@@ -102,7 +102,8 @@ def _training_text(spec: Pretrain, material: Material, encoder: Description) -> 
         "crops of each, "
         f"{ssl.prototypes:,} prototypes, {centring}, KoLeo weight {ssl.koleo_weight:g}, peak learning rate "
         f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
-        f"{ssl.momentum[1]:g}. {_augmentation_text(spec)}{own_views if spec.crops.teacher_views == 'own' else ''}"
+        f"{ssl.momentum[1]:g}. {_augmentation_text(spec)}{_batches_text(material)}"
+        f"{own_views if spec.crops.teacher_views == 'own' else ''}"
         f"Software: bfp {__version__}."
     )
 
@@ -121,6 +122,17 @@ def _augmentation_text(spec: Pretrain) -> str:
         "noise, blur, and views that show only some of the modalities (probability "
         f"{crops.modality_views:g}). "
     )
+
+
+def _batches_text(material: Material) -> str:
+    order = material.order
+    told = f"No batch held more than {counted(order.most_of_a_session, 'stack')} of one session. "
+    if order.balance:
+        shares = ", ".join(f"{name} {cohort.share:.0%}" for name, cohort in order.cohorts.items())
+        told += (
+            f"Cohorts were balanced, each in proportion to its size to the power of {1 - order.balance:g}: {shares}. "
+        )
+    return told
 
 
 def _probe_text(material: Material, probed: ProbeResult) -> str:
@@ -159,6 +171,7 @@ def _facts(spec: Pretrain, material: Material) -> list[tuple[str, Cell]]:
         ("subjects", f"{seen:,} seen, {held_out:,} held out"),
         ("started from", spec.encoder),
         ("steps", f"{material.steps:,} of {spec.train.batch_size} stacks"),
+        ("batches", material.batches),
         ("workers", f"{spec.compute.workers}, {spec.compute.precision}"),
         ("seed", spec.seed),
     ]

@@ -186,6 +186,15 @@ class Train(Strict):
     epochs: float = Field(100, gt=0, description="Length of the run.")
     steps_per_epoch: int | None = Field(None, ge=1, description="Steps in an epoch. null: one pass over the stacks.")
     batch_size: int = Field(64, ge=2, description="Stacks in a step, over all workers.")
+    stacks_per_session: int | None = Field(
+        None,
+        ge=1,
+        description="Most stacks of one session in a step. null: as few as the sessions allow; the plan says how many.",
+    )
+    cohort_balance: Share = Field(
+        0.0,
+        description="0: cohorts as large as they are. 1: as many stacks of each; a small one's come more often.",
+    )
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
     log_every: int = Field(10, ge=1, description="Steps between logged figures.")
