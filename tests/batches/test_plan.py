@@ -161,6 +161,15 @@ def test_a_small_cohort_comes_back_in_another_order() -> None:
     assert len({tuple(small[start : start + 8]) for start in range(0, 256, 8)}) == 32
 
 
+def test_a_large_cohort_that_is_shown_in_part_shows_another_part_each_time() -> None:
+    """At most half of its 48 sessions fit into a pass; what two passes show in two rounds has half in common."""
+    units = units_with([16] * 49, sessions=list(range(49)), cohorts=[0] + [1] * 48)
+    plan = BatchPlan(units, batch_size=4, seed=0, balance=1.0)
+    first, _, third = np.split(batches(plan, start=0, steps=3 * plan.pass_steps).ravel(), 3)
+    large = {stack for stack in first if stack >= 16}
+    assert 0.3 < len(large.intersection(third)) / len(large) < 0.7
+
+
 @settings(deadline=None, max_examples=60)
 @given(start=st.integers(0, 200), steps=st.integers(1, 40), window=st.integers(1, 40), balance=BALANCE)
 def test_the_order_from_any_step_on_is_that_of_the_whole(start: int, steps: int, window: int, balance: float) -> None:

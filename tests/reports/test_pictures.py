@@ -129,12 +129,13 @@ def test_tokens_of_fewer_than_three_dimensions_or_without_any_head_still_make_a_
 
 def test_views_stand_in_lines_under_their_titles_with_their_channels_as_they_are() -> None:
     slices = head(n=11, channels=2, size_px=56)
-    rows = [[View(f"view {number}", slice_) for number, slice_ in enumerate(part)] for part in (slices[:9], slices[9:])]
+    rows = [[View(f"view {number}", slice_) for number, slice_ in enumerate(part)] for part in (slices[:2], slices[2:])]
     picture = _opened(views(rows, channels=["T1w", "FLAIR"], cell_px=56))[..., 0]
     step, line = 56 + 16, 22 + 60 + 56 + 12
     assert picture.shape == (2 * line - 12, 9 * step - 16)
-    for number, (x, y) in {8: (8, 0), 10: (1, 1)}.items():  # the first of a line carries the channels' names
+    for number, (x, y) in {1: (1, 0), 3: (1, 1), 10: (8, 1)}.items():  # the first of a line carries the channels' names
         cells = picture[y * line + 22 :, x * step : x * step + 56]
         np.testing.assert_array_equal(cells[:56], slices[number, 0])
         np.testing.assert_array_equal(cells[60:116], slices[number, 1])
-    assert (picture[line:, 3 * step :] == 0).all()
+    assert not np.array_equal(picture[line + 22 : line + 78, :56], slices[2, 0])
+    assert (picture[:line, 3 * step :] == 0).all()
