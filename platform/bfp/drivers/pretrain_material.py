@@ -202,12 +202,16 @@ def crops_of(spec: Pretrain, material: Material, *, large_px: int) -> CropSettin
         large_scale=crops.global_scale,
         small_scale=crops.local_scale,
         flip=crops.flip,
-        # neighbouring slices are one modality: none of them can be missing
-        modality_views=crops.modality_views if any(_of_modalities(material)) else 0.0,
+        modality_views=modality_views_of(spec, material),
         fill=crops.fill,
         teacher_views=crops.teacher_views,
         contrast=_contrast(crops, material),
     )
+
+
+def modality_views_of(spec: Pretrain, material: Material) -> float:
+    """How often modalities are hidden. Neighbouring slices are of one: none of them can be missing."""
+    return spec.crops.modality_views if any(_of_modalities(material)) else 0.0
 
 
 def _contrast(crops: MriCrops | NaturalCrops, material: Material) -> Contrast | Colours:

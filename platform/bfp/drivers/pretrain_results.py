@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bfp import __version__
-from bfp.drivers.pretrain_material import Material
+from bfp.drivers.pretrain_material import Material, modality_views_of
 from bfp.drivers.pretrain_views import views_block
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
@@ -102,25 +102,25 @@ def _training_text(spec: Pretrain, material: Material, encoder: Description) -> 
         "crops of each, "
         f"{ssl.prototypes:,} prototypes, {centring}, KoLeo weight {ssl.koleo_weight:g}, peak learning rate "
         f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
-        f"{ssl.momentum[1]:g}. {_augmentation_text(spec)}{_batches_text(material)}"
+        f"{ssl.momentum[1]:g}. {_augmentation_text(spec, material)}{_batches_text(material)}"
         f"{own_views if spec.crops.teacher_views == 'own' else ''}"
         f"Software: bfp {__version__}."
     )
 
 
-def _augmentation_text(spec: Pretrain) -> str:
-    crops = spec.crops
+def _augmentation_text(spec: Pretrain, material: Material) -> str:
+    crops, hidden = spec.crops, modality_views_of(spec, material)
+    some = f", and views that show only some of the modalities (probability {hidden:g})" if hidden else ""
     if isinstance(crops, NaturalCrops):
         first, second, local = crops.blur
         return (
             "Augmentation was DINOv2's own, made for photographs: crops at any place, colour jitter (probability "
             f"{crops.jitter:g}), greyscale ({crops.greyscale:g}), blur ({first:g} and {second:g} of the global crops, "
-            f"{local:g} of the local ones) and solarisation ({crops.solarise:g} of the second global crop). "
+            f"{local:g} of the local ones), solarisation ({crops.solarise:g} of the second global crop){some}. "
         )
     return (
         "Augmentation was limited to what a scanner could change: crops, contrast, brightness, gamma, bias field, "
-        "noise, blur, and views that show only some of the modalities (probability "
-        f"{crops.modality_views:g}). "
+        f"noise, blur{some}. "
     )
 
 
