@@ -34,8 +34,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[SliceStore]:
     return [SliceStore.open(one), SliceStore.open(two)]
 
 
-def plan_of(stores: list[SliceStore], *, batch_size: int = 8) -> BatchPlan:
-    return BatchPlan(units_of([store.stack_index() for store in stores]), batch_size=batch_size, seed=4, window=11)
+def plan_of(stores: list[SliceStore], *, batch_size: int = 8, balance: float = 0.0) -> BatchPlan:
+    units = units_of([store.stack_index() for store in stores])
+    return BatchPlan(units, batch_size=batch_size, seed=4, window=11, balance=balance)
 
 
 def test_every_stack_of_a_pass_has_its_own_pixels(stores: list[SliceStore]) -> None:
@@ -53,11 +54,11 @@ def test_every_stack_of_a_pass_has_its_own_pixels(stores: list[SliceStore]) -> N
     assert len(seen) == plan.pass_steps * 8
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(("workers", "balance"), [(1, 0.0), (2, 0.0), (4, 0.0), (4, 0.7)])
 def test_batches_are_the_same_for_any_number_of_workers_and_after_a_restart(
-    stores: list[SliceStore], workers: int
+    stores: list[SliceStore], workers: int, balance: float
 ) -> None:
-    plan = plan_of(stores)
+    plan = plan_of(stores, balance=balance)
     whole = list(islice(read(stores, plan), 30))
     shares = [islice(read(stores, plan, rank=rank, workers=workers, start_step=7), 23) for rank in range(workers)]
     for expected, parts in zip(whole[7:], zip(*shares, strict=True), strict=True):

@@ -21,19 +21,20 @@ from bfp.batches.held_out import held_out
 from bfp.cli.looking import export_model
 from bfp.drivers import pretrain
 from bfp.drivers.pretrain_export import export_checkpoint
-from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.pretrain_material import crops_of, material_of
 from bfp.drivers.pretrain_results import Probed, methods
 from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError, Interrupted
 from bfp.models.encoder import load, untrained
+from bfp.pretraining.natural import Colours
 from bfp.pretraining.probe import ProbeResult
-from bfp.reports.blocks import results_from_json
+from bfp.reports.blocks import Picture, results_from_json
 from bfp.runs import Event, Run, RunFolder
 from bfp.specs import Pretrain, dump
 from bfp.storage import place
 from bfp.store.reader import SliceStore
 from tests.processes import below
-from tests.store.makers import make_store
+from tests.store.makers import MadeSession, make_store
 
 SESSIONS, STEPS = 16, 120
 TRAIN = {"epochs": 2, "steps_per_epoch": STEPS // 2, "batch_size": 8, "checkpoint_every": 10, "log_every": 5}
@@ -131,6 +132,10 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
             "probe.target: group: .* no session carries a label group; found no labels at all",
         ),
         ({"train": {"batch_size": 4096}}, "fewer than one batch of 4096"),
+        (
+            {"train": {"batch_size": 64, "stacks_per_session": 3}, "probe": None},
+            r"train\.stacks_per_session: 3: a pass has 3 steps, and up to 16 stacks .* that can be kept is 6, or",
+        ),
         ({"where": {"cohorts": ["other"]}}, "the store has 0 stacks for training"),
     ],
 )
@@ -169,7 +174,9 @@ def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path
     assert figures["loss_last"] < figures["loss_first"]
     for name in ("pretrained", "untrained", "sorted_pixels"):
         assert figures[f"tissue_r2_{name}_low"] <= figures[f"tissue_r2_{name}"] <= figures[f"tissue_r2_{name}_high"]
-    assert (undisturbed.folder / "pictures" / "patch-tokens.png").exists()
+    shown = {block.file for block in results.blocks if isinstance(block, Picture)}
+    assert shown == {"pictures/patch-tokens.png", "pictures/views.png"}
+    assert all((undisturbed.folder / file).exists() for file in shown)
     assert "Residual tissue R²" in (undisturbed.folder / "model" / "README.md").read().decode()
     config = json.loads((undisturbed.folder / "model" / "config.json").read())
     store = SliceStore.open(place(str(folder / "store")))
@@ -365,7 +372,7 @@ import os, signal, sys
 from pathlib import Path
 from bfp.drivers import pretrain
 from bfp.drivers.pretrain_export import export_checkpoint
-from bfp.drivers.pretrain_material import material_of
+from bfp.drivers.pretrain_material import crops_of, material_of
 from bfp.drivers.stores import encoder_arguments
 from bfp.runs import Run
 from bfp.specs import load
@@ -410,6 +417,44 @@ def test_two_workers_learn_as_one_does(folder: Path, ray_session: None) -> None:
     ]
     one, two = ({row["step"]: row["value"] for row in run.metrics() if row["name"] == "loss"} for run in runs)
     assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_the_plan_and_the_methods_say_what_stands_in_the_batches(folder: Path, tmp_path: Path) -> None:
+    sessions = [MadeSession("large" if number % 4 else "small", f"s{number}", stacks=20) for number in range(16)]
+    make_store(tmp_path / "store", sessions=sessions)
+    train = {"epochs": 3, "batch_size": 4, "cohort_balance": 1.0}
+    spec = spec_for(tmp_path, "batches", train=train, probe=None)
+    told = dict(pretrain.plan(spec).rows)["batches"]
+    assert (
+        told
+        == "at most 1 stack of a session in one; cohorts balanced: large 50%, each 2.0 times; small 50%, each 6.0 times"
+    )
+    encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
+    (text,) = methods(spec, material_of(spec, run=place(str(tmp_path / "runs" / "batches"))), encoder, None)
+    assert "No batch held more than 1 stack of one session." in text
+    assert "in proportion to its size to the power of 0: large 50%, small 50%." in text
+
+
+def test_neighbouring_slices_are_never_hidden_as_modalities_are(folder: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "store", sessions=2)
+    spec = spec_for(tmp_path, "form", probe=None)
+    run = place(str(tmp_path / "runs" / "form"))
+    assert crops_of(spec, material_of(spec, run=run), large_px=28).modality_views == spec.crops.modality_views > 0
+    file = tmp_path / "store" / "store.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "preprocessing": {**told["preprocessing"], "stacks": {"form": "neighbours"}}}))
+    assert crops_of(spec, material_of(spec, run=run), large_px=28).modality_views == 0
+
+
+def test_the_natural_crops_of_a_spec_are_those_that_its_methods_tell(folder: Path) -> None:
+    spec = spec_for(folder, "natural", crops={"preset": "natural", "local_size_px": 14, "blur_probability": "declared"})
+    material = material_of(spec, run=place(str(folder / "runs" / "natural")))
+    settings = crops_of(spec, material, large_px=28)
+    assert isinstance(settings.contrast, Colours)
+    assert settings.contrast.blur == (1.0, 0.1, 0.5)
+    encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
+    (text,) = methods(spec, material, encoder, None)
+    assert "blur (1 and 0.1 of the global crops, 0.5 of the local ones)" in text
 
 
 def test_no_flip_swaps_front_and_back(folder: Path, tmp_path: Path) -> None:

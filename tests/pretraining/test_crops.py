@@ -120,6 +120,14 @@ def test_modality_views_show_every_choice_of_the_present_channels_and_never_none
     assert (first != second).any()
 
 
+@pytest.mark.parametrize("fill", ["zero", "repeat"])
+def test_a_stack_of_one_modality_is_never_hidden(fill):
+    stacks = make_stacks(20, shape=(56, 56))
+    stacks[:, [0, 2]] = 0
+    views = crop(stacks, dataclasses.replace(STILL, modality_views=1.0, fill=fill)).large
+    assert torch.allclose(views[:, 1], (stacks[:, 1] / 255).repeat(2, 1, 1), atol=1e-3)
+
+
 def test_repeat_shows_one_of_the_shown_channels_where_another_is_hidden():
     stacks = make_stacks(20, shape=(56, 56))
     settings = dataclasses.replace(STILL, modality_views=1.0, fill="repeat")

@@ -13,6 +13,7 @@ from bfp.reports.pictures import (
     EDGE,
     Pair,
     SessionSlices,
+    View,
     edges,
     mosaic,
     orientation,
@@ -20,6 +21,7 @@ from bfp.reports.pictures import (
     patch_foreground,
     pca_maps,
     principal_components,
+    views,
 )
 from tests.reports.heads import head
 
@@ -123,3 +125,17 @@ def test_patches_without_head_are_black_in_the_maps() -> None:
 def test_tokens_of_fewer_than_three_dimensions_or_without_any_head_still_make_a_picture() -> None:
     images = np.zeros((1, 56, 56), np.uint8)
     assert pca_maps(images, np.zeros((1, 16, 8), np.float32), axis="axial").startswith(b"\x89PNG")
+
+
+def test_views_stand_in_lines_under_their_titles_with_their_channels_as_they_are() -> None:
+    slices = head(n=11, channels=2, size_px=56)
+    rows = [[View(f"view {number}", slice_) for number, slice_ in enumerate(part)] for part in (slices[:2], slices[2:])]
+    picture = _opened(views(rows, channels=["T1w", "FLAIR"], cell_px=56))[..., 0]
+    step, line = 56 + 16, 22 + 60 + 56 + 12
+    assert picture.shape == (2 * line - 12, 9 * step - 16)
+    for number, (x, y) in {1: (1, 0), 3: (1, 1), 10: (8, 1)}.items():  # the first of a line carries the channels' names
+        cells = picture[y * line + 22 :, x * step : x * step + 56]
+        np.testing.assert_array_equal(cells[:56], slices[number, 0])
+        np.testing.assert_array_equal(cells[60:116], slices[number, 1])
+    assert not np.array_equal(picture[line + 22 : line + 78, :56], slices[2, 0])
+    assert (picture[:line, 3 * step :] == 0).all()

@@ -8,7 +8,7 @@
 
 A run that has ended goes on where `train.epochs` has grown: its encoder stays until the new one is there.
 
-<run>/inputs.json     the snapshots that are used      <run>/pictures/    maps of patch tokens
+<run>/inputs.json     the snapshots that are used      <run>/pictures/    views, maps of patch tokens
 <run>/checkpoints/    step-*/ and their markers        <run>/model/       the encoder
 """
 
@@ -52,11 +52,11 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
     batch_size, (subjects, held) = spec.train.batch_size, material.subjects
     held_out = f"{counted(held, 'subject')} held out for the probe"
     steps = f"{material.steps:,} of {batch_size} stacks, {material.steps_per_epoch:,} an epoch"
-    passes = material.steps * batch_size / material.stacks
+    most = max(material.times(cohort) for cohort in material.order.cohorts.values())
     ahead_mb = 2 * WINDOW * batch_size * 3 * material.stores[0].size_px ** 2 / 1e6
     warnings = []
-    if passes > 1000:
-        warnings.append(f"every stack is seen {passes:,.0f} times: more data would serve better than more epochs")
+    if most > 1000:
+        warnings.append(f"stacks are seen up to {most:,.0f} times: more data would serve better than more epochs")
     if not spec.encoder.startswith("random:") and not spec.ssl.freeze_backbone_epochs:
         warnings.append(
             "the heads are new and the encoder is not, so that their first gradients may ruin it; let them learn alone "
@@ -67,7 +67,8 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
             *(("store", f"{store.place}, snapshot {store.snapshot}") for store in material.stores),
             ("stacks", f"{material.stacks:,} of {counted(subjects, 'subject')}; {held_out}"),
             ("encoder", spec.encoder),
-            ("steps", f"{steps}; every stack {passes:,.1f} times"),
+            ("steps", steps),
+            ("batches", material.batches),
             (
                 "workers",
                 f"{spec.compute.workers} × {counted(spec.compute.cpus_per_worker, 'CPU')}, of {cpus or cpus_here()}",
@@ -99,7 +100,9 @@ def execute(spec: Pretrain, run: Run) -> None:
 
     from bfp.drivers.pretrain_card import card
     from bfp.drivers.pretrain_results import opening_of, results_of
+    from bfp.drivers.pretrain_views import picture_of_views
 
+    picture_of_views(spec, run, material)
     run.result(opening_of(spec, material).as_json())
     if not trained:
         _train(spec, run, material)

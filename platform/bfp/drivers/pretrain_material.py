@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
 from bfp.errors import InputError
 from bfp.specs.encoders import off_patch_grid
-from bfp.specs.pretrain import Pretrain, Probe
+from bfp.specs.pretrain import MriCrops, NaturalCrops, Pretrain, Probe
 from bfp.storage import Place
+from bfp.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from bfp.batches.plan import BatchPlan
+    from bfp.batches.plan import BatchPlan, CohortShare
     from bfp.models.encoder import LoadedEncoder
+    from bfp.pretraining.contrast import Contrast
     from bfp.pretraining.crops import CropSettings
     from bfp.pretraining.labelled import LabelledSessions
     from bfp.pretraining.loop import Recipe
+    from bfp.pretraining.natural import Colours
     from bfp.pretraining.schedules import Schedules
     from bfp.store.reader import SliceStore
 
@@ -57,6 +60,22 @@ class Material:
         )
         return len(seen), len(wanted) - len(seen)
 
+    @property
+    def batches(self) -> str:
+        """What stands in the batches, in words."""
+        most = counted(self.order.most_of_a_session, "stack")
+        shown = {name: f"{self.times(cohort):,.1f} times" for name, cohort in self.order.cohorts.items()}
+        if self.order.balance:
+            shares = (f"{name} {cohort.share:.0%}, each {shown[name]}" for name, cohort in self.order.cohorts.items())
+            cohorts = f"cohorts balanced: {'; '.join(shares)}"
+        else:
+            cohorts = f"every stack {next(iter(shown.values()))}"
+        return f"at most {most} of a session in one; {cohorts}"
+
+    def times(self, cohort: CohortShare) -> float:
+        """How often training sees each stack of a cohort."""
+        return self.steps * self.order.batch_size * cohort.share / cohort.stacks
+
 
 def material_of(spec: Pretrain, *, run: Place) -> Material:
     """The stores as the run in that folder has pinned them, else as they are. Raises InputError for what is wrong."""
@@ -71,7 +90,13 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
     training, probe = indices, spec.probe
     if probe is not None:
         training = tuple(index.filter(~is_held_out(index, share=probe.held_out)) for index in indices)
-    order = BatchPlan(units_of(training), batch_size=spec.train.batch_size, seed=spec.seed)
+    order = BatchPlan(
+        units_of(training),
+        batch_size=spec.train.batch_size,
+        seed=spec.seed,
+        stacks_per_session=spec.train.stacks_per_session,
+        balance=spec.train.cohort_balance,
+    )
     steps_per_epoch = spec.train.steps_per_epoch or order.pass_steps
     return Material(
         stores=stores,
@@ -106,7 +131,7 @@ def _check_flip(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
         if spec.crops.flip and store.slice_axis == "sagittal":
             raise InputError(
                 f"crops.flip: {spec.crops.flip:g}: would swap front and back, since the slices of {store.place} are "
-                "sagittal; leave it at 0"
+                "sagittal; set it to 0"
             )
 
 
@@ -162,7 +187,7 @@ def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Rec
     return Recipe(
         ssl=SslSettings(**numbers, constant_masks=True),
         schedules=_schedules(spec, material),
-        crops=_crops(spec, material, large_px=encoder.description["size_px"]),
+        crops=crops_of(spec, material, large_px=encoder.description["size_px"]),
         normalisation=Normalisation(encoder.mean, encoder.std),
         batch_size=spec.train.batch_size,
         seed=spec.seed,
@@ -191,8 +216,8 @@ def _schedules(spec: Pretrain, material: Material) -> Schedules:
     )
 
 
-def _crops(spec: Pretrain, material: Material, *, large_px: int) -> CropSettings:
-    from bfp.pretraining.contrast import Contrast
+def crops_of(spec: Pretrain, material: Material, *, large_px: int) -> CropSettings:
+    """How the views are made; large_px: side of a global crop."""
     from bfp.pretraining.crops import CropSettings
 
     crops = spec.crops
@@ -203,17 +228,44 @@ def _crops(spec: Pretrain, material: Material, *, large_px: int) -> CropSettings
         large_scale=crops.global_scale,
         small_scale=crops.local_scale,
         flip=crops.flip,
-        modality_views=crops.modality_views,
+        modality_views=modality_views_of(spec, material),
         fill=crops.fill,
         teacher_views=crops.teacher_views,
-        contrast=Contrast(
+        contrast=_contrast(crops, material),
+    )
+
+
+def modality_views_of(spec: Pretrain, material: Material) -> float:
+    """How often modalities are hidden. Neighbouring slices are of one: none of them can be missing."""
+    return spec.crops.modality_views if any(_of_modalities(material)) else 0.0
+
+
+def _contrast(crops: MriCrops | NaturalCrops, material: Material) -> Contrast | Colours:
+    from bfp.pretraining.contrast import Contrast
+    from bfp.pretraining.natural import Colours
+
+    if isinstance(crops, NaturalCrops):
+        return Colours(
+            jitter=crops.jitter,
             brightness=crops.brightness,
             contrast=crops.contrast,
-            gamma=crops.gamma,
-            bias_field=crops.bias_field,
-            noise=crops.noise,
+            saturation=crops.saturation,
+            hue=crops.hue,
+            greyscale=crops.greyscale,
             blur=crops.blur,
-            # neighbouring slices of one scan share its contrast; modalities each have their own
-            per_channel=all(store.form == "modalities" for store in material.stores),
-        ),
+            solarise=crops.solarise,
+        )
+    return Contrast(
+        brightness=crops.brightness,
+        contrast=crops.contrast,
+        gamma=crops.gamma,
+        bias_field=crops.bias_field,
+        noise=crops.noise,
+        blur=crops.blur,
+        # neighbouring slices of one scan share its contrast; modalities each have their own
+        per_channel=all(_of_modalities(material)),
     )
+
+
+def _of_modalities(material: Material) -> list[bool]:
+    return [store.form == "modalities" for store in material.stores]

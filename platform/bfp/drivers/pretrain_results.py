@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from bfp import __version__
-from bfp.drivers.pretrain_material import Material
+from bfp.drivers.pretrain_material import Material, modality_views_of
+from bfp.drivers.pretrain_views import views_block
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.class_probe import NEIGHBOURS, STRENGTH
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
@@ -15,7 +16,7 @@ from bfp.pretraining.tripwire import FIGURES, TISSUE
 from bfp.reports.blocks import Block, Cell, Curves, Facts, IntervalRow, Intervals, Picture, Results, Table, Text
 from bfp.reports.pictures import pca_maps
 from bfp.runs import Run
-from bfp.specs.pretrain import Pretrain
+from bfp.specs.pretrain import NaturalCrops, Pretrain
 from bfp.words import counted
 
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
@@ -41,7 +42,10 @@ class Probed(NamedTuple):
 
 def opening_of(spec: Pretrain, material: Material) -> Results:
     """What is known before the first step: so the page of a run that was stopped, or failed, has its curves too."""
-    return Results(figures=_counts(material), blocks=[Facts(WHAT, _facts(spec, material)), *_curves(spec)])
+    return Results(
+        figures=_counts(material),
+        blocks=[Facts(WHAT, _facts(spec, material)), *_curves(spec), views_block(spec, material)],
+    )
 
 
 def results_of(spec: Pretrain, run: Run, material: Material, encoder: Description, probed: Probed) -> Results:
@@ -65,6 +69,7 @@ def results_of(spec: Pretrain, run: Run, material: Material, encoder: Descriptio
         axis = material.stores[material.probed].slice_axis
         maps = pca_maps(probed.tissue.images, probed.tissue.patch_tokens, axis=axis)
         (run.folder / "pictures" / "patch-tokens.png").write(maps)
+    blocks.append(views_block(spec, material))
     blocks.append(Text("Methods", methods(spec, material, encoder, probed)))
     return Results(figures=figures, blocks=blocks)
 
@@ -93,11 +98,37 @@ def _training_text(spec: Pretrain, material: Material, encoder: Description) -> 
         "crops of each, "
         f"{ssl.prototypes:,} prototypes, {centring}, KoLeo weight {ssl.koleo_weight:g}, peak learning rate "
         f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
-        f"{ssl.momentum[1]:g}. Augmentation was limited to what a scanner could change: crops, contrast, brightness, "
-        "gamma, bias field, noise, blur, and views that show only some of the modalities (probability "
-        f"{spec.crops.modality_views:g}). {own_views if spec.crops.teacher_views == 'own' else ''}"
+        f"{ssl.momentum[1]:g}. {_augmentation_text(spec, material)}{_batches_text(material)}"
+        f"{own_views if spec.crops.teacher_views == 'own' else ''}"
         f"Software: bfp {__version__}."
     )
+
+
+def _augmentation_text(spec: Pretrain, material: Material) -> str:
+    crops, hidden = spec.crops, modality_views_of(spec, material)
+    some = f", and views that show only some of the modalities (probability {hidden:g})" if hidden else ""
+    if isinstance(crops, NaturalCrops):
+        first, second, local = crops.blur
+        return (
+            "Augmentation was DINOv2's own, made for photographs: crops at any place, colour jitter (probability "
+            f"{crops.jitter:g}), greyscale ({crops.greyscale:g}), blur ({first:g} and {second:g} of the global crops, "
+            f"{local:g} of the local ones), solarisation ({crops.solarise:g} of the second global crop){some}. "
+        )
+    return (
+        "Augmentation was limited to what a scanner could change: crops, contrast, brightness, gamma, bias field, "
+        f"noise, blur{some}. "
+    )
+
+
+def _batches_text(material: Material) -> str:
+    order = material.order
+    told = f"No batch held more than {counted(order.most_of_a_session, 'stack')} of one session. "
+    if order.balance:
+        shares = ", ".join(f"{name} {cohort.share:.0%}" for name, cohort in order.cohorts.items())
+        told += (
+            f"Cohorts were balanced, each in proportion to its size to the power of {1 - order.balance:g}: {shares}. "
+        )
+    return told
 
 
 def _probe_text(material: Material, probed: ProbeResult) -> str:
@@ -146,6 +177,7 @@ def _facts(spec: Pretrain, material: Material) -> list[tuple[str, Cell]]:
         ("subjects", f"{seen:,} seen, {held_out:,} held out"),
         ("started from", spec.encoder),
         ("steps", f"{material.steps:,} of {spec.train.batch_size} stacks"),
+        ("batches", material.batches),
         ("workers", f"{spec.compute.workers}, {spec.compute.precision}"),
         ("seed", spec.seed),
     ]

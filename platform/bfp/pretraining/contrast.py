@@ -46,30 +46,33 @@ Draw = Callable[..., Tensor]  # draw("gamma", 3) -> uniform (n, 3) on the host
 def altered(pixels: Tensor, draw: Draw, *, settings: Contrast, noise_seed: int) -> Tensor:
     """The pixels after all changes."""
     channels = 3 if settings.per_channel else 1
-    device = pixels.device
+
+    def drawn(what: str, *shape: int) -> Tensor:
+        return draw(what, *shape).to(pixels.device, non_blocking=True)
+
     head = pixels.sign()  # 1 in the head, 0 outside
     # What follows works in place on a copy: on a CPU most of its time would go into new memory.
     values = pixels.clone()
     if settings.gamma:
-        exponent = torch.exp(settings.gamma * _signed(draw("gamma", channels).to(device)))[:, :, None, None]
+        exponent = torch.exp(settings.gamma * _signed(drawn("gamma", channels)))[:, :, None, None]
         values.clamp_(min=DARKEST).log_().mul_(exponent).exp_()  # a power, at a third of the cost
     if settings.contrast or settings.brightness:
-        slope = 1 + settings.contrast * _signed(draw("contrast", channels).to(device))[:, :, None, None]
-        shift = settings.brightness * _signed(draw("brightness", channels).to(device))[:, :, None, None]
+        slope = 1 + settings.contrast * _signed(drawn("contrast", channels))[:, :, None, None]
+        shift = settings.brightness * _signed(drawn("brightness", channels))[:, :, None, None]
         mean = values.sum((2, 3), keepdim=True) / head.sum((2, 3), keepdim=True).clamp(min=1)
         values.mul_(slope).add_(mean * (1 - slope) + shift)
     if settings.blur:
         chosen = (draw("blur", 1).squeeze(1) < settings.blur).nonzero().squeeze(1)  # known on the host: no waiting
-        amount = draw("blur amount", 1)[chosen].to(device)[:, :, None, None]
-        chosen = chosen.to(device)
+        chosen = chosen.to(pixels.device, non_blocking=True)
+        amount = drawn("blur amount", 1)[chosen][:, :, None, None]
         sharp = values[chosen]
         values[chosen] = torch.lerp(sharp, blurred(sharp), amount)
     if settings.bias_field:
-        waves = draw("bias", channels, BIAS_WAVES, BIAS_WAVES).to(device)
+        waves = drawn("bias", channels, BIAS_WAVES, BIAS_WAVES)
         values.mul_(bias_field(waves, values, strength=settings.bias_field).add_(1))
     if settings.noise:
-        deviation = (settings.noise * draw("noise", channels).to(device))[:, :, None, None]
-        values.addcmul_(deviation, _noise(values, draw("noise place", 3, 2).to(device), seed=noise_seed))
+        deviation = (settings.noise * drawn("noise", channels))[:, :, None, None]
+        values.addcmul_(deviation, _noise(values, drawn("noise place", 3, 2), seed=noise_seed))
     return values.mul_(head).clamp_(0, 1)
 
 

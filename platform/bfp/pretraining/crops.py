@@ -11,10 +11,10 @@ Every draw belongs to a place in the global batch (see `draws`), and no step wai
 
 Departures from DINOv2 (random resized crops anywhere, bicubic with antialiasing; arXiv 2304.07193): windows are
 centred where there is head, since half of a slice is air; bilinear, from a grid fine enough that nothing is skipped
-(`_oversampling`). Not here: hue, saturation, greyscale, solarise. They mix contrasts or slices. With `teacher_views`
-"own", the teacher is shown the large views' windows in a choice of channels and a contrast of its own: what two
-contrasts of one place share is its anatomy, and patches of the same place can then be compared (see
-`masks.head_patches`).
+(`_oversampling`). No hue, saturation, greyscale, solarise: they mix contrasts or slices. Where `Colours` are set
+instead of `Contrast`, windows and colours are DINOv2's own (see `natural`). With `teacher_views` "own", the teacher is
+shown the large views' windows in a choice of channels and a contrast of its own: what two contrasts of one place share
+is its anatomy, and patches of the same place can then be compared (see `masks.head_patches`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bfp.batches.absent import Fill, fill_absent, present_in
+from bfp.pretraining import natural
 from bfp.pretraining.contrast import Contrast, altered
 from bfp.pretraining.draws import Draws
 
@@ -63,7 +64,7 @@ class CropSettings:
     modality_views: probability that a view shows only some of the stack's modalities, in [0, 1].
     fill: what stands in a channel that is not shown, or absent from the stack (see `batches.absent`).
     teacher_views: "same", the teacher sees the student's large views; "own", their windows in a contrast of its own.
-    contrast: the changes of grey values.
+    contrast: the changes of grey values; with `Colours`, windows lie anywhere, and are resized as DINOv2 does.
     """
 
     large_px: int
@@ -71,7 +72,7 @@ class CropSettings:
     small_count: int
     large_scale: tuple[float, float]
     small_scale: tuple[float, float]
-    contrast: Contrast
+    contrast: Contrast | natural.Colours
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
     modality_views: float = 0.0
@@ -89,16 +90,22 @@ class Normalisation(NamedTuple):
 def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalisation: Normalisation) -> Crops:
     """The views of a batch. stacks: uint8 (B, 3, H, W) on the training device, at the places of `draws`."""
     device = stacks.device
-    head = _head_cells(stacks)  # (B, rows · columns)
+    contrast = settings.contrast
+    head = None if isinstance(contrast, natural.Colours) else _head_cells(stacks)  # (B, rows · columns)
     pixels = stacks.float() / 255
     present = present_in(stacks)  # (B, 3)
 
     def windows(kind: str, count: int, size_px: int, scale: tuple[float, float]) -> Tensor:
         """(count · B, 3, size_px, size_px), before any change of channels or grey values."""
+        if head is None:
+            drawn = _crop_major(draws.uniform(f"{kind} window", count, natural.WINDOW_DRAWS)).numpy()
+            return natural.windowed(
+                pixels, drawn, size_px=size_px, scale=scale, aspect=settings.aspect, flip=settings.flip
+            )
         window = _windows(
             head,
             torch.arange(len(stacks), device=device).repeat(count),  # the stack of each view
-            _crop_major(draws.uniform(f"{kind} window", count, 6)).to(device),
+            _crop_major(draws.uniform(f"{kind} window", count, 6)).to(device, non_blocking=True),
             shape=stacks.shape[-2:],
             scale=scale,
             aspect=settings.aspect,
@@ -112,13 +119,14 @@ def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalis
         def draw(what: str, *shape: int) -> Tensor:
             return _crop_major(draws.uniform(f"{kind} {what}", count, *shape))
 
-        shown = _shown(
-            present.repeat(count, 1), draw("channels", len(CHOICES) + 1).to(device), probability=settings.modality_views
-        )
+        chosen = draw("channels", len(CHOICES) + 1).to(device, non_blocking=True)
+        shown = _shown(present.repeat(count, 1), chosen, probability=settings.modality_views)
         filled = fill_absent(resized, shown, settings.fill)
-        noise_seed = draws.torch_seed(f"{kind} noise")
-        changed = altered(filled, draw, settings=settings.contrast, noise_seed=noise_seed)
-        mean, std = (changed.new_tensor(value)[:, None, None] for value in normalisation)
+        if isinstance(contrast, natural.Colours):
+            changed = natural.altered(filled, draw, settings=contrast, large=kind != "small")
+        else:
+            changed = altered(filled, draw, settings=contrast, noise_seed=draws.torch_seed(f"{kind} noise"))
+        mean, std = torch.tensor(normalisation).to(device, non_blocking=True)[..., None, None]  # (3, 1, 1) each
         return changed.sub_(mean).div_(std)
 
     large = windows("large", LARGE_CROPS, settings.large_px, settings.large_scale)
@@ -220,7 +228,7 @@ def _shown(present: Tensor, drawn: Tensor, *, probability: float) -> Tensor:
 
     With the given probability a random non-empty choice of those present, all choices alike; else all of them.
     """
-    choices = torch.tensor(CHOICES, device=present.device)  # (7, 3)
+    choices = torch.tensor(CHOICES).to(present.device, non_blocking=True)  # (7, 3)
     possible = (choices[None] <= present[:, None]).all(2)  # (n, 7)
     chosen = choices[(drawn[:, :-1] + possible).argmax(1)]  # the largest draw among the possible
     return torch.where(drawn[:, -1:] < probability, chosen & present, present)

@@ -1,4 +1,5 @@
-"""Pictures that a driver puts beside its results: slices of sessions, overlays of registration, maps of patch tokens.
+"""Pictures that a driver puts beside its results: slices of sessions, overlays of registration, views of a stack, maps
+of patch tokens.
 
 Arrays in, PNG bytes out: equal arrays give equal bytes. Slices lie as stacks hold them (`bfp.imaging.stacks`), and
 `axis` says across which axis they were cut; their sides are lettered in every picture. Background is black, as on film,
@@ -26,6 +27,8 @@ GAP_PX = 4
 TITLE_PX = 22
 TEXT_PX = 13
 PANELS_ACROSS = 2
+VIEW_PX = 112
+VIEWS_ACROSS = 9
 
 INK = (235, 235, 235)
 FAINT = (150, 150, 150)
@@ -61,6 +64,14 @@ class Pair:
     moving: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """A stack, or a part of it, as something made of it shows it: uint8 (C, s, s)."""
+
+    title: str
+    pixels: np.ndarray
+
+
 def orientation(axis: SliceAxis) -> str:
     """How slices lie, as a sentence for a picture's caption."""
     up, left = (_SIDES[EDGES[axis][edge]] for edge in ("top", "left"))
@@ -81,6 +92,25 @@ def overlays(pairs: Sequence[Pair], *, axis: SliceAxis, cell_px: int = 2 * CELL_
         cells = [_with_edges(reference, edges(moving)), _cell(_chequered(reference, moving), cell_px)]
         panels.append(_panel(pair.title, [cells], axis=axis))
     return _png(_arrange(panels, across=PANELS_ACROSS))
+
+
+def views(rows: Sequence[Sequence[View]], *, channels: Sequence[str], cell_px: int = VIEW_PX) -> bytes:
+    """Views beside one another, each a column of its channels under its title; each row of them begins a new line.
+
+    No sides are lettered: a view may be mirrored.
+    """
+    lines = [row[start : start + VIEWS_ACROSS] for row in rows for start in range(0, len(row), VIEWS_ACROSS)]
+    panels = [
+        [
+            _view_panel(view, channels if number == 0 else [""] * len(channels), cell_px)
+            for number, view in enumerate(line)
+        ]
+        for line in lines
+    ]
+    blank = Image.new("RGB", panels[0][0].size)
+    longest = max(map(len, lines))
+    filled = [panel for line in panels for panel in [*line, *[blank] * (longest - len(line))]]
+    return _png(_arrange(filled, across=longest))
 
 
 def pca_maps(images: np.ndarray, tokens: np.ndarray, *, axis: SliceAxis, cell_px: int = CELL_PX) -> bytes:
@@ -170,15 +200,23 @@ def _session_panel(session: SessionSlices, axis: SliceAxis, cell_px: int) -> Ima
     return _panel(session.title, rows, axis=axis, row_names=session.channels, lettered=session.present)
 
 
+def _view_panel(view: View, names: Sequence[str], cell_px: int) -> Image.Image:
+    cells = [[_cell(channel, cell_px)] for channel in view.pixels]
+    return _panel(view.title, cells, axis=None, row_names=names, lettered=[True] * len(cells))
+
+
 def _panel(
     title: str,
     rows: Sequence[Sequence[Image.Image]],
     *,
-    axis: SliceAxis,
+    axis: SliceAxis | None,
     row_names: Sequence[str] = ("",),
     lettered: Sequence[bool] = (True,),
 ) -> Image.Image:
-    """Cells in rows under a title; the first cell of a row carries the letters and, in its corner, the row's name."""
+    """Cells in rows under a title; the first cell of a row carries the letters and, in its corner, the row's name.
+
+    axis: None for no letters.
+    """
     cell_px = rows[0][0].width
     step = cell_px + GAP_PX
     panel = Image.new("RGB", (len(rows[0]) * step - GAP_PX, TITLE_PX + len(rows) * step - GAP_PX))
@@ -188,7 +226,7 @@ def _panel(
         y = TITLE_PX + row * step
         for column, cell in enumerate(cells):
             panel.paste(cell, (column * step, y))
-        if with_letters:
+        if axis and with_letters:
             _letter(draw, y, cell_px, EDGES[axis])
         draw.text((3, y + 1), name, font=_font(), fill=INK, stroke_width=2, stroke_fill="black")
     return panel

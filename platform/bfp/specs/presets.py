@@ -78,3 +78,10 @@ _BRAIN: dict[str, Any] = {
 }
 
 SSL_PRESETS = MappingProxyType({"dinov2-fast": _DINOV2_FAST, "dinov2-long": _DINOV2_LONG, "brain": _BRAIN})
+
+NATURAL_BLUR = MappingProxyType({"published": (0.0, 0.9, 0.5), "declared": (1.0, 0.1, 0.5)})
+"""DINOv2's probabilities of a blur: of the first global crop, the second, and local ones.
+
+The released configuration declares the second; its blur takes the probability of leaving an image as it is, and so the
+published encoders were trained with the first.
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from bfp.specs.backbones import backbones
 from bfp.specs.encoders import Encoder, EncoderShape, off_patch_grid, parse_encoder, shape_clashes
@@ -22,7 +22,7 @@ from bfp.specs.fields import (
     Workers,
     run_in_store,
 )
-from bfp.specs.presets import SSL_PRESETS
+from bfp.specs.presets import NATURAL_BLUR, SSL_PRESETS
 
 NonNegative = Annotated[float, Field(ge=0)]
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
@@ -106,12 +106,10 @@ class Ssl(Strict):
         return {**SSL_PRESETS[preset if known else "brain"], "preset": "brain", **given}
 
 
-class Crops(Strict):
-    """Multi-crop of stacks on the training device; every operation is safe for MRI.
+class Views(Strict):
+    """The views of a stack: what every preset says, each with its own numbers."""
 
-    No hue, saturation, greyscale or solarise: they mix contrasts or slices.
-    """
-
+    preset: str
     global_size_px: int | None = Field(None, ge=14, description="Size of the two global crops. null: the store's size.")
     local_size_px: int = Field(98, ge=14, description="Size of the local crops.")
     local_count: int = Field(8, ge=0, le=32, description="Local crops of each stack.")
@@ -132,6 +130,19 @@ class Crops(Strict):
         "what is learned is what contrasts share.",
     )
     flip: Share = Field(0.0, description="Probability of a left-right flip.")
+
+
+class MriCrops(Views):
+    """Multi-crop of stacks on the training device; every operation is safe for MRI.
+
+    No hue, saturation, greyscale or solarise: they mix contrasts or slices.
+    """
+
+    preset: Literal["mri"] = Field(
+        "mri",
+        description="mri: crops where the head is, and what a scanner could change. natural, with other fields: "
+        "DINOv2's own, made for photographs.",
+    )
     brightness: float = Field(0.2, ge=0, le=1, description="Largest shift of intensity, as a share of the range.")
     contrast: float = Field(0.3, ge=0, lt=1, description="Largest relative change of contrast.")
     gamma: float = Field(0.3, ge=0, lt=1, description="Largest change of log gamma.")
@@ -140,12 +151,56 @@ class Crops(Strict):
     blur: Share = Field(0.3, description="Probability of a Gaussian blur.")
 
 
+class NaturalCrops(Views):
+    """DINOv2's own multi-crop, made for photographs: it takes channels for red, green and blue, and mixes them.
+
+    To compare with. The numbers are those of the released training code.
+    """
+
+    preset: Literal["natural"] = Field(description="DINOv2's own multi-crop.", examples=["natural"])
+    modality_views: Share = Field(0.0, description=Views.model_fields["modality_views"].description)
+    flip: Share = Field(0.5, description=Views.model_fields["flip"].description)
+    jitter: Share = Field(0.8, description="Probability of a change of brightness, contrast, saturation and hue.")
+    brightness: Share = Field(0.4, description="Largest relative change of brightness.")
+    contrast: Share = Field(0.4, description="Largest relative change of contrast.")
+    saturation: Share = Field(0.2, description="Largest relative change of saturation.")
+    hue: float = Field(0.1, ge=0, le=0.5, description="Largest shift of hue, as a share of the colour circle.")
+    greyscale: Share = Field(0.2, description="Probability that the channels' mean stands in all of them.")
+    blur_probability: Literal["published", "declared"] = Field(
+        "published",
+        description="Probability of a Gaussian blur of the first global crop, the second, and local ones. published: "
+        "0, 0.9 and 0.5, which is what the released code does; declared: 1, 0.1 and 0.5, which is what it says.",
+    )
+    solarise: Share = Field(0.2, description="Probability that the second global crop is solarised.")
+
+    @property
+    def blur(self) -> tuple[float, float, float]:
+        """The probabilities that `blur_probability` names."""
+        return NATURAL_BLUR[self.blur_probability]
+
+
+def _mri_unless_said(given: Any) -> Any:
+    return {"preset": "mri", **given} if isinstance(given, dict) else given
+
+
+Crops = Annotated[MriCrops | NaturalCrops, Field(discriminator="preset"), BeforeValidator(_mri_unless_said)]
+
+
 class Train(Strict):
     """How long, in what batches, and how often it is saved."""
 
     epochs: float = Field(100, gt=0, description="Length of the run.")
     steps_per_epoch: int | None = Field(None, ge=1, description="Steps in an epoch. null: one pass over the stacks.")
     batch_size: int = Field(64, ge=2, description="Stacks in a step, over all workers.")
+    stacks_per_session: int | None = Field(
+        None,
+        ge=1,
+        description="Most stacks of one session in a step. null: as few as the sessions allow; the plan says how many.",
+    )
+    cohort_balance: Share = Field(
+        0.0,
+        description="0: cohorts as large as they are. 1: as many stacks of each; a small one's come more often.",
+    )
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
     keep_every: int | None = Field(
@@ -236,7 +291,7 @@ class Pretrain(Job):
         examples=[{"width": 192, "depth": 12, "heads": 3}],
     )
     ssl: Ssl = Field(default_factory=lambda: Ssl.model_validate({}), description="The method's numbers.")
-    crops: Crops = Field(default_factory=Crops, description="Multi-crop augmentation.")
+    crops: Crops = Field(default_factory=MriCrops, description="Multi-crop augmentation.")
     train: Train = Field(default_factory=Train, description="Length, batches, checkpoints.")
     probe: Probe | None = Field(
         None,

@@ -22,7 +22,7 @@ from bfp.specs.document import Document, Path, dotted_path, holds, resolve, valu
 from bfp.specs.fields import PATTERNS_IN_WORDS, Misfit
 
 ROUNDS = 6
-LISTED_FIELDS = 16  # a message lists a group's fields when it has no more than these
+LISTED_FIELDS = 18  # a message lists a group's fields when it has no more than these
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -195,6 +195,10 @@ def _missing(path: Path, value: Any, model: type[BaseModel]) -> Finding:
 def _unknown(path: Path, value: Any, model: type[BaseModel]) -> Finding:
     name = str(path[-1])
     here = list(_fields_at(path[:-1], value, model))
+    for form in _forms_at(path[:-1], value, model):
+        if name in _named(form) and name not in here:
+            tag, (allowed,) = next((tag, get_args(field.annotation)) for tag, field in _tags(form).items())
+            return Finding(path, f"no such field here; it goes with {tag}: {allowed}")
     if near := difflib.get_close_matches(name, here, n=1, cutoff=0.6):
         return Finding(path, f"no such field; the nearest is {near[0]}", meant=(*path[:-1], near[0]))
     asked = re.sub(r"\[[0-9]+\]", "", dotted_path(path))
@@ -293,14 +297,22 @@ def _in_order(findings: list[Finding], document: Document) -> list[Problem]:
 
 def _fields_at(path: Path, value: Any, model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields, by the names that people write, of the group that a path leads to; {} where it is no model's."""
+    forms = _forms_at(path, value, model)
+    group = value_at(value, path) if holds(value, path) else None
+    chosen = [form for form in forms if _fits_tags(form, group)]
+    return {name: field for form in chosen or forms for name, field in _named(form).items()}
+
+
+def _forms_at(path: Path, value: Any, model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that the group at a path may be of: several where a tag chooses."""
     models = [model]
     for part in path:
-        value = value_at(value, (part,)) if holds(value, (part,)) else None
-        if isinstance(part, int):
-            continue
-        models = [inner for outer in models for inner in models_in(_named(outer).get(part))]
-    chosen = [candidate for candidate in models if _fits_tags(candidate, value)]
-    return {name: field for candidate in chosen or models for name, field in _named(candidate).items()}
+        models = (
+            models
+            if isinstance(part, int)
+            else [inner for outer in models for inner in models_in(_named(outer).get(part))]
+        )
+    return models
 
 
 def _tags_at(path: Path, tag: str, value: Any, model: type[BaseModel]) -> list[str]:
@@ -328,14 +340,19 @@ def _named(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _fits_tags(model: type[BaseModel], value: Any) -> bool:
-    tags = {
-        name: get_args(field.annotation)
-        for name, field in _named(model).items()
-        if get_origin(field.annotation) is Literal
-    }
     return isinstance(value, dict) and all(
-        value.get(name) in allowed for name, allowed in tags.items() if name in value
+        value[name] in get_args(field.annotation) if name in value else not field.is_required()
+        for name, field in _tags(model).items()
     )
+
+
+def _tags(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of one value only, which tell the forms of a group apart."""
+    return {
+        name: field
+        for name, field in _named(model).items()
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
+    }
 
 
 def _all_fields(model: type[BaseModel], above: str = "") -> Iterator[str]:

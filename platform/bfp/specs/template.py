@@ -90,7 +90,7 @@ def _meaning(field: FieldInfo) -> str:
         return ""
     required = field.is_required() and bool(field.examples)
     sentences = [("(required) " if required else "") + field.description.rstrip(".")]
-    if choices := _choices(field):
+    if len(choices := _choices(field)) > 1:
         sentences.append(f"One of: {', '.join(choices)}")
     if bounds := _bounds(field):
         sentences.append(bounds)
