@@ -162,6 +162,8 @@ def train(store: SliceStore, folder: Path, *, stop: bool, logged: dict[int, dict
         open_batches=open_batches,
         device=CPU,
         log=logged.__setitem__,
+        note=lambda text: None,
+        logged=lambda step: None,
         stop=lambda: False,
         tripwire=Tripwire(make_watch(store, stop=stop), make_encoder(), CPU),
     )
