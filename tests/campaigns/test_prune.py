@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ def test_an_ingest_that_is_done_left_a_whole_snapshot_whatever_is_pruned_meanwhi
     tmp_path: Path, request: pytest.FixtureRequest, where: str
 ) -> None:
     at = f"{request.getfixturevalue('s3_bucket')}/pruned-{os.getpid()}" if where == "s3" else f"{tmp_path}/store"
-    outcomes, wrong = run(tmp_path, at, times=3, seed=1, held_up_s=0.1)
-    assert [each for each in wrong if each.startswith("BROKEN")] == []
-    assert outcomes[DONE] > 0
-    assert outcomes["files removed"] > 0
+    found: Counter[str] = Counter()
+    for seed in range(1, 4):  # on a busy machine prunes can come in the way of all ingests of one round
+        outcomes, wrong = run(tmp_path, at, times=3, seed=seed, held_up_s=0.1)
+        assert [each for each in wrong if each.startswith("BROKEN")] == []
+        found.update(outcomes)
+        if found[DONE] and found["files removed"]:
+            return
+    pytest.fail(f"no ingest was done, or no file removed: {dict(found)}")
