@@ -5,9 +5,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import pytest
+
+from bfp.drivers import attempts as module
 from bfp.drivers.attempts import Lost, attempts
 
-LOG = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
+LOG = logging.getLogger("ray.data.heard")
+
+
+@pytest.fixture(autouse=True)
+def log_of_our_own(monkeypatch):
+    """Ray's own may still be listened to by a run that another test has stopped."""
+    monkeypatch.setattr(module, "_LOG", LOG.name)
 
 
 class OutOfMemoryError(Exception):

@@ -430,7 +430,7 @@ def test_the_plan_and_the_methods_say_what_stands_in_the_batches(folder: Path, t
         == "at most 1 stack of a session in one; cohorts balanced: large 50%, each 2.0 times; small 50%, each 6.0 times"
     )
     encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
-    (text,) = methods(spec, material_of(spec, run=place(str(tmp_path / "runs" / "batches"))), encoder, None)
+    (text,) = methods(spec, material_of(spec, run=place(str(tmp_path / "runs" / "batches"))), encoder, Probed())
     assert "No batch held more than 1 stack of one session." in text
     assert "in proportion to its size to the power of 0: large 50%, small 50%." in text
 
@@ -453,7 +453,7 @@ def test_the_natural_crops_of_a_spec_are_those_that_its_methods_tell(folder: Pat
     assert isinstance(settings.contrast, Colours)
     assert settings.contrast.blur == (1.0, 0.1, 0.5)
     encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
-    (text,) = methods(spec, material, encoder, None)
+    (text,) = methods(spec, material, encoder, Probed())
     assert "blur (1 and 0.1 of the global crops, 0.5 of the local ones)" in text
 
 

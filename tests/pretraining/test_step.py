@@ -107,12 +107,16 @@ def without_key_bias(name, value):
 @pytest.mark.parametrize("centring", ["softmax", "sinkhorn"])
 @pytest.mark.parametrize("shared_head", [True, False])
 def test_two_whole_steps_are_those_of_the_published_code(shared_head, centring):
-    everything = tensors("step")
+    check_two_whole_steps(shared_head, centring, CPU)
+
+
+def check_two_whole_steps(shared_head, centring, device):
+    everything = {name: value.to(device) for name, value in tensors("step").items()}
     heads = "shared" if shared_head else "separate"
     reference = below(everything, f"{heads}_{'centering' if centring == 'softmax' else centring}/")
     ssl = make_ssl(shared_head=shared_head, centring=centring)
     vit = timm.create_model("vit_small_patch14_dinov2", img_size=56, embed_dim=24, depth=2, num_heads=3, num_classes=0)
-    student = make_network(Backbone(vit), ssl)
+    student = make_network(Backbone(vit), ssl).to(device)
     student.backbone.load_state_dict(backbone_weights(below(everything, "init/backbone.")))
     student.dino_head.load_state_dict(below(everything, "init/dino_head."))
     if student.ibot_head is not None:
