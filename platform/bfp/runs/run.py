@@ -34,8 +34,8 @@ class Run(RunFolder):
 
     accepts is given the spec.yaml that already stands there, once nobody else can change it, and raises InputError
     where this run must not go on from it. tracking: an MLflow server or folder that figures also go to (`tracking`).
-    Entering also raises InputError where somebody else runs it; leaving raises
-    JobFailed where somebody has taken it over.
+    Entering also raises InputError where somebody else runs it; leaving raises JobFailed where somebody has taken it
+    over.
     """
 
     def __init__(

@@ -104,13 +104,16 @@ class Tracker:
 
     def _known(self, client: Any) -> str | None:
         """The MLflow run of this folder, which goes on; None where there is none."""
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        runs = client.search_runs([experiment.experiment_id]) if experiment else []
-        known = [str(run.info.run_id) for run in runs if run.data.tags.get(TAG) == self._tags[TAG]]
-        if not known:
-            return None
-        client.update_run(known[0], status="RUNNING")
-        return known[0]
+        experiment, page = client.get_experiment_by_name(EXPERIMENT), None
+        while experiment is not None:
+            runs = client.search_runs([experiment.experiment_id], page_token=page)
+            for run in runs:
+                if run.data.tags.get(TAG) == self._tags[TAG]:
+                    client.update_run(run.info.run_id, status="RUNNING")
+                    return str(run.info.run_id)
+            if not (page := runs.token):
+                break
+        return None
 
     def _new(self, client: Any) -> str:
         experiment = client.get_experiment_by_name(EXPERIMENT)

@@ -5,8 +5,11 @@ dinov2-long   the released training configuration of ViT-L/14 (LVD-142M recipe, 
 brain         ours, for cohorts of 1,000 to 100,000 scans on one GPU or a few; it departs from dinov2-fast so:
               prototypes 4,096 with Sinkhorn-Knopp, since slices of brains are far less diverse than photographs
               and rarely-used prototypes stand still; a momentum that the shorter runs can follow; layer decay 1,
-              since nothing was pretrained below; a teacher temperature without warm-up, since Sinkhorn keeps
-              the targets balanced from the first step.
+              since nothing was pretrained below, and with it half of the rate, which the lower blocks now take whole;
+              a teacher temperature without warm-up, since Sinkhorn keeps the targets balanced from the first step;
+              a head for each of class and patch tokens and weight decay to 0.2, as in dinov2-long; drop path 0.1,
+              for ViT-S, where the others' 0.3 and 0.4 are ViT-L's; scope global, so that what is learned does not
+              hang on the number of workers.
 """
 
 from __future__ import annotations
