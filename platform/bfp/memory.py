@@ -15,6 +15,9 @@ from functools import cache
 # no blocks above 64 MB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
+SCANS = {"free_mb": 128, "block_mb": 64}  # a scan and its stacks are below; a worker has memory for several
+STEPS = {"free_mb": 4096, "block_mb": 1024, "one_pool": True}  # of training on a CPU: logits are the largest blocks
+
 
 @cache
 def keep_freed_memory(*, free_mb: int, block_mb: int, one_pool: bool = False) -> None:

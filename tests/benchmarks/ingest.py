@@ -38,7 +38,7 @@ from bfp.imaging.inflate import is_gzip
 from bfp.imaging.nifti import decode
 from bfp.imaging.session import Prepared, prepare_session
 from bfp.imaging.stacks import Recipe
-from bfp.memory import keep_freed_memory
+from bfp.memory import SCANS, keep_freed_memory
 
 SIZE_PX = 224
 PERCENTILES = (0.5, 99.5)
@@ -215,7 +215,7 @@ def serve(name: str, connection: Connection) -> None:
 
     torch.set_num_threads(1)
     if name == "bfp":
-        keep_freed_memory(free_mb=128, block_mb=64)
+        keep_freed_memory(**SCANS)
     with suppress(EOFError):  # when the other side is done
         while True:
             file = connection.recv()

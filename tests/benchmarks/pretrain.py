@@ -32,18 +32,16 @@ import timm
 import torch
 from torch import Tensor
 
-from bfp.drivers.training import STEP_MEMORY
-from bfp.memory import keep_freed_memory
+from bfp.memory import STEPS, keep_freed_memory
 from bfp.models.encoder import create
 from bfp.pretraining.contrast import Contrast
 from bfp.pretraining.crops import Crops, CropSettings, Normalisation, multi_crop
 from bfp.pretraining.draws import Draws
 from bfp.pretraining.loop import Recipe, one_step, prepare
 from bfp.pretraining.masks import block_masks, masked
-from bfp.pretraining.schedules import Schedules
 from bfp.pretraining.step import Part, SslSettings, TrainState, train_step
 from bfp.specs.presets import SSL_PRESETS
-from tests.pretraining.makers import make_stacks
+from tests.pretraining.makers import make_recipe, make_stacks
 
 LARGE_PX, SMALL_PX, SMALL_CROPS = 224, 98, 8
 DROP_PATH = 0.3
@@ -63,19 +61,9 @@ def recipe(setting: Setting, *, drop_path: float) -> Recipe:
     """The preset `dinov2-fast` (65,536 prototypes, a shared head, softmax centring) with the crops of `brain`."""
     known = {field.name for field in dataclasses.fields(SslSettings)}
     numbers = {name: value for name, value in SSL_PRESETS["dinov2-fast"].items() if name in known}
-    return Recipe(
+    return dataclasses.replace(
+        make_recipe(steps=1000, batch_size=setting.batch_size, precision=setting.precision),
         ssl=SslSettings(**{**numbers, "drop_path": drop_path}),
-        schedules=Schedules(
-            steps=1000,
-            learning_rate=1e-4,
-            min_learning_rate=1e-6,
-            warmup_steps=10,
-            freeze_last_layer_steps=0,
-            weight_decay=(0.04, 0.4),
-            momentum=(0.992, 1.0),
-            teacher_temperature=(0.04, 0.07),
-            teacher_temperature_warmup_steps=30,
-        ),
         crops=CropSettings(
             large_px=LARGE_PX,
             small_px=SMALL_PX,
@@ -86,9 +74,6 @@ def recipe(setting: Setting, *, drop_path: float) -> Recipe:
             modality_views=0.5,
         ),
         normalisation=Normalisation(MEAN, STD),
-        batch_size=setting.batch_size,
-        seed=1,
-        precision=setting.precision,
     )
 
 
@@ -234,7 +219,7 @@ class Row:
 
 def serve(name: str, setting: Setting, connection: Connection) -> None:
     if name != "floor":
-        keep_freed_memory(**STEP_MEMORY)
+        keep_freed_memory(**STEPS)
     turns = ROWS[name](setting)
     with suppress(EOFError):  # when the other side is done
         while True:

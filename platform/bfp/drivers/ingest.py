@@ -43,7 +43,7 @@ from bfp.drivers.preparing import (
 from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed, Reason, StorageError
 from bfp.imaging import IMAGING_VERSION
-from bfp.memory import keep_freed_memory
+from bfp.memory import SCANS, keep_freed_memory
 from bfp.runs import Run
 from bfp.specs.ingest import Ingest
 from bfp.specs.profile import NO_PROFILE, Profile
@@ -400,7 +400,7 @@ def _once_on_ray(task: Task, shards: list[Shard], workers: int | None) -> Iterat
 
 def shard_task(row: dict[str, Any], *, store: Place, recipe: Recipe, scan_timeout_s: float) -> dict[str, Any]:
     """`prepare_shard` as Ray maps it: name, commit, stacks, rejected, failure, "" where all went well, and repeats."""
-    keep_freed_memory(free_mb=128, block_mb=64)  # a scan and its stacks are below; a worker has memory for several
+    keep_freed_memory(**SCANS)
     shard: Shard = pickle.loads(row["shard"])
     before = repeats()
     done = {"name": shard.name, "commit": "", "stacks": 0, "rejected": 0, "failure": "", "repeats": 0}

@@ -245,23 +245,9 @@ def _contrast(crops: MriCrops | NaturalCrops, material: Material) -> Contrast | 
     from bfp.pretraining.natural import Colours
 
     if isinstance(crops, NaturalCrops):
-        return Colours(
-            jitter=crops.jitter,
-            brightness=crops.brightness,
-            contrast=crops.contrast,
-            saturation=crops.saturation,
-            hue=crops.hue,
-            greyscale=crops.greyscale,
-            blur=crops.blur,
-            solarise=crops.solarise,
-        )
+        return Colours(**crops.model_dump(include=set(Colours.__dataclass_fields__)), blur=crops.blur)
     return Contrast(
-        brightness=crops.brightness,
-        contrast=crops.contrast,
-        gamma=crops.gamma,
-        bias_field=crops.bias_field,
-        noise=crops.noise,
-        blur=crops.blur,
+        **crops.model_dump(include=set(Contrast.__dataclass_fields__)),
         # neighbouring slices of one scan share its contrast; modalities each have their own
         per_channel=all(_of_modalities(material)),
     )

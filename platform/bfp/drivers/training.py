@@ -35,7 +35,7 @@ from bfp.batches.plan import BatchPlan
 from bfp.batches.reader import read
 from bfp.drivers.board import Board, News
 from bfp.errors import BfpError
-from bfp.memory import keep_freed_memory
+from bfp.memory import STEPS, keep_freed_memory
 from bfp.models.encoder import LoadedEncoder, export, load
 from bfp.pretraining.loop import Cadence, Recipe, teacher_weights, worker
 from bfp.pretraining.tripwire import Tripwire, Watch
@@ -45,7 +45,6 @@ from bfp.store.reader import SliceStore
 
 POLL_S = 0.5
 STOP_CHECK_S = 1.0
-STEP_MEMORY = {"free_mb": 4096, "block_mb": 1024, "one_pool": True}  # on a CPU; logits are the largest blocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +152,7 @@ def _work(config: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     torch.set_num_threads(task.threads)
     if ray.train.torch.get_device().type == "cpu":
-        keep_freed_memory(**STEP_MEMORY)
+        keep_freed_memory(**STEPS)
     try:
         step = _train_and_export(task, board, first=first)
     except BfpError as error:

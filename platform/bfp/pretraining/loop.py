@@ -101,8 +101,7 @@ def worker(
     vit: the encoder to start from, made for large_px images, equal on all workers; mask_token as in `Backbone`. log,
     and note, which is told what the user should know, are called on rank 0 alone; so is logged, which returns when what
     was logged up to a step will not be lost: not before is that step's checkpoint complete. open_batches gives this
-    worker's share of each batch, from the first step that is not yet done.
-    tripwire: asked on rank 0 alone.
+    worker's share of each batch, from the first step that is not yet done. tripwire: asked on rank 0 alone.
     Raises JobFailed when training diverges, the batches end early, or features get worse and that is to end it;
     StorageError where a checkpoint cannot be written.
     """
