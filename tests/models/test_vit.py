@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import timm
 import torch
@@ -87,6 +89,30 @@ def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(keep):
     assert kept[1] < kept[0] / 2
     assert all(torch.equal(gradients[0][name], value) for name, value in gradients[1].items() if value is not None)
     assert gradients[1]["vit.blocks.0.attn.qkv.weight"].any()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ here, and there is none")
+@pytest.mark.parametrize("keep", [None, [torch.tensor([0, 2]) for _ in range(6)]])
+def test_compiled_blocks_give_the_same_tokens_and_gradients_and_are_compiled_once(keep):
+    found, shapes = [], [(3, 3, 56, 56), (3, 3, 28, 28)]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for compiled in (False, True):
+        backbone = Backbone(make_vit(depth=3), compiled=compiled)
+        tokens = [backbone(torch.ones(shape), None, keep).patches for shape in shapes]
+        sum(own.square().sum() for own in tokens).backward()
+        gradients = {
+            name: parameter.grad for name, parameter in backbone.named_parameters() if parameter.grad is not None
+        }
+        found.append((tokens, gradients))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for shape in shapes:
+            backbone(torch.ones(shape), None, keep)
+    (tokens, gradients), (own_tokens, own_gradients) = found
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(tokens, own_tokens, strict=True))
+    assert gradients.keys() == own_gradients.keys()
+    assert all(torch.allclose(value, own_gradients[name], rtol=1e-4, atol=1e-4) for name, value in gradients.items())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(shapes)
 
 
 def test_a_vit_without_a_class_token_is_refused_by_name():

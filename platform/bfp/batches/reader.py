@@ -30,11 +30,17 @@ RowGroup = Packed | np.ndarray
 
 
 def read(
-    stores: Sequence[SliceStore], plan: BatchPlan, *, rank: int = 0, workers: int = 1, start_step: int = 0
+    stores: Sequence[SliceStore],
+    plan: BatchPlan,
+    *,
+    rank: int = 0,
+    workers: int = 1,
+    start_step: int = 0,
+    pinned: bool = False,
 ) -> Iterator[Tensor]:
     """This worker's share of every batch from start_step on, without end: uint8 (b, 3, H, W).
 
-    stores: those that `units_of` was told of.
+    stores: those that `units_of` was told of. pinned: in memory that a GPU copies from without anybody waiting.
 
     Raises InputError where the stores differ in size or the batch does not split among the workers.
     """
@@ -60,10 +66,10 @@ def read(
         for place, (group, row) in zip(places, stacks, strict=True):
             place[:] = group.result()[row]
 
-    def begin() -> tuple[np.ndarray, list[Future[None]]]:
-        batch = np.empty((share, 3, size_px, size_px), np.uint8)
-        stacks = [lane.take() for lane in lanes]
-        return batch, [fillers.submit(fill, batch[part::FILLERS], stacks[part::FILLERS]) for part in range(FILLERS)]
+    def begin() -> tuple[Tensor, list[Future[None]]]:
+        batch = torch.empty((share, 3, size_px, size_px), dtype=torch.uint8, pin_memory=pinned)
+        places, stacks = batch.numpy(), [lane.take() for lane in lanes]
+        return batch, [fillers.submit(fill, places[part::FILLERS], stacks[part::FILLERS]) for part in range(FILLERS)]
 
     try:
         lanes = [
@@ -76,7 +82,7 @@ def read(
             for part in parts:
                 part.result()
             begun.append(begin())
-            yield torch.from_numpy(batch)
+            yield batch
     finally:
         for pool in (fetchers, fillers):
             pool.shutdown(cancel_futures=True)

@@ -194,6 +194,7 @@ def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Rec
         precision=spec.compute.precision,
         micro_batches=spec.compute.gradient_accumulation,
         recompute=spec.compute.activation_checkpointing,
+        compiled=spec.compute.compile,
     )
 
 

@@ -196,7 +196,8 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
     def open_batches(step: int, rank: int, workers: int) -> Iterator[Tensor]:
         if rank == 0:
             board.started.remote(step)
-        return read(task.stores, task.plan, rank=rank, workers=workers, start_step=step)
+        pinned = device.type == "cuda"
+        return read(task.stores, task.plan, rank=rank, workers=workers, start_step=step, pinned=pinned)
 
     def begun() -> LoadedEncoder:
         return replace(load(**task.encoder), fill=task.recipe.crops.fill)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -56,6 +55,7 @@ class Backbone(nn.Module):
     It starts at zero where none is given.
     recompute: keep only what goes into each block for the backward pass, which computes the rest again (activation
     checkpointing, Chen et al. 2016, arXiv 1604.06174).
+    compiled: compile a block, once for all blocks and each size of crops (torch.compile).
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Backbone(nn.Module):
         mask_token: Tensor | None = None,
         positions: PositionResampling | None = None,
         recompute: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if vit.cls_token is None or vit.pos_embed is None:
@@ -76,6 +77,7 @@ class Backbone(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, vit.embed_dim) if mask_token is None else mask_token.clone())
         self.resampling = positions or PositionResampling()
         self.recompute = recompute
+        self._run: Callable[..., Tensor] = torch.compile(run_block, dynamic=False) if compiled else run_block
 
     @property
     def width(self) -> int:
@@ -97,13 +99,9 @@ class Backbone(nn.Module):
         """
         tokens = self.embed(images, masks)
         for number, block in enumerate(self.vit.blocks):
-            run: Callable[[Tensor], Tensor] = block
-            if keep is not None:
-                attend, feed = keep[2 * number : 2 * number + 2]
-                run = partial(block_on_subsets, cast(Block, block), attend=attend, feed=feed)
-            if self.recompute and torch.is_grad_enabled():
-                run = partial(checkpoint, run, use_reentrant=False)
-            tokens = run(tokens)
+            own = (block, tokens, *(keep[2 * number : 2 * number + 2] if keep is not None else ()))
+            recompute = self.recompute and torch.is_grad_enabled()
+            tokens = checkpoint(self._run, *own, use_reentrant=False) if recompute else self._run(*own)
         tokens = self.vit.norm(tokens)
         prefix = self.vit.num_prefix_tokens
         return Tokens(cls=tokens[:, 0], registers=tokens[:, 1:prefix], patches=tokens[:, prefix:])
@@ -111,9 +109,13 @@ class Backbone(nn.Module):
     def embed(self, images: Tensor, masks: Tensor | None) -> Tensor:
         """What the first block takes: all tokens with their positions, (b, 1 + R + N, D). As in `forward`."""
         vit = self.vit
-        embedded = vit.patch_embed.proj(images)  # (b, D, rows, columns)
-        rows, columns = embedded.shape[-2:]
-        patches = vit.patch_embed.norm(embedded.flatten(2).transpose(1, 2))  # (b, N, D)
+        rows, columns = (size // self.patch_px for size in images.shape[-2:])
+        proj = (
+            vit.patch_embed.proj
+        )  # a convolution whose windows do not overlap: as a product it is several times faster
+        tiles = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
+        pixels = tiles.flatten(3).flatten(1, 2)  # (b, N, 3 · patch_px²)
+        patches = vit.patch_embed.norm(F.linear(pixels, proj.weight.flatten(1), proj.bias))  # (b, N, D)
         if masks is not None:
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         assert vit.cls_token is not None, "checked when made"
@@ -143,12 +145,14 @@ class Backbone(nn.Module):
         return ours, grid.flatten(2).transpose(1, 2).to(stored.dtype)
 
 
-def block_on_subsets(block: Block, tokens: Tensor, *, attend: Tensor, feed: Tensor) -> Tensor:
-    """One transformer block where only some samples of the batch go through each branch.
+def run_block(block: Block, tokens: Tensor, attend: Tensor | None = None, feed: Tensor | None = None) -> Tensor:
+    """One transformer block, where perhaps only some samples of the batch go through each branch.
 
     tokens (b, T, D); attend and feed are indices into b, for the attention and the feed-forward branch. What is
     dropped is not computed, which is why DINOv2 does it this way.
     """
+    if attend is None or feed is None:
+        return cast(Tensor, block(tokens))
     tokens = _add_branch(tokens, attend, lambda kept: block.ls1(block.attn(block.norm1(kept))))
     return _add_branch(tokens, feed, lambda kept: block.ls2(block.mlp(block.norm2(kept))))
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bfp.pretraining.device import send
+
 BIAS_WAVES = 3  # cosine waves of the bias field along each side
 NOISE_MARGIN = 64  # pixels by which the noise tile is larger than a view
 BLUR_SIGMA_PX = 1.5
@@ -48,7 +50,7 @@ def altered(pixels: Tensor, draw: Draw, *, settings: Contrast, noise_seed: int) 
     channels = 3 if settings.per_channel else 1
 
     def drawn(what: str, *shape: int) -> Tensor:
-        return draw(what, *shape).to(pixels.device, non_blocking=True)
+        return send(draw(what, *shape), pixels.device)
 
     head = pixels.sign()  # 1 in the head, 0 outside
     # What follows works in place on a copy: on a CPU most of its time would go into new memory.
@@ -63,7 +65,7 @@ def altered(pixels: Tensor, draw: Draw, *, settings: Contrast, noise_seed: int) 
         values.mul_(slope).add_(mean * (1 - slope) + shift)
     if settings.blur:
         chosen = (draw("blur", 1).squeeze(1) < settings.blur).nonzero().squeeze(1)  # known on the host: no waiting
-        chosen = chosen.to(pixels.device, non_blocking=True)
+        chosen = send(chosen, pixels.device)
         amount = drawn("blur amount", 1)[chosen][:, :, None, None]
         sharp = values[chosen]
         values[chosen] = torch.lerp(sharp, blurred(sharp), amount)

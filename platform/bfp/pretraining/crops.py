@@ -31,6 +31,7 @@ from torch import Tensor
 from bfp.batches.absent import Fill, fill_absent, present_in
 from bfp.pretraining import natural
 from bfp.pretraining.contrast import Contrast, altered
+from bfp.pretraining.device import send
 from bfp.pretraining.draws import Draws
 
 LARGE_CROPS = 2
@@ -105,7 +106,7 @@ def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalis
         window = _windows(
             head,
             torch.arange(len(stacks), device=device).repeat(count),  # the stack of each view
-            _crop_major(draws.uniform(f"{kind} window", count, 6)).to(device, non_blocking=True),
+            send(_crop_major(draws.uniform(f"{kind} window", count, 6)), device),
             shape=stacks.shape[-2:],
             scale=scale,
             aspect=settings.aspect,
@@ -119,14 +120,14 @@ def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalis
         def draw(what: str, *shape: int) -> Tensor:
             return _crop_major(draws.uniform(f"{kind} {what}", count, *shape))
 
-        chosen = draw("channels", len(CHOICES) + 1).to(device, non_blocking=True)
+        chosen = send(draw("channels", len(CHOICES) + 1), device)
         shown = _shown(present.repeat(count, 1), chosen, probability=settings.modality_views)
         filled = fill_absent(resized, shown, settings.fill)
         if isinstance(contrast, natural.Colours):
             changed = natural.altered(filled, draw, settings=contrast, large=kind != "small")
         else:
             changed = altered(filled, draw, settings=contrast, noise_seed=draws.torch_seed(f"{kind} noise"))
-        mean, std = torch.tensor(normalisation).to(device, non_blocking=True)[..., None, None]  # (3, 1, 1) each
+        mean, std = send(torch.tensor(normalisation), device)[..., None, None]  # (3, 1, 1) each
         return changed.sub_(mean).div_(std)
 
     large = windows("large", LARGE_CROPS, settings.large_px, settings.large_scale)
@@ -228,7 +229,7 @@ def _shown(present: Tensor, drawn: Tensor, *, probability: float) -> Tensor:
 
     With the given probability a random non-empty choice of those present, all choices alike; else all of them.
     """
-    choices = torch.tensor(CHOICES).to(present.device, non_blocking=True)  # (7, 3)
+    choices = send(torch.tensor(CHOICES), present.device)  # (7, 3)
     possible = (choices[None] <= present[:, None]).all(2)  # (n, 7)
     chosen = choices[(drawn[:, :-1] + possible).argmax(1)]  # the largest draw among the possible
     return torch.where(drawn[:, -1:] < probability, chosen & present, present)

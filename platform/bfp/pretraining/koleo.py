@@ -30,8 +30,7 @@ def koleo_loss(tokens: Tensor, *, group: ProcessGroup | None = None) -> Tensor:
         first = dist.get_rank(group) * len(own)
     with torch.no_grad():
         likeness = own @ others.T
-        place = torch.arange(len(own), device=own.device)
-        likeness[place, first + place] = -1.0  # not its own neighbour
+        likeness.diagonal(first).fill_(-1.0)  # not its own neighbour
         nearest = likeness.argmax(dim=1)
     distance = F.pairwise_distance(own, others[nearest], eps=EPS)
     return -torch.log(distance + EPS).mean()

@@ -28,6 +28,7 @@ from bfp.errors import JobFailed
 from bfp.models.vit import Backbone
 from bfp.pretraining import checkpoint, monitors
 from bfp.pretraining.crops import LARGE_CROPS, CropSettings, Normalisation, multi_crop
+from bfp.pretraining.device import send_ahead
 from bfp.pretraining.draws import Draws
 from bfp.pretraining.masks import block_masks, head_patches, masked
 from bfp.pretraining.optimiser import weight_norm
@@ -57,7 +58,8 @@ class Recipe:
     """Everything that decides what is learned.
 
     batch_size: stacks in a step, over all workers. micro_batches: in how many a worker's share is computed, one after
-    the other (see `step.train_step`). recompute: the student's activations, to save memory (see `models.vit.Backbone`).
+    the other (see `step.train_step`). recompute: the student's activations, to save memory; compiled: see
+    `models.vit.Backbone`.
     """
 
     ssl: SslSettings
@@ -69,6 +71,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batches: int = 1
     recompute: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ def prepare(
 ) -> TrainState:
     """A state before its first step: student and teacher alike, on the device, sharded over several workers."""
     torch.manual_seed(recipe.seed)  # the heads' weights: the same on every worker
-    backbone = Backbone(vit, mask_token=mask_token, recompute=recipe.recompute)
+    backbone = Backbone(vit, mask_token=mask_token, recompute=recipe.recompute, compiled=recipe.compiled)
     student = make_network(backbone, recipe.ssl, workers=workers).to(device)
     teacher = twin(student)
     if device.type == "cpu" and recipe.precision == "bf16":
@@ -213,9 +216,10 @@ def train(
         log(0, found)
     peak = matrix_peak(device, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
     window = Window(recipe.batch_size)
+    ahead = send_ahead(batches, device)
     while state.step < recipe.schedules.steps:
         writer.check()
-        stacks = _next(batches, state.step, window).to(device, non_blocking=True)  # (B / workers, 3, H, W)
+        stacks = _next(ahead, state.step, window)  # (B / workers, 3, H, W)
         draws = Draws(recipe.seed, state.step, first=rank * share, count=share, total=recipe.batch_size)
         now = recipe.schedules.at(state.step)
         result = one_step(state, stacks, draws=draws, now=now, recipe=recipe, group=group)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bfp.pretraining.crops import LARGE_CROPS
+from bfp.pretraining.device import send
 from bfp.pretraining.draws import Draws
 
 SMALLEST_BLOCK = 4  # patches
@@ -47,7 +48,7 @@ def masked(masks: np.ndarray, *, device: torch.device) -> Masked:
     """masks (2·B, N) with the indices and weights that the iBOT loss needs, on the device."""
     indices = np.flatnonzero(masks)
     weights = (1.0 / np.maximum(masks.sum(1), 1)).astype(np.float32)[indices // masks.shape[1]]
-    return Masked(*(torch.from_numpy(array).to(device, non_blocking=True) for array in (masks, indices, weights)))
+    return Masked(*(send(torch.from_numpy(array), device) for array in (masks, indices, weights)))
 
 
 def head_patches(masks: np.ndarray, *, head: Tensor, draws: Draws, smallest_ratio: float) -> Masked:
@@ -59,10 +60,10 @@ def head_patches(masks: np.ndarray, *, head: Tensor, draws: Draws, smallest_rati
     one that had to stand in where a crop has too few of its kind: it weighs nothing.
     """
     N = masks.shape[1]
-    order = torch.from_numpy(_crop_major(draws.uniform("patch order", LARGE_CROPS, N))).to(head.device)
+    order = send(torch.from_numpy(_crop_major(draws.uniform("patch order", LARGE_CROPS, N))), head.device)
     order = order + (head > 0.5)
-    hidden = torch.from_numpy(masks).to(head.device, non_blocking=True)
-    masked_crops = torch.from_numpy(np.flatnonzero(masks.any(1))).to(head.device)
+    hidden = send(torch.from_numpy(masks), head.device)
+    masked_crops = send(torch.from_numpy(np.flatnonzero(masks.any(1))), head.device)
     every_crop = torch.arange(len(masks), device=head.device)
 
     def first(wanted: Tensor, crops: Tensor, count: int) -> tuple[Tensor, Tensor]:

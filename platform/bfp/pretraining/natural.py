@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bfp.pretraining.device import send
+
 ATTEMPTS = 10  # windows drawn until one lies inside of the stack
 WINDOW_DRAWS = 2 * ATTEMPTS + 3
 CUBIC = -0.5  # Keys' cubic (1981), as Pillow has it
@@ -96,7 +98,7 @@ def windowed(
     """
     B, _, H, W = pixels.shape
     found = np.concatenate([windows(drawn, shape=(H, W), scale=scale, aspect=aspect), [drawn[:, -1] < flip]])
-    left, top, width, height, mirrored = torch.from_numpy(found).to(pixels.device, non_blocking=True)
+    left, top, width, height, mirrored = send(torch.from_numpy(found), pixels.device)
     across, down = _resampling(left, width, W, size_px), _resampling(top, height, H, size_px)
     across = torch.where(mirrored[:, None, None] > 0, across.flip(1), across)
     views = []
@@ -139,9 +141,9 @@ def altered(pixels: Tensor, draw: Callable[..., Tensor], *, settings: Colours, l
     turns = draw("jitter order", len(JITTER)).argsort(1)  # (n, 4): which change comes at each turn
     signed = draw("jitter factors", len(JITTER)) * 2 - 1
     strengths = torch.tensor([settings.brightness, settings.contrast, settings.saturation, settings.hue])
-    factors = (torch.tensor([1.0, 1.0, 1.0, 0.0]) + signed * strengths).to(device, non_blocking=True)
+    factors = send(torch.tensor([1.0, 1.0, 1.0, 0.0]) + signed * strengths, device)
     low, high = BLUR_SIGMA_PX
-    sigma = (low + draw("blur sigma", 1).squeeze(1) * (high - low)).to(device, non_blocking=True)
+    sigma = send(low + draw("blur sigma", 1).squeeze(1) * (high - low), device)
     *jitter, grey, soft, solar = _rows(
         [
             *((jittered & (turns == change))[:, turn] for turn in range(len(JITTER)) for change in range(len(JITTER))),
@@ -228,4 +230,4 @@ def _per_view(probabilities: Sequence[float], n: int) -> Tensor:
 def _rows(chosen: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
     """Which views each of the masks (n,) chooses, on the device. They are known on the host: nothing waits."""
     found = [mask.nonzero().squeeze(1) for mask in chosen]
-    return torch.cat(found).to(device, non_blocking=True).split([len(rows) for rows in found])
+    return send(torch.cat(found), device).split([len(rows) for rows in found])

@@ -23,6 +23,7 @@ from torch.distributed import ProcessGroup
 from bfp.models.heads import Head
 from bfp.models.vit import Backbone
 from bfp.pretraining.crops import LARGE_CROPS, Crops
+from bfp.pretraining.device import send
 from bfp.pretraining.dino import dino_loss
 from bfp.pretraining.draws import Draws
 from bfp.pretraining.ibot import ibot_loss
@@ -349,5 +350,5 @@ def kept_samples(
     """
     scores = draws.uniform(f"drop path {name}", 2 * blocks, crops).transpose(1, 2, 0).reshape(2 * blocks, -1)
     kept = max(int(scores.shape[1] * (1 - drop_path)), 1)
-    chosen = torch.from_numpy(scores.argsort(axis=1)[:, :kept].copy()).to(device, non_blocking=True)
+    chosen = send(torch.from_numpy(scores.argsort(axis=1)[:, :kept].copy()), device)
     return list(chosen.unbind())

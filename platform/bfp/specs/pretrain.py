@@ -229,6 +229,9 @@ class PretrainCompute(Strict):
     activation_checkpointing: bool = Field(
         False, description="Compute the student's activations a second time instead of keeping them: less memory."
     )
+    compile: bool = Field(
+        False, description="Compile the encoder's blocks (torch.compile): fewer passes through memory on a GPU."
+    )
     retries: int = Field(
         2, ge=0, le=100, description="How often training starts again from its checkpoint after a worker died."
     )
