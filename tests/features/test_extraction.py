@@ -122,7 +122,7 @@ def test_a_stopped_extraction_says_what_stands(store, tmp_path):
 def test_a_session_is_pooled_from_its_own_stacks(store):
     table = describe_chunk(store, chunks(store, size=1000)[0], Histograms(), shown=ALL, batch_size=16)
     keys = [Key("made", "s3", ""), Key("made", "s0", ""), Key("made", "nobody", "")]
-    pooled = pool_sessions(table, keys, Pooling(bands=1, parts=("",), relative=False))
+    pooled = pool_sessions(table, keys, Pooling(bands=1, parts=("",)))
     subject = np.array(table["subject"].to_pylist())
     np.testing.assert_allclose(pooled[0], vectors_of(table)[subject == "s3"].mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(pooled[1], vectors_of(table)[subject == "s0"].mean(axis=0), rtol=1e-5)

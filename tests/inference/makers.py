@@ -53,7 +53,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
     export(encoder, model / "encoder", card="", provenance={})
     told = preprocessing(**fields)
     parts = shown if told["stacks"]["form"] == "neighbours" else ("",)
-    length = len(parts) * BANDS * 2 * WIDTH
+    length = len(parts) * BANDS * WIDTH
     facts = {
         "run": "ad-vs-cn",
         "bfp": "0.1",
@@ -65,7 +65,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
     classifier = Classifier(
         target="diagnosis",
         classes=CLASSES,
-        pooling=Pooling(BANDS, tuple(parts), relative=True),
+        pooling=Pooling(BANDS, tuple(parts)),
         shown=tuple(shown),
         preprocessing=told,
         head=_a_head(random, length),

@@ -133,7 +133,7 @@ def test_a_session_with_a_4d_scan_is_predicted_from_all_its_volumes(series, tmp_
     vectors = EncoderVectors(encoder)(torch.from_numpy(session.pixels))
     own = np.array(session.parts) == "T2w"
     first, second = np.split(vectors[own], 2)  # of one volume and of the other
-    pooling = Pooling(bands=1, parts=("T2w",), relative=False)
+    pooling = Pooling(bands=1, parts=("T2w",))
     pooled = pooling.pool(vectors, heights=session.heights, parts=session.parts)
     np.testing.assert_allclose(pooled, (first.mean(axis=0) + second.mean(axis=0)) / 2, atol=1e-5)
     assert not np.allclose(first, second)

@@ -60,7 +60,7 @@ def test_a_model_of_a_newer_bfp_or_a_damaged_one_is_refused(tmp_path):
     save_classifier(a_classifier(), folder, card="")
     told = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**told, "contract": 99}))
-    with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 1\)"):
+    with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 2\)"):
         load_classifier(folder)
     (tmp_path / "model.json").write_text(json.dumps({**told, "folds": 9}))
     with pytest.raises(InputError, match="not a whole model"):

@@ -166,7 +166,7 @@ MEANINGS = {
         "foreground": "the smallest share of a scan that is head",
         "warnings": "sentences for a person, each after its modality",
         "scans": "the files that were used",
-        "embedding": "mean over stacks of class token and spread of the patch tokens; only with `embedding: true`",
+        "embedding": "mean over stacks of the spread of their patch tokens; only with `embedding: true`",
         "model": "hash of the model that predicted",
         "bfp": "version that predicted",
         "inputs": "hash of the session's files, of the model and of how scans are prepared: with another, it "

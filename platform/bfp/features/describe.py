@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Protocol, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bfp.features.tokens import tokens
@@ -28,12 +27,13 @@ class Describe(Protocol):
 
 
 class EncoderVectors:
-    """The class token, then the standard deviation of the patch tokens: D = 2 widths.
+    """The standard deviation of the patch tokens of a stack: D = width.
 
-    Departure from DINOv2's linear evaluation, which takes the mean of the patch tokens: that is mostly grey level and
-    contrast, and the class token holds it already; how much patches differ within a slice tells what tissue it holds.
-    On 72 sessions of an earlier demo cohort, whose labels chose it: AUROC 0.67 instead of 0.58 pretrained, 0.60
-    instead of 0.59 untrained.
+    Departure from DINOv2's linear evaluation, which takes the class token and the mean of the patch tokens: these are
+    mostly grey level and contrast; how much patches differ within a slice tells how much of each tissue it holds.
+    Chosen by the labels of 300 sessions of a made cohort (20 bands of height, the best of four strengths; AUROC over
+    folds, then on scanners that training did not see): pretrained 0.88 and 0.89, with the class token beside it 0.87
+    and 0.87; untrained 0.86 and 0.87; histograms 0.85 and 0.85.
     """
 
     def __init__(self, encoder: LoadedEncoder) -> None:
@@ -41,13 +41,12 @@ class EncoderVectors:
         normalised = ",".join(f"{value:.6f}" for value in (*encoder.mean, *encoder.std))
         weights = encoder.description["weights"]
         self.identity = (
-            f"class token and spread of patch tokens of {weights}, pixels normalised by {normalised}, absent channels "
-            f"filled by {encoder.fill}"
+            f"spread of patch tokens of {weights}, pixels normalised by {normalised}, absent channels filled by "
+            f"{encoder.fill}"
         )
 
     def __call__(self, pixels: Tensor) -> np.ndarray:
-        found = tokens(self._encoder, pixels)
-        return torch.cat([found.cls, found.patches.std(dim=1, correction=0)], dim=1).cpu().numpy()
+        return tokens(self._encoder, pixels).patches.std(dim=1, correction=0).cpu().numpy()
 
     def to(self, device: str) -> Self:
         self._encoder.model.to(device)

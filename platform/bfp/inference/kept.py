@@ -42,7 +42,7 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
     predicted: the likeliest class; prob_<class>: its probability; spread: standard deviation over the fold heads of the
     predicted class's probability. modalities: that the model saw; missing: that it was trained with and did not see.
     shift_mm: the largest header offset within the session; foreground: the smallest share of a scan that is head.
-    embedding: the mean over stacks of class token and spread of the patch tokens.
+    embedding: the mean over stacks of the spread of their patch tokens.
     """
     texts = pa.list_(pa.string())
     columns = [

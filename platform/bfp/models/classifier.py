@@ -6,8 +6,7 @@
     <folder>/README.md           the model card
 
 The head names its classes too, so neither of the two files can be exchanged without the other. `infer` needs nothing
-else. A session's vector is made of each stack's class token and spread of patch tokens (`bfp.features.describe`),
-pooled.
+else. A session's vector is made of the spread of each stack's patch tokens (`bfp.features.describe`), pooled.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from bfp.models.linear import LinearHead
 from bfp.models.pooling import Pooling
 from bfp.storage import Place
 
-CONTRACT = 1
-"""The version of the folder's files; a newer one is refused."""
+CONTRACT = 2
+"""The version of the folder's files, and of the vectors that a head takes; another one is refused."""
 
 
 class _Told(BaseModel):
@@ -125,6 +124,11 @@ def read_description(folder: Place) -> dict[str, Any]:
     if contract > CONTRACT:
         raise InputError(
             f"{file}: written by a newer bfp (contract {contract}; this one reads up to {CONTRACT}); update bfp"
+        )
+    if contract < CONTRACT:
+        raise InputError(
+            f"{file}: written by an older bfp (contract {contract}; this one is {CONTRACT}), which made other vectors "
+            "of a session; fine-tune again"
         )
     if kind != "classification":
         raise InputError(f"{file}: a model for {kind}; this bfp predicts with classifiers only")

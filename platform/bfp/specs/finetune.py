@@ -123,7 +123,7 @@ class Finetune(Job):
     pooling: Literal["position", "mean"] = Field(
         "position",
         description="From the stacks of a session to one vector. position: the mean of the slices in each of several "
-        "bands of height, relative to the session's own mean and spread; mean: one mean of all.",
+        "bands of height; mean: one mean of all.",
     )
     regularisation: list[Positive] = Field(
         default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0],
