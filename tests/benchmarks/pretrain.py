@@ -77,6 +77,12 @@ def recipe(setting: Setting, *, drop_path: float) -> Recipe:
     )
 
 
+def begin(setting: Setting, what: Recipe) -> TrainState:
+    return prepare(
+        create(setting.encoder, size_px=LARGE_PX, seed=1), recipe=what, device=torch.device("cpu"), workers=1
+    )
+
+
 def floor(setting: Setting) -> Iterator[None]:
     make: Callable[[], Any] = lambda: timm.create_model(  # noqa: E731
         setting.encoder, img_size=LARGE_PX, num_classes=0, dynamic_img_size=True
@@ -97,21 +103,13 @@ def floor(setting: Setting) -> Iterator[None]:
 
 def step(setting: Setting, *, drop_path: float = 0.0) -> Iterator[None]:
     what = recipe(setting, drop_path=drop_path)
-    state = prepare(
-        create(setting.encoder, size_px=LARGE_PX, seed=1), recipe=what, device=torch.device("cpu"), workers=1
-    )
+    state = begin(setting, what)
     stacks = make_stacks(setting.batch_size, shape=(LARGE_PX, LARGE_PX))
     while True:
         one_step(
             state, stacks, draws=draws(what, state.step), now=what.schedules.at(state.step), recipe=what, group=None
         )
         yield
-
-
-def begin(setting: Setting, what: Recipe) -> TrainState:
-    return prepare(
-        create(setting.encoder, size_px=LARGE_PX, seed=1), recipe=what, device=torch.device("cpu"), workers=1
-    )
 
 
 def crops(setting: Setting) -> Iterator[None]:
@@ -124,9 +122,7 @@ def crops(setting: Setting) -> Iterator[None]:
 
 def published(setting: Setting) -> Iterator[None]:
     what = recipe(setting, drop_path=0.0)
-    state = prepare(
-        create(setting.encoder, size_px=LARGE_PX, seed=1), recipe=what, device=torch.device("cpu"), workers=1
-    )
+    state = begin(setting, what)
     loader = torch.utils.data.DataLoader(
         Augmented(make_stacks(setting.batch_size, shape=(LARGE_PX, LARGE_PX))),
         batch_size=setting.batch_size,

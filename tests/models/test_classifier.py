@@ -21,7 +21,7 @@ def a_classifier(folds=4):
     return Classifier(
         target="diagnosis",
         classes=("CN", "MCI", "AD"),
-        pooling=Pooling(3, ("",), relative=True),
+        pooling=Pooling(3, ("",)),
         shown=("T1w", "FLAIR"),
         preprocessing={"size": 28, "window": [0.5, 99.5]},
         head=a_head(random),
@@ -61,6 +61,9 @@ def test_a_model_of_a_newer_bfp_or_a_damaged_one_is_refused(tmp_path):
     told = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**told, "contract": 99}))
     with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 2\)"):
+        load_classifier(folder)
+    (tmp_path / "model.json").write_text(json.dumps({**told, "contract": 1}))
+    with pytest.raises(InputError, match=r"an older bfp \(contract 1; .* other vectors of a session; fine-tune again"):
         load_classifier(folder)
     (tmp_path / "model.json").write_text(json.dumps({**told, "folds": 9}))
     with pytest.raises(InputError, match="not a whole model"):

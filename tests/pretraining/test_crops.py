@@ -137,6 +137,14 @@ def test_repeat_shows_one_of_the_shown_channels_where_another_is_hidden():
     assert same_as.any(1).sum(1).unique().tolist() == [1, 2, 3]
 
 
+def test_a_repeated_channel_is_repeated_as_it_is_under_every_change():
+    stacks = make_stacks(20, shape=(56, 56))
+    stacks[:, 1:] = 0
+    views = crop(stacks, dataclasses.replace(make_recipe().crops, fill="repeat")).large
+    assert views.std() > 0.1
+    assert torch.allclose(views, views[:, :1].expand(-1, 3, -1, -1))
+
+
 @pytest.mark.parametrize("change", ["brightness", "contrast", "gamma", "bias_field", "noise"])
 def test_each_change_changes_the_head_and_leaves_the_background_at_zero(change):
     stacks = make_stacks(4, shape=(56, 56))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
+import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from bfp.errors import JobFailed, StorageError
 from bfp.pretraining import checkpoint, monitors
@@ -242,6 +247,50 @@ def test_a_changed_file_is_never_read(tmp_path, name):
         checkpoint.load(state, place(str(tmp_path)), step=3)
 
 
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, ("planted",)
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe(steps=3)
+    run(tmp_path, recipe=recipe)
+    file, marker = tmp_path / "step-00000003" / ".metadata", tmp_path / "step-00000003.json"
+    file.write_bytes(pickle.dumps(Planted()))
+    told = json.loads(marker.read_text())
+    told["files"][".metadata"] = [file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()]
+    marker.write_text(json.dumps(told))
+    with pytest.raises(StorageError, match=r"its \.metadata asks for posix.mkdir"):
+        checkpoint.load_teacher(make_vit(), place(str(tmp_path)), step=3)
+    assert not Path("planted").exists()
+
+
+def test_a_damaged_marker_is_named_and_other_files_are_none(tmp_path):
+    recipe = make_recipe(steps=3)
+    run(tmp_path, recipe=recipe)
+    marker = tmp_path / "step-00000003.json"
+    for name in ("step-best.json", "step-00000003 (copy).json"):
+        (tmp_path / name).write_text(marker.read_text())
+    assert checkpoint.steps(place(str(tmp_path))) == [3]
+    for damaged in ("", "[]", '{"format": 2}', marker.read_text()[:-9]):
+        marker.write_text(damaged)
+        with pytest.raises(StorageError, match=r"step-00000003\.json: not a marker that bfp wrote, or damaged"):
+            run(tmp_path, recipe=recipe)
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path, monkeypatch):
+    def written_in_part(tensors, *, checkpoint_id, **more):
+        (Path(checkpoint_id) / "__0_0.distcp").write_bytes(b"half")
+        raise CheckpointException("", {0: (RuntimeError("unexpected pos 704 vs 598"), None)})
+
+    monkeypatch.setattr(checkpoint.dcp, "save", written_in_part)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(StorageError, match="no space left; make room there"):
+        run(tmp_path, recipe=make_recipe(steps=3))
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_a_checkpoint_in_object_storage_is_read_back(tmp_path, s3_bucket):
     recipe = make_recipe(steps=3)
     folder = place(f"{s3_bucket}/checkpoints-{os.getpid()}")
@@ -279,24 +328,30 @@ def test_a_checkpoint_that_was_pruned_is_no_longer_read_and_leaves_nothing(tmp_p
 WORKER = """
 import sys, torch, torch.distributed as dist
 from bfp.pretraining.loop import teacher_weights
-from tests.pretraining.makers import make_recipe
-from tests.pretraining.test_loop import CENTRINGS, run, stopping_after
+from tests.pretraining.test_loop import CASES, of_case, run, stopping_after
 folder, rank, port = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 found = {}
-for centring in CENTRINGS:
-    recipe = make_recipe(centring=centring, batch_norm_head=True)
+for case in CASES:
+    recipe = of_case(case)
     for how in ("two", "one-to-two"):
-        found[f"{centring} {how}"] = teacher_weights(run(f"{folder}/{centring}/{how}", recipe=recipe))
+        found[f"{case} {how}"] = teacher_weights(run(f"{folder}/{case}/{how}", recipe=recipe))
     told = stopping_after(4) if rank == 1 else lambda: False
-    assert run(f"{folder}/{centring}/halves", recipe=recipe, stop=told).step == 4
-    found[f"{centring} halves"] = teacher_weights(run(f"{folder}/{centring}/halves", recipe=recipe))
+    assert run(f"{folder}/{case}/halves", recipe=recipe, stop=told).step == 4
+    found[f"{case} halves"] = teacher_weights(run(f"{folder}/{case}/halves", recipe=recipe))
 if rank == 0:
     torch.save(found, f"{folder}/weights.pt")
 dist.destroy_process_group()
 """
-CENTRINGS = ("sinkhorn", "softmax")
+CASES = ("sinkhorn", "softmax", "own")
+
+
+def of_case(case):
+    """own: the teacher has views of its own, so that patches of the head are predicted."""
+    recipe = make_recipe(centring="softmax" if case == "softmax" else "sinkhorn", batch_norm_head=True)
+    crops = dataclasses.replace(recipe.crops, teacher_views="own" if case == "own" else "same")
+    return dataclasses.replace(recipe, crops=crops)
 
 
 def free_port():
@@ -326,23 +381,22 @@ def run_two_workers(folder, program):
 
 def test_two_sharded_workers_equal_one_and_each_resumes_the_other(tmp_path):
     alone = {}
-    for centring in CENTRINGS:
-        recipe = make_recipe(centring=centring, batch_norm_head=True)
-        alone[centring] = teacher_weights(run(tmp_path / centring / "one", recipe=recipe))
-        run(tmp_path / centring / "one-to-two", recipe=recipe, stop=stopping_after(3))
+    for case in CASES:
+        recipe = of_case(case)
+        alone[case] = teacher_weights(run(tmp_path / case / "one", recipe=recipe))
+        run(tmp_path / case / "one-to-two", recipe=recipe, stop=stopping_after(3))
     run_two_workers(tmp_path, WORKER)
     found = torch.load(tmp_path / "weights.pt", weights_only=True)
-    for centring in CENTRINGS:
-        folder = tmp_path / centring / "two"
+    for case in CASES:
+        folder = tmp_path / case / "two"
         teacher = make_vit(seed=8)
         checkpoint.load_teacher(teacher, place(str(folder)), step=6)
-        found[f"{centring} two, read by one"] = teacher.state_dict()
+        found[f"{case} two, read by one"] = teacher.state_dict()
         (folder / "step-00000006.json").unlink()
-        recipe = make_recipe(centring=centring, batch_norm_head=True)
-        found[f"{centring} two-to-one"] = teacher_weights(run(folder, recipe=recipe))
-    for centring in CENTRINGS:
-        for name, value in found[f"{centring} two"].items():
-            assert torch.equal(found[f"{centring} halves"][name], value), name
+        found[f"{case} two-to-one"] = teacher_weights(run(folder, recipe=of_case(case)))
+    for case in CASES:
+        for name, value in found[f"{case} two"].items():
+            assert torch.equal(found[f"{case} halves"][name], value), name
     for how, weights in found.items():
         for name, value in alone[how.split()[0]].items():
             # A fiftieth of a learning rate; without the teacher's slow pace Adam makes up to a whole one of rounding.

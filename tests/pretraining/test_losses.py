@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bfp.pretraining.cross_entropy import softmax
 from bfp.pretraining.dino import dino_loss
 from bfp.pretraining.ibot import ibot_loss
 from bfp.pretraining.koleo import koleo_loss
-from bfp.pretraining.targets import centred, sinkhorn, updated_centre
+from bfp.pretraining.targets import sinkhorn, updated_centre
 from tests.models.golden import assert_near, below, needs_golden, tensors
 
 MODES = ("centering", "sinkhorn")
@@ -65,6 +66,12 @@ def test_sinkhorn_stands_logits_whose_exponential_overflows():
     assert torch.isfinite(sinkhorn(torch.tensor([[9.0, 8.0], [8.0, 9.0]]), temperature=0.04)).all()
 
 
+def test_sinkhorn_gives_a_prototype_far_below_all_others_its_share():
+    logits = torch.tensor([[0.0, -9.0], [0.5, -8.5], [0.2, -9.4]])
+    targets = sinkhorn(logits, temperature=0.04, iterations=50)
+    assert targets.sum(0).tolist() == pytest.approx([1.5, 1.5], abs=0.2)
+
+
 def test_a_batch_without_masked_patches_leaves_targets_and_centre_alone():
     none = torch.zeros(0, 5)
     centre = torch.randn(1, 5)
@@ -85,7 +92,7 @@ def test_dino_targets_loss_and_gradients_are_the_published_ones(mode):
             targets = sinkhorn(teacher, temperature=temperature)
         else:
             assert_near(centre, expected["center_used"], 2e-6)
-            targets = centred(teacher, centre=centre, temperature=temperature)
+            targets = softmax(teacher, centre=centre, temperature=temperature)
             centre = updated_centre(centre, teacher)
         targets = targets.unflatten(0, (2, -1))
         assert_near(targets.flip(0).flatten(0, 1), expected["teacher_probs_swapped"], 2e-6)
@@ -128,7 +135,7 @@ def test_ibot_targets_loss_and_gradients_are_the_published_ones(mode):
             targets = sinkhorn(teacher, temperature=temperature)
         else:
             assert_near(centre, expected["center_used"], 2e-6)
-            targets = centred(teacher, centre=centre, temperature=temperature)
+            targets = softmax(teacher, centre=centre, temperature=temperature)
             centre = updated_centre(centre, teacher)
         assert_near(targets, expected["teacher_probs"], 2e-6)
         student = given_["student_logits_padded"][:hidden].clone().requires_grad_()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bfp.pretraining.draws import Draws
-from bfp.pretraining.masks import VISIBLE_SHARE, block_masks, head_patches, largest_block, masked
+from bfp.pretraining.masks import VISIBLE_SHARE, block_masks, evened, head_patches, largest_block, masked
 from tests.models.golden import GOLDEN, needs_golden
 
 
@@ -68,7 +68,7 @@ def test_patches_of_the_head_are_predicted_hidden_or_not_and_air_only_where_the_
     hidden = torch.from_numpy(masks).flatten()[found.indices]
     assert int(hidden.sum()) == int(0.1 * N) * int(masks.any(1).sum())
     assert int((~hidden).sum()) == int(VISIBLE_SHARE * N) * 12
-    assert found.weights.sum().item() == pytest.approx(12)
+    assert (found.weights == 1).all()
     half = (torch.arange(N) < N // 2).float().expand(12, N)
     shown = ~torch.from_numpy(masks).flatten()[of_the_head(masks, half).indices]
     columns = of_the_head(masks, half).indices[shown] % N
@@ -83,7 +83,19 @@ def test_a_patch_that_stands_in_where_a_crop_hides_too_few_weighs_nothing():
     found = of_the_head(masks, torch.ones(12, 48))
     stand_ins = ~torch.from_numpy(masks).flatten()[found.indices[:4]]
     assert stand_ins.tolist() == (found.weights[:4] == 0).tolist() == [False, False, True, True]
-    assert found.weights.sum().item() == pytest.approx(12)
+    (even,) = evened([found], group=None)
+    assert even.weights.sum().item() == pytest.approx(12)
+
+
+def test_a_patch_weighs_the_same_in_whatever_part_of_a_batch_it_is():
+    masks, head = draw(constant=True), torch.from_numpy(np.random.default_rng(0).random((12, 48), np.float32))
+    parts = []
+    for first, count in ((0, 2), (2, 4)):
+        crops = np.concatenate([np.arange(first, first + count), np.arange(first, first + count) + 6])
+        parts.append(of_the_head(masks[crops], head[crops], first=first, count=count))
+    (whole,), split = evened([of_the_head(masks, head)], group=None), evened(parts, group=None)
+    assert len(parts[0].indices) * 2 != len(parts[1].indices)  # masked crops are shuffled over the batch
+    assert torch.cat([part.weights for part in split]).unique().tolist() == whole.weights.unique().tolist()
 
 
 def test_two_workers_predict_the_patches_of_one():

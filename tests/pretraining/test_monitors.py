@@ -42,3 +42,5 @@ def test_a_collapse_is_named_and_a_healthy_step_is_not():
     shared = torch.zeros(16, 20).index_fill_(1, torch.tensor(3), 1.0)
     assert "share a few prototypes" in verdict(figures(result(spread, patches, shared)))
     assert "uniform" in verdict(figures(result(spread, patches, torch.full((16, 20), 0.05))))
+    few_rows = torch.zeros(2, 65536).scatter_(1, torch.tensor([[3], [9]]), 1.0)
+    assert verdict(figures(result(spread, patches, few_rows))) is None

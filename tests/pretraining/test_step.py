@@ -166,13 +166,15 @@ def assert_weights_near(network, expected):
         assert apart <= most * 1e-3, f"{name} differs by {apart / 1e-3:.3f} learning rates"
 
 
+@pytest.mark.parametrize("teacher_views", ["same", "own"])
 @pytest.mark.parametrize("shared_head", [True, False])
 @pytest.mark.parametrize("centring", ["softmax", "sinkhorn"])
-def test_micro_batches_learn_what_the_whole_batch_does(shared_head, centring):
+def test_micro_batches_learn_what_the_whole_batch_does(shared_head, centring, teacher_views):
     found = []
     for micro_batches in (1, 2, 4):
         recipe = make_recipe(shared_head=shared_head, centring=centring, koleo_weight=0.0, constant_masks=True)
-        recipe = dataclasses.replace(recipe, micro_batches=micro_batches)
+        crops = dataclasses.replace(recipe.crops, teacher_views=teacher_views)
+        recipe = dataclasses.replace(recipe, micro_batches=micro_batches, crops=crops)
         state = prepare(make_vit(), recipe=recipe, device=CPU, workers=1)
         for step in range(3):
             draws = Draws(recipe.seed, step, first=0, count=recipe.batch_size, total=recipe.batch_size)

@@ -29,6 +29,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.backend import Backend, BackendConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from bfp.batches.plan import BatchPlan
@@ -83,7 +84,8 @@ def train_on_ray(
     on_news is called on this thread, twice a second. Raises what ended the training: a BfpError of the workers', or
     Ray's error after the last retry.
     """
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # it is lost with the driver only
     claims = {"CPU": task.threads, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
     with scratch() as folder:
         trainer = ray.train.torch.TorchTrainer(

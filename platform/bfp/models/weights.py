@@ -33,7 +33,15 @@ from bfp.storage import Place
 
 State = Mapping[str, Tensor]
 
-_UNREADABLE = (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError)
+_UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
 _META_HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}  # of the released sizes S, B, L and g
 _META_NAMES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
@@ -120,6 +128,8 @@ def fill_from_timm(model: VisionTransformer, file: Place) -> None:
                 model.load_pretrained(str(path))
                 return
             state = checkpoint_filter_fn(timm.models.load_state_dict(str(path), weights_only=True), model)
+        except pickle.UnpicklingError as error:  # timm's words advise to run what is in it
+            raise InputError(f"{file}: holds more than plain tensors, and is not read") from error
         except _UNREADABLE as error:
             raise InputError(f"{file}: no weights that timm can read: {error}") from error
     fill(model, {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}, source=file)

@@ -11,18 +11,23 @@ student, sees the large crops whole. The student learns to predict, in K prototy
 One idea a file:
 
     draws       randomness by seed, step and place in the global batch
-    crops       stacks -> crops, on the training device
-    contrast    what an MRI-safe augmentation does to grey values
+    device      what a step needs, on the training device without waiting
+    crops       stacks -> crops, on that device
+    contrast · natural    what MRI-safe augmentation, and DINOv2's own, do to grey values
+    shown       the same as pictures
     masks       which patches are hidden
-    targets     the teacher's logits -> probabilities: centring, Sinkhorn-Knopp
+    targets     the teacher's logits -> probabilities: centres, Sinkhorn-Knopp
+    cross_entropy         over many prototypes, a few rows at a time
     dino · ibot · koleo   the losses
     schedules   rate, weight decay, momentum, temperature by step
     optimiser   the rate and decay of each parameter, clipping
     step        one step of training, in the order of the paper, and the state that it changes
     monitors    is it learning, or collapsing?
+    work        how hard the device works
     checkpoint  the state to a folder and back
     loop        steps until done, with figures, checkpoints and a way to stop
-    probe       what the encoder has learned of anatomy
+    probe · session_probe what the encoder has learned of anatomy, of a label of sessions
+    tripwire    the same while training: are features getting worse?
     labelled    the stacks that a probe can use
 
 Nothing here knows specs or Ray; the numbers come as plain arguments.

@@ -4,7 +4,8 @@
     <folder>/step-00001000.json  the marker, written last: the step, and size and SHA-256 of every file
 
 Without its marker a checkpoint does not exist, so a kill at any moment leaves the one before. `.metadata` is a
-pickle, and unpickling runs what is in it: nothing is read before its hash agrees with the marker's.
+pickle, and unpickling runs what is in it: nothing is read before its hash agrees with the marker's, and nothing is
+unpickled but what torch writes there.
 
 Training goes on meanwhile (`Writer`): it stops for a copy of the state, no longer. On disk the workers write in place;
 for an object store each writes to a local folder and uploads its own files.
@@ -12,8 +13,12 @@ for an object store each writes to a local folder and uploads its own files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import pickle
+import re
+import shutil
 import threading
 import time
 import warnings
@@ -23,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
@@ -37,6 +43,11 @@ from bfp.runs.scratch import scratch
 from bfp.storage import Place, plainly
 
 FORMAT = 2
+_MARKER = re.compile(r"step-(\d{8,})\.json")
+_GO_ON = "; delete its step-*.json to go on from the one before"
+# What torch pickles into `.metadata`: classes of these modules, and these names.
+_METADATA = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_METADATA_NAMES = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
 
 Facts = dict[str, tuple[int, str]]  # {name of a file: (bytes, SHA-256)}
 T = TypeVar("T")
@@ -139,8 +150,12 @@ class Writer:
         target = self._folder / _name(step)
         with _local(target) as local:
             self._agree(lambda: self._clear(local))  # before any worker writes
-            with plainly(Place(str(local)), "write"):
-                _dcp_save(copied, local, self._group)
+            try:
+                with plainly(Place(str(local)), "write"):
+                    _dcp_save(copied, local, self._group)
+            except StorageError:
+                self._clear(local)  # a full disk has room again
+                raise
             everyones = self._agree(lambda: self._hand_in(local, target))
         self._agree(lambda: self._mark(step, everyones))
 
@@ -194,8 +209,7 @@ class Writer:
 
 def steps(folder: Place) -> list[int]:
     """The steps of the complete checkpoints in the folder, in order."""
-    names = [name for name in folder.names() if name.startswith("step-") and name.endswith(".json")]
-    return sorted(int(name.removeprefix("step-").removesuffix(".json")) for name in names)
+    return sorted(int(found[1]) for name in folder.names() if (found := _MARKER.fullmatch(name)))
 
 
 def load(state: TrainState, folder: Place, *, step: int) -> Marker:
@@ -219,7 +233,7 @@ def load_teacher(vit: nn.Module, folder: Place, *, step: int) -> None:
     wanted = {f"backbone.vit.{name}": weight for name, weight in _detached(vit).items()}
     try:
         _fill({"teacher": wanted}, folder, step=step, alone=True)
-    except (StorageError, OSError, dcp.CheckpointException) as error:
+    except (StorageError, OSError) as error:
         if step in (there := steps(folder)):
             raise
         kept = ", ".join(f"{each:,}" for each in there) or "none"
@@ -239,8 +253,25 @@ def _fill(wanted: dict[str, Any], folder: Place, *, step: int, alone: bool) -> M
                 (local / name).write_bytes((source / name).read())
             _check(source / name, local / name, sha256)
         _alone_is_fine()
-        dcp.load(wanted, checkpoint_id=local, no_dist=alone)
+        try:
+            with open(local / ".metadata", "rb") as file:
+                _TorchsOwn(file).load()
+            dcp.load(wanted, checkpoint_id=local, no_dist=alone)
+        except (pickle.UnpicklingError, CheckpointException) as error:
+            raise StorageError(f"{source}: not a checkpoint of this network: {error}{_GO_ON}") from error
     return marker
+
+
+class _TorchsOwn(pickle.Unpickler):
+    """Unpickles nothing but what `.metadata` is made of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name) if module in _METADATA or (module, name) in _METADATA_NAMES else None
+        if found is None and module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            found = dtype
+        if found is None or (module in _METADATA and not isinstance(found, type)):
+            raise pickle.UnpicklingError(f"its .metadata asks for {module}.{name}, which torch does not write there")
+        return found
 
 
 def tensors(state: TrainState) -> dict[str, Any]:
@@ -262,7 +293,13 @@ def _detached(network: nn.Module) -> dict[str, Tensor]:
 
 def _marker(folder: Place, step: int) -> Marker:
     place = folder / f"{_name(step)}.json"
-    marker: Marker = json.loads(place.read())
+    try:
+        marker: Marker = json.loads(place.read())
+        complete = marker.keys() >= Marker.__annotations__.keys() or ("format" in marker and marker["format"] != FORMAT)
+    except (ValueError, AttributeError):
+        complete = False
+    if not complete:
+        raise StorageError(f"{place}: not a marker that bfp wrote, or damaged; delete it to go on from the one before")
     if marker["format"] != FORMAT:
         raise StorageError(
             f"{place}: checkpoint format {marker['format']}, this bfp reads {FORMAT}; use the bfp that wrote it"
@@ -272,13 +309,10 @@ def _marker(folder: Place, step: int) -> Marker:
 
 def _check(place: Place, local: Path, sha256: str) -> None:
     if not local.is_file():
-        raise StorageError(
-            f"{place}: the checkpoint's file is missing; delete its step-*.json to go on from the one before"
-        )
+        raise StorageError(f"{place}: the checkpoint's file is missing{_GO_ON}")
     if _sha256(local) != sha256:
         raise StorageError(
-            f"{place}: not what was written (its SHA-256 differs from the marker's); it is not read. "
-            "Delete its step-*.json to go on from the one before"
+            f"{place}: not what was written (its SHA-256 differs from the marker's); it is not read{_GO_ON}"
         )
 
 
@@ -319,6 +353,8 @@ def _dcp_save(tensors: dict[str, Any], local: Path, group: ProcessGroup | None) 
     try:
         dcp.save(tensors, checkpoint_id=local, process_group=group, no_dist=group is None)
     except CheckpointException as error:  # of each worker that failed, its error and a traceback
+        if shutil.disk_usage(local).free < 2**20:  # torch says that its file ends at another place than it should
+            raise OSError(errno.ENOSPC, "no space left") from error
         raise next(iter(error.failures.values()))[0] from error
 
 

@@ -122,11 +122,13 @@ def multi_crop(stacks: Tensor, draws: Draws, *, settings: CropSettings, normalis
 
         chosen = send(draw("channels", len(CHOICES) + 1), device)
         shown = _shown(present.repeat(count, 1), chosen, probability=settings.modality_views)
-        filled = fill_absent(resized, shown, settings.fill)
         if isinstance(contrast, natural.Colours):
+            filled = fill_absent(resized, shown, settings.fill)
             changed = natural.altered(filled, draw, settings=contrast, large=kind != "small")
-        else:
-            changed = altered(filled, draw, settings=contrast, noise_seed=draws.torch_seed(f"{kind} noise"))
+        else:  # filled at the end: who uses the encoder will repeat a channel as it is
+            noise = draws.torch_seed(f"{kind} noise")
+            changed = altered(fill_absent(resized, shown), draw, settings=contrast, noise_seed=noise)
+            changed = changed if settings.fill == "zero" else fill_absent(changed, shown, settings.fill)
         mean, std = send(torch.tensor(normalisation), device)[..., None, None]  # (3, 1, 1) each
         return changed.sub_(mean).div_(std)
 

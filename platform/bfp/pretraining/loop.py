@@ -30,7 +30,7 @@ from bfp.pretraining import checkpoint, monitors
 from bfp.pretraining.crops import LARGE_CROPS, CropSettings, Normalisation, multi_crop
 from bfp.pretraining.device import send_ahead
 from bfp.pretraining.draws import Draws
-from bfp.pretraining.masks import block_masks, head_patches, masked
+from bfp.pretraining.masks import block_masks, evened, head_patches, masked
 from bfp.pretraining.optimiser import weight_norm
 from bfp.pretraining.schedules import Length, Now, Schedules
 from bfp.pretraining.step import (
@@ -255,6 +255,7 @@ def train(
             )
         if stopping:
             return
+        del result  # its targets are as large as those that the next step makes
 
 
 def one_step(
@@ -266,6 +267,10 @@ def one_step(
         _part(state, own, replace(draws, first=draws.first + number * size, count=size), recipe=recipe)
         for number, own in enumerate(stacks.split(size))
     ]
+    if recipe.crops.teacher_views == "own":
+        everyone = group if recipe.ssl.scope == "global" else None
+        masks = evened([part.masked for part in parts], group=everyone)
+        parts = [part._replace(masked=own) for part, own in zip(parts, masks, strict=True)]
     precision = torch.autocast(stacks.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
     return train_step(state, parts, now=now, ssl=recipe.ssl, group=group, precision=precision)
 

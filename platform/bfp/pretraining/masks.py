@@ -15,11 +15,14 @@ CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from bfp.pretraining.crops import LARGE_CROPS
 from bfp.pretraining.device import send
@@ -36,7 +39,7 @@ class Masked(NamedTuple):
 
     masks: bool (2·B, N). indices: int64 (M,) of the patches to predict in the flattened (2·B · N): the hidden ones, or
     those of `head_patches`. weights: float32 (M,), of their losses, which are divided by 2·B; as published, one over
-    the number of hidden patches in the same crop.
+    the number of hidden patches in the same crop. `head_patches` leaves them to be scaled by `evened`.
     """
 
     masks: Tensor
@@ -56,8 +59,8 @@ def head_patches(masks: np.ndarray, *, head: Tensor, draws: Draws, smallest_rati
 
     masks: bool (2·B, N). head: float (2·B, N) on the device, the share of head in a patch. Of each masked crop as many
     hidden patches as the least masked one has, smallest_ratio · N; of every crop VISIBLE_SHARE · N visible ones.
-    Patches with head come first, chosen at random; air would take half of the prototypes. All weigh the same, but for
-    one that had to stand in where a crop has too few of its kind: it weighs nothing.
+    Patches with head come first, chosen at random; air would take half of the prototypes. All weigh 1, but for one
+    that had to stand in where a crop has too few of its kind: it weighs nothing.
     """
     N = masks.shape[1]
     order = send(torch.from_numpy(_crop_major(draws.uniform("patch order", LARGE_CROPS, N))), head.device)
@@ -78,7 +81,20 @@ def head_patches(masks: np.ndarray, *, head: Tensor, draws: Draws, smallest_rati
             strict=True,
         )
     )
-    return Masked(hidden, indices, counted * (len(masks) / counted.sum()))
+    return Masked(hidden, indices, counted.float())
+
+
+def evened(parts: Sequence[Masked], *, group: ProcessGroup | None) -> list[Masked]:
+    """The patches of a worker's micro-batches, weighed by 2·B over how many of them count.
+
+    group: the workers whose patches and crops these are, None for this one's alone. So a patch weighs the same in
+    whatever part of the batch it is computed.
+    """
+    crops = sum(len(part.masks) for part in parts) * (dist.get_world_size(group) if group else 1)
+    count = torch.stack([part.weights.sum() for part in parts]).sum()
+    if group is not None:
+        dist.all_reduce(count, group=group)
+    return [part._replace(weights=part.weights * (crops / count.clamp(min=1))) for part in parts]
 
 
 def block_masks(

@@ -23,6 +23,7 @@ from torch.distributed import ProcessGroup
 from bfp.models.heads import Head
 from bfp.models.vit import Backbone
 from bfp.pretraining.crops import LARGE_CROPS, Crops
+from bfp.pretraining.cross_entropy import softmax
 from bfp.pretraining.device import send
 from bfp.pretraining.dino import dino_loss
 from bfp.pretraining.draws import Draws
@@ -31,7 +32,7 @@ from bfp.pretraining.koleo import koleo_loss
 from bfp.pretraining.masks import Masked
 from bfp.pretraining.optimiser import adamw, clip, local, set_rates
 from bfp.pretraining.schedules import Now
-from bfp.pretraining.targets import centred, sinkhorn, updated_centre
+from bfp.pretraining.targets import sinkhorn, updated_centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +295,8 @@ def make_targets(
     if ssl.centring == "sinkhorn":
         return Targets(*(sinkhorn(logits, temperature=temperature, group=group) for logits in (cls, patches)))
     targets = Targets(
-        centred(cls, centre=state.cls_centre, temperature=temperature),
-        centred(patches, centre=state.patch_centre, temperature=temperature),
+        softmax(cls, centre=state.cls_centre, temperature=temperature),
+        softmax(patches, centre=state.patch_centre, temperature=temperature),
     )
     move = partial(updated_centre, momentum=ssl.centre_momentum, scope=ssl.scope, group=group)
     state.cls_centre, state.patch_centre = move(state.cls_centre, cls), move(state.patch_centre, patches)

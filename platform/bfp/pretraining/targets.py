@@ -4,8 +4,9 @@ Two ways keep the targets from collapsing onto one prototype: subtracting a runn
 (Caron et al. 2021, arXiv 2104.14294), or balancing the batch over the prototypes by Sinkhorn-Knopp (Caron et al. 2020,
 arXiv 2006.09882). Both work on rows (rows, K) of one kind of token; what spans workers takes a process group.
 
-Everything is float32, whatever the network computes in. Departure from the released code: Sinkhorn subtracts the
-largest logit before it exponentiates, which cancels in the first normalisation and cannot overflow.
+Everything is float32, whatever the network computes in. Departure from the released code: Sinkhorn subtracts each
+prototype's largest logit before it exponentiates. It cancels in the first normalisation, nothing overflows, and no
+prototype's total vanishes, however far below the others it lies.
 """
 
 from __future__ import annotations
@@ -17,14 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bfp.pretraining.cross_entropy import softmax
-
 SINKHORN_ITERATIONS = 3
-
-
-def centred(logits: Tensor, *, centre: Tensor, temperature: float) -> Tensor:
-    """softmax((logits - centre) / temperature). logits (rows, K); centre (1, K) of the batches before this one."""
-    return softmax(logits, centre=centre, temperature=temperature)
 
 
 def updated_centre(
@@ -58,10 +52,11 @@ def sinkhorn(
 
     exp(logits / temperature), then by turns: every prototype to the same total, every row to the same total.
     """
-    peak = logits.max() if len(logits) else logits.new_full((), -torch.inf)
+    logits = logits.float()
+    peaks = logits.amax(0) if len(logits) else logits.new_full(logits.shape[1:], -torch.inf)
     if group is not None:
-        dist.all_reduce(peak, dist.ReduceOp.MAX, group=group)
-    mass = torch.exp((logits.float() - peak) / temperature)  # (rows, K)
+        dist.all_reduce(peaks, dist.ReduceOp.MAX, group=group)
+    mass = torch.exp((logits - peaks) / temperature)  # (rows, K)
     for _ in range(iterations):
         columns = mass.sum(0)
         if group is not None:

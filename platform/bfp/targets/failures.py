@@ -32,6 +32,8 @@ def in_plain_words(error: BaseException) -> BfpError:
     if words is not None and type(cause).__module__.startswith("ray."):
         return JobFailed(words)
     said = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    if type(cause).__name__ == "OutOfMemoryError" or "alloc_cpu" in said:  # torch's, of a GPU and of the host
+        return JobFailed(f"out of memory{_place(cause)}; a smaller batch, or one computed in parts, needs less")
     return JobFailed(f"{type(cause).__name__}: {said}{_place(cause)}")
 
 

@@ -27,7 +27,7 @@ from bfp.targets.failures import in_plain_words
 from bfp.targets.gpus import gpus_here
 from bfp.targets.hush import Hush
 from bfp.targets.ray_here import set_environment, start_ray, stop_ray
-from bfp.targets.stopping import StopOnSignal
+from bfp.targets.stopping import GRACE_S, StopOnSignal
 
 RESOLVED_BY = "# resolved by bfp "  # and the version: the first line of a run's spec.yaml
 
@@ -87,7 +87,9 @@ class Local:
             accepts=lambda text: check_same_spec(spec, text, run=found),
             tracking=self._profile.local.mlflow,
         )
-        with StopOnSignal(run, tell=lambda text: listener({"event": "note", "message": text})) as signals:
+        grace_s = None if isinstance(spec, Pretrain) else GRACE_S
+        tell = lambda text: listener({"event": "note", "message": text})  # noqa: E731
+        with StopOnSignal(run, tell=tell, grace_s=grace_s) as signals:
             going_on = ExitStack()
             going_on.enter_context(run)
             try:

@@ -1,13 +1,15 @@
 """Ctrl-C and SIGTERM while a run goes on.
 
 The first asks the run to stop: its driver looks between units of work, keeps what stands and raises Interrupted. If
-it has not done so after GRACE_S, or at a second Ctrl-C, whatever it waits for is broken off: the run resumes from
-what was committed or saved before. Further ones are ignored, so that the end is not broken off as well.
+it has not done so after the grace that its kind has, or at a second Ctrl-C, whatever it waits for is broken off: the
+run resumes from what was committed or saved before. Further ones are ignored, so that the end is not broken off as
+well; so are those within SAME_S of the first, which are the same to a user (`timeout` signals a process and its group).
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
@@ -15,20 +17,24 @@ from typing import Self
 from bfp.runs import Run
 
 GRACE_S = 30.0
+SAME_S = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal:
     """While it is entered, signals stop the run.
 
-    `tell` says so to the user; it must not write to the run, since a signal may come in the middle of a write.
+    `tell` says so to the user; it must not write to the run, since a signal may come in the middle of a write. grace_s:
+    None waits for as long as it takes: a step of pretraining and its checkpoint have no upper bound.
 
     Raises KeyboardInterrupt in the main thread when the run is broken off.
     """
 
-    def __init__(self, run: Run, *, tell: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, *, tell: Callable[[str], None], grace_s: float | None = GRACE_S) -> None:
         self._run = run
         self._tell = tell
+        self._grace_s = grace_s
+        self._first_s = 0.0
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
@@ -55,11 +61,14 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._first_s and time.monotonic() - self._first_s < SAME_S:
+            return
         if self._run.stopping:
             self._break_off(number, frame)
+        self._first_s = time.monotonic()
         self._run.ask_to_stop()
         self._tell("stopping; what stands is kept. Ctrl-C again stops at once")
-        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        signal.setitimer(signal.ITIMER_REAL, self._grace_s or 0)
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
