@@ -44,6 +44,7 @@ from bfp.storage import Place, plainly
 
 FORMAT = 2
 _MARKER = re.compile(r"step-(\d{8,})\.json")
+_PIECE = 1 << 26  # bytes of a file of an object store that are asked for at a time
 _GO_ON = "; delete its step-*.json to go on from the one before"
 # What torch pickles into `.metadata`: classes of these modules, and these names.
 _METADATA = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
@@ -250,7 +251,8 @@ def _fill(wanted: dict[str, Any], folder: Place, *, step: int, alone: bool) -> M
     with nullcontext(source.path) if source.is_local else scratch() as local:
         for name, (_, sha256) in marker["files"].items():
             if not source.is_local:
-                (local / name).write_bytes((source / name).read())
+                with open(local / name, "wb") as file:  # too large to hold
+                    file.writelines((source / name).pieces(_PIECE))
             _check(source / name, local / name, sha256)
         _alone_is_fine()
         try:
