@@ -39,10 +39,14 @@ def test_the_last_layer_rests_and_then_joins_the_same_curve():
     assert now[5].last_layer_rate == now[5].learning_rate > 0
 
 
-def test_the_backbone_rests_and_then_learns_at_its_share_of_the_rate():
-    now = [make_schedules(freeze_backbone_steps=3, backbone_factor=0.1).at(step) for step in range(12)]
-    assert [values.backbone_rate for values in now[:3]] == [0.0] * 3
-    assert all(values.backbone_rate == pytest.approx(0.1 * values.learning_rate) for values in now[3:])
+def test_while_the_backbone_rests_the_heads_learn_at_the_full_rate_and_then_it_warms_up():
+    schedules = make_schedules(freeze_backbone_steps=12, backbone_factor=0.1)
+    now = [schedules.at(step) for step in range(40)]
+    assert [values.backbone_rate for values in now[:13]] == [0.0] * 13
+    assert now[6].learning_rate == schedules.learning_rate  # at half of its rest
+    shares = [0.0, *(values.backbone_rate / values.learning_rate for values in now[1:])]
+    assert shares[12:22] == pytest.approx([0.1 * step / 9 for step in range(10)])
+    assert shares[22:] == pytest.approx([0.1] * 18)
 
 
 @pytest.mark.parametrize("steps", [0, 1])

@@ -60,8 +60,12 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
     if not spec.encoder.startswith("random:") and not spec.ssl.freeze_backbone_epochs:
         warnings.append(
             "the heads are new and the encoder is not, so that their first gradients may ruin it; let them learn alone "
-            "for an epoch (ssl.freeze_backbone_epochs: 1), and the encoder slowly after that (ssl.backbone_rate: 0.1)"
+            f"at first (ssl.freeze_backbone_epochs: {spec.ssl.freeze_last_layer_epochs + 1:g}), and the encoder slowly "
+            "after that (ssl.backbone_rate: 0.1)"
         )
+    for name in ("warmup_epochs", "teacher_temperature_warmup_epochs", "freeze_last_layer_epochs"):
+        if (epochs := getattr(spec.ssl, name)) > spec.train.epochs / 3:
+            warnings.append(f"ssl.{name}: {epochs:g}, of a run of {spec.train.epochs:g} epochs: made for a longer one")
     return Plan(
         rows=[
             *(("store", f"{store.place}, snapshot {store.snapshot}") for store in material.stores),
@@ -187,7 +191,13 @@ def _gpus_per_worker(spec: Pretrain) -> int:
 
     if spec.compute.gpus_per_worker is not None:
         return spec.compute.gpus_per_worker
-    return int(ray.cluster_resources().get("GPU", 0) >= spec.compute.workers)
+    gpus, workers = int(ray.cluster_resources().get("GPU", 0)), spec.compute.workers
+    if 0 < gpus < workers:
+        raise InputError(
+            f"compute.workers: {workers}: there are {counted(gpus, 'GPU')}, and a worker takes one; lower it to {gpus} "
+            "or set compute.gpus_per_worker: 0 to train on CPUs"
+        )
+    return int(gpus > 0)
 
 
 class _Follow:

@@ -185,7 +185,7 @@ def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Rec
 
     numbers = spec.ssl.model_dump(include=set(SslSettings.__dataclass_fields__))
     return Recipe(
-        ssl=SslSettings(**numbers, constant_masks=True),
+        ssl=SslSettings(**numbers),
         schedules=_schedules(spec, material),
         crops=crops_of(spec, material, large_px=encoder.description["size_px"]),
         normalisation=Normalisation(encoder.mean, encoder.std),

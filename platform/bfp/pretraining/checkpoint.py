@@ -134,6 +134,11 @@ class Writer:
         self.check()
         return waited_s
 
+    @property
+    def saved(self) -> int | None:
+        """The step of the last complete checkpoint; None before the first."""
+        return max(steps(self._folder), default=None)
+
     def check(self) -> None:
         """Raise what went wrong with a checkpoint since the last call."""
         if self._error is not None:

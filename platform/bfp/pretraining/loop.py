@@ -235,7 +235,7 @@ def train(
             window.checkpoint_wait_s += writer.wait()
         if log_due or save_due or probe_due:
             found = window.close(group) | {"weight_norm": weight_norm(state.student).item()}
-            fail_on_divergence(found, state.step, now)
+            fail_on_divergence(found, state.step, now, saved=writer.saved)
             if tripwire is not None and probe_due:
                 seen = probed(state, tripwire, group)
                 worse = _shared(verdict(seen), group) if tripwire.stop and not last else None
@@ -341,16 +341,20 @@ class Window:
         return found
 
 
-def fail_on_divergence(found: dict[str, float], step: int, now: Now) -> None:
-    """Raise JobFailed, with what is known, where a figure is not finite. The state must not be saved then."""
+def fail_on_divergence(found: dict[str, float], step: int, now: Now, *, saved: int | None) -> None:
+    """Raise JobFailed, with what is known, where a figure is not finite. The state must not be saved then.
+
+    saved: the step of the last checkpoint.
+    """
+    sound = "no checkpoint was saved before" if saved is None else f"the checkpoint of step {saved:,} is sound"
     broken = [name for name, value in found.items() if not math.isfinite(value)]
     if broken:
         norms = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if name.startswith("gradient_norm"))
         raise JobFailed(
             f"training diverged at or shortly before step {step}: {', '.join(broken)} not finite "
             f"(learning rate {now.learning_rate:.2g}, teacher temperature {now.teacher_temperature:.3g}, {norms}); "
-            "the last checkpoint is sound. "
-            "Lower ssl.learning_rate or ssl.clip_norm, or lengthen ssl.warmup_epochs; with bf16, try fp32"
+            f"{sound}. Under another name lower ssl.learning_rate or ssl.clip_norm, or lengthen ssl.warmup_epochs; "
+            "with bf16, try fp32"
         )
 
 

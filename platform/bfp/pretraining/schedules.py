@@ -45,8 +45,9 @@ class Schedules:
     """steps: length of the run. Pairs are (first, last). learning_rate is the peak, already scaled to the batch.
 
     freeze_last_layer_steps: steps in which the prototypes' rate is 0; the curve is cut there, not shifted.
-    freeze_backbone_steps: likewise the backbone's, for new heads on a backbone that was trained before: their first
-    gradients would ruin it. backbone_factor: of its rate afterwards.
+    freeze_backbone_steps: steps in which the backbone's rate is 0, for new heads on a backbone that was trained before:
+    their first gradients would ruin it. Meanwhile the heads warm up in at most half of that time; afterwards the
+    backbone's rate rises from 0 in warmup_steps of its own. backbone_factor: of its rate then.
     earlier: the lengths that the run had before, oldest first.
     """
 
@@ -92,17 +93,21 @@ class Schedules:
 
     def _curves(self, step: int) -> Now:
         """Of a run that was to be this long from its start."""
+        resting = self.freeze_backbone_steps
         rate = cosine(
             step,
             first=self.learning_rate,
             last=self.min_learning_rate,
             steps=self.steps,
-            warmup_steps=self.warmup_steps,
+            warmup_steps=min(self.warmup_steps, resting // 2) if resting else self.warmup_steps,
         )
+        thawed = 1.0
+        if resting:
+            thawed = linear(max(step - resting, 0), first=0.0, last=1.0, steps=self.warmup_steps)
         return Now(
             learning_rate=rate,
             last_layer_rate=0.0 if step < self.freeze_last_layer_steps else rate,
-            backbone_rate=0.0 if step < self.freeze_backbone_steps else rate * self.backbone_factor,
+            backbone_rate=0.0 if step < resting else rate * self.backbone_factor * thawed,
             weight_decay=cosine(step, first=self.weight_decay[0], last=self.weight_decay[1], steps=self.steps),
             momentum=cosine(step, first=self.momentum[0], last=self.momentum[1], steps=self.steps),
             teacher_temperature=linear(

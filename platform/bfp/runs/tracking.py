@@ -45,7 +45,8 @@ class Tracker:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Figures of one step; returns at once."""
-        self._waiting.put((step, {name: float(value) for name, value in values.items()}, _now_ms()))
+        if self._thread.is_alive():  # else there was trouble, and nobody will take them
+            self._waiting.put((step, {name: float(value) for name, value in values.items()}, _now_ms()))
 
     def trouble(self) -> str | None:
         """What went wrong, in a sentence, the first time that this is asked after it did."""

@@ -9,7 +9,8 @@ brain         ours, for cohorts of 1,000 to 100,000 scans on one GPU or a few; i
               a teacher temperature without warm-up, since Sinkhorn keeps the targets balanced from the first step;
               a head for each of class and patch tokens and weight decay to 0.2, as in dinov2-long; drop path 0.1,
               for ViT-S, where the others' 0.3 and 0.4 are ViT-L's; scope global, so that what is learned does not
-              hang on the number of workers.
+              hang on the number of workers; as many hidden patches in every batch, since on a CPU memory grew from
+              step to step with varying ones.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ _DINOV2_FAST: dict[str, Any] = {
     "koleo_weight": 0.1,
     "mask_ratio": (0.1, 0.5),
     "mask_probability": 0.5,
+    "constant_masks": False,
 }
 
 _DINOV2_LONG: dict[str, Any] = {
@@ -78,7 +80,16 @@ _BRAIN: dict[str, Any] = {
     "weight_decay": (0.04, 0.2),
     "layer_decay": 1.0,
     "drop_path": 0.1,
+    "constant_masks": True,
 }
+
+LENGTHS = MappingProxyType(
+    {
+        "dinov2-fast": {"epochs": 100, "steps_per_epoch": 1250},
+        "dinov2-long": {"epochs": 500, "steps_per_epoch": 1250},
+    }
+)
+"""How long the sources train: their warm-ups are shares of it."""
 
 SSL_PRESETS = MappingProxyType({"dinov2-fast": _DINOV2_FAST, "dinov2-long": _DINOV2_LONG, "brain": _BRAIN})
 

@@ -36,7 +36,14 @@ def _rising(shares: tuple[float, float]) -> tuple[float, float]:
     return shares
 
 
+def _positive(shares: tuple[float, float]) -> tuple[float, float]:
+    if not shares[0]:
+        raise ValueError("more than 0")
+    return shares
+
+
 RisingShares = Annotated[SharePair, AfterValidator(_rising)]
+Areas = Annotated[RisingShares, AfterValidator(_positive)]
 
 
 def _optional_by_preset(schema: dict[str, Any]) -> None:
@@ -55,13 +62,13 @@ class Ssl(Strict):
     prototypes: int = Field(ge=2, description="Outputs K of the DINO head.")
     ibot_prototypes: int = Field(ge=2, description="Outputs of the iBOT head, when it is a head of its own.")
     bottleneck: int = Field(ge=2, description="Width of the DINO head's bottleneck.")
-    ibot_bottleneck: int = Field(ge=2, description="Width of the iBOT head's bottleneck.")
+    ibot_bottleneck: int = Field(ge=2, description="Width of the iBOT head's bottleneck, when it is one of its own.")
     hidden: int = Field(ge=2, description="Width of the heads' hidden layers.")
     shared_head: bool = Field(description="One head for class and patch tokens, or one each.")
     batch_norm_head: bool = Field(description="Batch normalisation in the heads' hidden layers.")
     centring: Literal["softmax", "sinkhorn"] = Field(description="How the teacher's outputs are kept from collapse.")
     scope: Literal["global", "local"] = Field(
-        description="Centres, Sinkhorn and KoLeo over the global batch, or by each worker as published."
+        description="Centres and KoLeo over the global batch, or by each worker as published. Sinkhorn is over all."
     )
     student_temperature: Positive = Field(description="Softmax temperature of the student.")
     teacher_temperature: Pair = Field(
@@ -70,7 +77,7 @@ class Ssl(Strict):
     teacher_temperature_warmup_epochs: float = Field(
         ge=0, description="Epochs from the first temperature to the second."
     )
-    momentum: SharePair = Field(
+    momentum: RisingShares = Field(
         description="Momentum of the teacher's moving average: at the start, at the end (cosine)."
     )
     learning_rate: Positive = Field(description="Peak rate for a batch of 1,024; scaled by sqrt(batch_size / 1024).")
@@ -82,7 +89,9 @@ class Ssl(Strict):
     clip_norm: Positive = Field(description="Gradient norm at which backbone and each head are clipped.")
     freeze_last_layer_epochs: float = Field(ge=0, description="Epochs in which the heads' last layer rests.")
     freeze_backbone_epochs: float = Field(
-        ge=0, description="Epochs in which only the heads learn. For an encoder that was trained before."
+        ge=0,
+        description="Epochs in which only the heads learn; the backbone's rate warms up after them. For an encoder "
+        "that was trained before.",
     )
     backbone_rate: float = Field(
         gt=0, le=1, description="Factor of the backbone's rate. Low for an encoder that was trained before."
@@ -95,6 +104,9 @@ class Ssl(Strict):
         description="Smallest and largest share of a masked crop's patches that is masked."
     )
     mask_probability: Share = Field(description="Share of the global crops that are masked.")
+    constant_masks: bool = Field(
+        description="Hide equally many patches in every batch, rather than numbers that vary as published."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -113,8 +125,8 @@ class Views(Strict):
     global_size_px: int | None = Field(None, ge=14, description="Size of the two global crops. null: the store's size.")
     local_size_px: int = Field(98, ge=14, description="Size of the local crops.")
     local_count: int = Field(8, ge=0, le=32, description="Local crops of each stack.")
-    global_scale: RisingShares = Field((0.32, 1.0), description="Share of a stack's area that a global crop covers.")
-    local_scale: RisingShares = Field((0.05, 0.32), description="Share of a stack's area that a local crop covers.")
+    global_scale: Areas = Field((0.32, 1.0), description="Share of a stack's area that a global crop covers.")
+    local_scale: Areas = Field((0.05, 0.32), description="Share of a stack's area that a local crop covers.")
     modality_views: Share = Field(
         0.5, description="Probability that a crop shows a random part of the stack's modalities only."
     )
@@ -165,7 +177,7 @@ class NaturalCrops(Views):
     contrast: Share = Field(0.4, description="Largest relative change of contrast.")
     saturation: Share = Field(0.2, description="Largest relative change of saturation.")
     hue: float = Field(0.1, ge=0, le=0.5, description="Largest shift of hue, as a share of the colour circle.")
-    greyscale: Share = Field(0.2, description="Probability that the channels' mean stands in all of them.")
+    greyscale: Share = Field(0.2, description="Probability that the channels' luma stands in all of them.")
     blur_probability: Literal["published", "declared"] = Field(
         "published",
         description="Probability of a Gaussian blur of the first global crop, the second, and local ones. published: "
@@ -279,7 +291,7 @@ class Pretrain(Job):
     """DINOv2 pretraining on the stacks of one or more stores."""
 
     kind: Literal["pretrain"]
-    store: Uri | list[Uri] = Field(
+    store: Uri | Annotated[list[Uri], Field(min_length=1)] = Field(
         description="The slice store, or a list of them.", examples=["stores/my-store", "s3://brains/stores/v1"]
     )
     where: Where = Field(default_factory=Where, description="Which part of the stores is used.")
@@ -306,11 +318,18 @@ class Pretrain(Job):
     @model_validator(mode="after")
     def _parts_fit(self) -> Pretrain:
         clashes = [*shape_clashes(self.encoder, self.encoder_shape), *self._crops_off_the_patch_grid()]
-        clashes += run_in_store(self, self.store if isinstance(self.store, list) else [self.store])
+        stores = self.store if isinstance(self.store, list) else [self.store]
+        clashes += run_in_store(self, stores)
+        if len(set(stores)) < len(stores):
+            clashes.append(Clash("store", "names a store twice; its stacks would count twice", ()))
+        if self.crops.global_size_px is not None and self.crops.local_size_px > self.crops.global_size_px:
+            expected = f"larger than a global crop ({self.crops.global_size_px})"
+            clashes.append(Clash("crops.local_size_px", expected, ("crops.global_size_px",)))
         parts = self.compute.workers * self.compute.gradient_accumulation
         if self.train.batch_size % parts:
             expected = f"does not split into {parts} parts (compute.workers × compute.gradient_accumulation)"
             clashes.append(Clash("train.batch_size", expected, ("compute.workers", "compute.gradient_accumulation")))
+        clashes += self._nothing_to_learn()
         every, kept = self.train.checkpoint_every, self.train.keep_every
         if kept is not None and kept % every:
             expected = f"not a multiple of train.checkpoint_every ({every})"
@@ -318,6 +337,25 @@ class Pretrain(Job):
         if clashes:
             raise Misfit(*clashes)
         return self
+
+    def _nothing_to_learn(self) -> list[Clash]:
+        ssl, epochs, last_layer = self.ssl, self.train.epochs, self.ssl.freeze_last_layer_epochs
+        clashes = []
+        if ssl.freeze_backbone_epochs >= epochs:
+            expected = f"not shorter than the run (train.epochs: {epochs:g})"
+            clashes.append(Clash("ssl.freeze_backbone_epochs", expected, ("train.epochs",)))
+        if 0 < ssl.freeze_backbone_epochs <= last_layer:
+            expected = f"not longer than ssl.freeze_last_layer_epochs ({last_layer:g}): the heads would not learn whole"
+            clashes.append(Clash("ssl.freeze_backbone_epochs", expected, ("ssl.freeze_last_layer_epochs",)))
+        if not (ssl.dino_weight or ssl.ibot_weight or ssl.koleo_weight):
+            clashes.append(
+                Clash("ssl.dino_weight", "0, as are ibot_weight and koleo_weight: nothing would be learned", ())
+            )
+        workers = 1 if ssl.scope == "global" else self.compute.workers
+        if ssl.koleo_weight and self.train.batch_size // (workers * self.compute.gradient_accumulation) < 2:
+            expected = "one stack for KoLeo to find a neighbour among: needs two in each part, or ssl.koleo_weight: 0"
+            clashes.append(Clash("train.batch_size", expected, ("compute.workers", "compute.gradient_accumulation")))
+        return clashes
 
     def _crops_off_the_patch_grid(self) -> list[Clash]:
         name = (parse_encoder(self.encoder).name or "").split(".")[0]

@@ -17,7 +17,7 @@ from bfp.errors import InputError
 from bfp.specs.document import flow
 from bfp.specs.kinds import KINDS, Spec
 from bfp.specs.preprocessing_presets import PREPROCESSING_PRESETS
-from bfp.specs.presets import SSL_PRESETS
+from bfp.specs.presets import LENGTHS, SSL_PRESETS
 
 WIDTH = 110
 _PRESETS = {"pretrain": ("ssl", SSL_PRESETS), "ingest": ("preprocessing", PREPROCESSING_PRESETS)}
@@ -56,6 +56,8 @@ def _example(kind: str, preset: str | None) -> Spec:
         if preset not in presets:
             raise InputError(f"--preset {preset}: expected one of {', '.join(presets)}")
         values[field] = {"preset": preset}
+        if kind == "pretrain" and preset in LENGTHS:
+            values["train"] = dict(LENGTHS[preset])
     example: Spec = model.model_validate(values)
     return example
 
