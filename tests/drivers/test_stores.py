@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bfp.drivers.stores import check_encoder, encoder_arguments, open_stores, pin_stores
+from bfp.drivers.stores import check_encoder, encoder_arguments, open_stores, pin_inputs, warnings_of
+from bfp.errors import InputError
 from bfp.models.encoder import load
 from bfp.specs import Finetune, Pretrain
+from bfp.specs.fields import Where
 from bfp.storage import place
 from bfp.store import layout
 from tests.store.makers import make_store
@@ -31,12 +33,35 @@ def test_every_kind_makes_the_encoder_that_its_spec_describes() -> None:
 def test_a_run_that_has_begun_keeps_its_snapshots(tmp_path: Path) -> None:
     at = make_store(tmp_path / "store", sessions=4)
     begun, fresh = place(str(tmp_path / "begun")), place(str(tmp_path / "fresh"))
-    pin_stores(open_stores([at.uri], run=begun), run=begun)
+    pin_inputs(open_stores([at.uri], Where(), run=begun), Where(), run=begun)
     layout.take_snapshot(at, layout.latest_snapshot(at).snapshot.commits[:-1], cohorts=["made"])
-    assert [store.snapshot for store in open_stores([at.uri], run=begun)] == [1]
-    assert [store.snapshot for store in open_stores([at.uri], run=fresh)] == [2]
-    pin_stores(open_stores([at.uri], run=fresh), run=begun)
-    assert [store.snapshot for store in open_stores([at.uri], run=begun)] == [1]
+    assert [store.snapshot for store in open_stores([at.uri], Where(), run=begun)] == [1]
+    assert [store.snapshot for store in open_stores([at.uri], Where(), run=fresh)] == [2]
+    pin_inputs(open_stores([at.uri], Where(), run=fresh), Where(), run=begun)
+    assert [store.snapshot for store in open_stores([at.uri], Where(), run=begun)] == [1]
+
+
+def test_a_list_of_subjects_that_changed_under_a_run_is_refused(tmp_path: Path) -> None:
+    at, run, left_out = make_store(tmp_path / "store", sessions=4), place(str(tmp_path / "run")), tmp_path / "out.txt"
+    where = Where(exclude_subjects=str(left_out))
+    left_out.write_text("s0\n")
+    pin_inputs(open_stores([at.uri], where, run=run), where, run=run)
+    left_out.write_text("# the test set\ns0\n")
+    assert open_stores([at.uri], where, run=run)
+    left_out.write_text("s1\ns2\n")
+    with pytest.raises(
+        InputError, match=r"where\.exclude_subjects: .*out\.txt: 2 names more and 1 name fewer than"
+    ):
+        open_stores([at.uri], where, run=run)
+
+
+def test_names_of_a_list_that_match_nobody_are_told(tmp_path: Path) -> None:
+    stores = open_stores([make_store(tmp_path / "store", sessions=4).uri], Where(), run=place(str(tmp_path / "run")))
+    (tmp_path / "out.txt").write_text("sub-s00\nmade/s01\ns9\nsubs2\n")
+    assert warnings_of(stores, Where(exclude_subjects=str(tmp_path / "out.txt"))) == [
+        "where.exclude_subjects: 2 names of the list match nobody: s9, subs2"
+    ]
+    assert warnings_of(stores, Where()) == []
 
 
 @pytest.mark.parametrize(

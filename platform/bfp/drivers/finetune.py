@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from bfp import __version__
 from bfp.drivers.finetune_material import Material, material_of, per_class
 from bfp.drivers.plan import Plan, cpus_here
-from bfp.drivers.stores import encoder_arguments, pin_stores
+from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.models.folders import encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
@@ -70,7 +70,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     if spec.baselines.oracle and material.oracle:
         columns[spec.baselines.oracle] = material.oracle
     covariates = [("covariates", "; ".join(f"{name}: {in_words(values)}" for name, values in columns.items()))]
-    warnings = []
+    warnings = warnings_of([material.store], spec.where)
     if sessions < 10 * len(material.task.classes):
         warnings.append(f"only {counted(sessions, 'session')}: the intervals will be wide")
     return Plan(
@@ -107,7 +107,7 @@ def execute(spec: Finetune, run: Run) -> None:
     from bfp.models.encoder import load
 
     material = material_of(spec, run=run.folder)
-    pin_stores([material.store], run=run.folder)
+    pin_inputs([material.store], spec.where, run=run.folder)
     labelled, classes = material.labelled, material.task.classes
     (run.folder / "folds.csv").write(folds_csv(labelled, folds=material.folds, classes=classes))
     for reason, count in labelled.left_out.items():

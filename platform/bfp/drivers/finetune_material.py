@@ -44,7 +44,7 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     from bfp.store.where import select
 
     task = _available(spec)
-    (store,) = open_stores([spec.store], run=run)
+    (store,) = open_stores([spec.store], spec.where, run=run)
     check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
     shown = _shown(spec, store)
     index = select(wanted_stacks(store, spec.where), modalities=shown)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bfp import __version__
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.pretrain_material import Material, material_of, probed_sessions, recipe_of
-from bfp.drivers.stores import encoder_arguments, pin_stores
+from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.errors import InputError, Interrupted, StorageError
 from bfp.models.folders import CARD
 from bfp.reports.numbers import duration_text, number_text
@@ -54,7 +54,7 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
     steps = f"{material.steps:,} of {batch_size} stacks, {material.steps_per_epoch:,} an epoch"
     most = max(material.times(cohort) for cohort in material.order.cohorts.values())
     ahead_mb = 2 * WINDOW * batch_size * 3 * material.stores[0].size_px ** 2 / 1e6
-    warnings = []
+    warnings = warnings_of(material.stores, spec.where)
     if most > 1000:
         warnings.append(f"stacks are seen up to {most:,.0f} times: more data would serve better than more epochs")
     if not spec.encoder.startswith("random:") and not spec.ssl.freeze_backbone_epochs:
@@ -95,7 +95,7 @@ def execute(spec: Pretrain, run: Run) -> None:
     """Run it to its end, or to where the user stops it; Ray is up already."""
     run.phase("reading the store's index")
     material = material_of(spec, run=run.folder)
-    pin_stores(material.stores, run=run.folder)
+    pin_inputs(material.stores, spec.where, run=run.folder)
     _check_extendable(run.folder, steps=material.steps)
     trained = _exported_steps(run.folder) == material.steps
     if trained and run.results().get("figures", {}).get("steps") == material.steps:

@@ -83,7 +83,7 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
     from bfp.batches.plan import BatchPlan, units_of
 
     places = [spec.store] if isinstance(spec.store, str) else list(spec.store)
-    stores = open_stores(places, run=run)
+    stores = open_stores(places, spec.where, run=run)
     _check_sizes(spec, stores)
     _check_flip(spec, stores)
     indices = tuple(wanted_stacks(store, spec.where) for store in stores)

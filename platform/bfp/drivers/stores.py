@@ -1,7 +1,8 @@
 """Stores and encoders, as pretrain and finetune name them: opened, filtered and checked. Light: no torch.
 
 A run pins the snapshots of its stores in `<run>/inputs.json` when it is first submitted: a store that grows changes
-nothing under it.
+nothing under it. The lists of subjects that its spec names stand there too: one that has changed is refused, since what
+the run says of whom it has seen would not be true.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from bfp.specs.encoders import off_patch_grid, parse_encoder
 from bfp.specs.fields import Where
 from bfp.specs.finetune import Finetune
 from bfp.specs.pretrain import Pretrain
-from bfp.storage import Place, place
+from bfp.storage import Place, intact, place
+from bfp.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,34 +29,73 @@ if TYPE_CHECKING:
 PIN = "inputs.json"
 
 
-def open_stores(places: Sequence[str], *, run: Place) -> tuple[SliceStore, ...]:
-    """The stores at the snapshots that the run has pinned, or at their latest ones where it has not begun."""
+def open_stores(places: Sequence[str], where: Where, *, run: Place) -> tuple[SliceStore, ...]:
+    """The stores at the snapshots that the run has pinned, or at their latest ones where it has not begun.
+
+    Raises InputError where a list of subjects is no longer what it was when the run began.
+    """
     from bfp.store.reader import SliceStore
 
-    pin = run / PIN
-    pinned = [entry["snapshot"] for entry in json.loads(pin.read())["stores"]] if pin.exists() else [None] * len(places)
-    return tuple(SliceStore.open(place(at), snapshot) for at, snapshot in zip(places, pinned, strict=True))
+    pinned = _pinned(run)
+    if pinned is None:
+        return tuple(SliceStore.open(place(at)) for at in places)
+    for name, subjects in _lists(where).items():
+        if pinned.get(name, subjects) != subjects:
+            gone, new = (
+                counted(len(set(one or ()) - set(other or ())), "name")
+                for one, other in ((pinned[name], subjects), (subjects, pinned[name]))
+            )
+            raise InputError(
+                f"where.{name}: {getattr(where, name)}: {new} more and {gone} fewer than when {run} began, which has "
+                "learned from other subjects than it would say; bring the list back, or give --name another"
+            )
+    snapshots = [entry["snapshot"] for entry in pinned["stores"]]
+    return tuple(SliceStore.open(place(at), snapshot) for at, snapshot in zip(places, snapshots, strict=True))
 
 
-def pin_stores(stores: Sequence[SliceStore], *, run: Place) -> None:
-    """From now on the run uses these snapshots."""
-    pin = run / PIN
-    if not pin.exists():
+def pin_inputs(stores: Sequence[SliceStore], where: Where, *, run: Place) -> None:
+    """From now on the run uses these snapshots, and these lists of subjects."""
+    if _pinned(run) is None:
         entries = [{"store": str(store.place), "snapshot": store.snapshot} for store in stores]
-        pin.write(json.dumps({"stores": entries}).encode())
+        (run / PIN).write(json.dumps({"stores": entries, **_lists(where)}).encode())
 
 
 def wanted_stacks(store: SliceStore, where: Where) -> pa.Table:
     """The part of the store's index that `where` keeps."""
-    from bfp.store.where import read_subjects, select
+    from bfp.store.where import select
 
-    return select(
-        store.stack_index(),
-        cohorts=where.cohorts,
-        modalities=where.modalities,
-        subjects=read_subjects(place(where.subjects)) if where.subjects else None,
-        exclude_subjects=read_subjects(place(where.exclude_subjects)) if where.exclude_subjects else None,
-    )
+    return select(store.stack_index(), cohorts=where.cohorts, modalities=where.modalities, **_lists(where))
+
+
+def warnings_of(stores: Sequence[SliceStore], where: Where) -> list[str]:
+    """What a reader of the plan should know of the lists of subjects: names that no store has."""
+    from bfp.store.where import unknown_subjects
+
+    found = []
+    for name, subjects in _lists(where).items():
+        unknown = [set(unknown_subjects(store.stack_index(), subjects or ())) for store in stores]
+        if nobodys := sorted(set.intersection(*unknown)):
+            some = ", ".join(nobodys[:5]) + (", …" if len(nobodys) > 5 else "")
+            found.append(f"where.{name}: {counted(len(nobodys), 'name')} of the list match nobody: {some}")
+    return found
+
+
+def _lists(where: Where) -> dict[str, list[str] | None]:
+    """The subjects of the lists that `where` names, sorted; None where it names none."""
+    from bfp.store.where import read_subjects
+
+    files = {"subjects": where.subjects, "exclude_subjects": where.exclude_subjects}
+    return {name: sorted(set(read_subjects(place(file)))) if file else None for name, file in files.items()}
+
+
+def _pinned(run: Place) -> dict[str, Any] | None:
+    """What the run has pinned; None where it has not begun."""
+    pin = run / PIN
+    if not pin.exists():
+        return None
+    with intact(pin, "list of inputs"):
+        found: dict[str, Any] = json.loads(pin.read())
+    return found
 
 
 def encoder_arguments(spec: Pretrain | Finetune, *, size_px: int) -> dict[str, Any]:

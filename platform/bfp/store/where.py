@@ -48,6 +48,13 @@ def read_subjects(file: Place) -> list[str]:
     return [line for line in lines if line]
 
 
+def unknown_subjects(index: pa.Table, subjects: Collection[str]) -> list[str]:
+    """Those of the subjects that have no row."""
+    known = {*index["subject"].to_pylist()}
+    known |= set(pc.binary_join_element_wise(index["cohort"], index["subject"], "/").to_pylist())
+    return [subject for subject in subjects if _plain(subject) not in known]
+
+
 def _of_subjects(index: pa.Table, subjects: Collection[str]) -> np.ndarray:
     """bool (n,): which rows are of these subjects."""
     wanted = [_plain(subject) for subject in subjects]
