@@ -155,7 +155,7 @@ def test_the_methods_tell_subjects_held_out_from_those_of_them_that_were_judged(
         (held_out - 1, f"; {held_out - 1} of them have labelled stacks and were judged"),
     ):
         probed = ProbeResult([], {}, {}, {}, (9, 9), (5, judged), nothing, nothing)
-        (_, text) = methods(spec, material, encoder, Probed(tissue=probed))
+        (_, text) = methods(spec, material, encoder, Probed(tissue=probed), step=STEPS, earlier=[])
         assert f"{held_out} subjects were held out from pretraining{said}. In patches" in text
 
 
@@ -195,7 +195,7 @@ def test_the_card_tells_data_preprocessing_recipe_figures_and_limits(folder: Pat
     assert "16 prototypes" in told
     assert f"at step {STEPS}:\n\n- loss, nats: " in told
     assert "not a medical device" in told
-    assert "training had not ended" not in told
+    assert "from a checkpoint" not in told
 
 
 def test_an_encoder_is_exported_from_a_checkpoint_while_the_run_goes_on(
@@ -223,10 +223,7 @@ def test_an_encoder_is_exported_from_a_checkpoint_while_the_run_goes_on(
     assert early.description["weights"] == again.description["weights"] != last.description["weights"]
     assert last.description["weights"] == weights(run)
     assert (early.fill, early.start) == ("repeat", last.start)
-    assert (
-        f"after step {exported[0]} of {STEPS // 2}: training had not ended"
-        in (tmp_path / "early/README.md").read_text()
-    )
+    assert f"after step {exported[0]} of {STEPS // 2}, from a checkpoint" in (tmp_path / "early/README.md").read_text()
     assert json.loads((tmp_path / "early" / "config.json").read_text())["bfp"]["steps"] == exported[0]
     with pytest.raises(InputError, match=r"--step: 7: .* no complete checkpoint of it; those of 10, 20, .* are there"):
         export_checkpoint(run, place(str(tmp_path / "none")), step=7)
@@ -279,7 +276,9 @@ def test_a_probe_that_cannot_be_made_after_all_leaves_a_whole_encoder_and_says_w
     assert "Not probed: its labels did not suffice." in (run.folder / "model" / "README.md").read().decode()
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(folder: Path, undisturbed: RunFolder) -> None:
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights_but_not_without_its_checkpoints(
+    folder: Path, undisturbed: RunFolder, tmp_path: Path
+) -> None:
     def stop(run: Run, event: Event) -> None:
         if event.get("phase") == "training":
             run.ask_to_stop()
@@ -288,6 +287,11 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(folder: Path, undistu
     with pytest.raises(Interrupted, match=f"stopped after step .* of {STEPS}, with a checkpoint"):
         submit(spec, stop)
     stopped = RunFolder(place(spec.output) / spec.name)
+    checkpoints = stopped.folder.path / "checkpoints"
+    checkpoints.rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"checkpoints: empty, and there was one of step \d+: training would begin"):
+        pretrain.plan(spec)
+    (tmp_path / "away").rename(checkpoints)
     assert "Losses" in [block.title for block in results_from_json(stopped.results()).blocks]
     assert "left, at the" in dict(pretrain.plan(spec).rows)["time"]
     assert weights(submit(spec)) == weights(undisturbed)
@@ -297,19 +301,24 @@ def test_a_finished_run_with_more_epochs_goes_on_and_keeps_its_encoder_until_the
     folder: Path, ray_session: None
 ) -> None:
     spec = spec_for(folder, "extended", train=SHORT, probe=None)
-    earlier, meanwhile = weights(submit(spec)), set[str]()
+    earlier, meanwhile, pages = weights(submit(spec)), set[str](), set[int]()
 
     def look(run: Run, event: Event) -> None:
         if event["event"] == "progress":
             meanwhile.add(weights(run))
+            pages.add(run.results()["figures"]["steps"])
 
     longer = spec_for(folder, "extended", train={**SHORT, "epochs": 2}, probe=None)
     run = submit(longer, look)
     assert meanwhile == {earlier}
+    assert pages == {10}
     assert weights(run) != earlier
     assert any(event.get("message", "").startswith("extended from 10 to 20 steps: ") for event in run.events())
     assert run.results()["figures"]["steps"] == 20
-    assert "20 steps of 8 stacks" in (run.folder / "model" / "README.md").read().decode()
+    told = (run.folder / "model" / "README.md").read().decode()
+    assert "20 steps of 8 stacks, two" in told
+    assert "first 10 steps long and was extended to 20: " in told
+    assert "still rising, in a warm-up of 100 steps" in told
     shutil.rmtree(run.folder.path / "checkpoints")
     pretrain.plan(longer)
     with pytest.raises(InputError, match="checkpoints: empty: the run ended after 20 steps"):
@@ -430,7 +439,8 @@ def test_the_plan_and_the_methods_say_what_stands_in_the_batches(folder: Path, t
         == "at most 1 stack of a session in one; cohorts balanced: large 50%, each 2.0 times; small 50%, each 6.0 times"
     )
     encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
-    (text,) = methods(spec, material_of(spec, run=place(str(tmp_path / "runs" / "batches"))), encoder, Probed())
+    material = material_of(spec, run=place(str(tmp_path / "runs" / "batches")))
+    (text,) = methods(spec, material, encoder, Probed(), step=material.steps, earlier=[])
     assert "No batch held more than 1 stack of one session." in text
     assert "in proportion to its size to the power of 0: large 50%, small 50%." in text
 
@@ -453,7 +463,7 @@ def test_the_natural_crops_of_a_spec_are_those_that_its_methods_tell(folder: Pat
     assert isinstance(settings.contrast, Colours)
     assert settings.contrast.blur == (1.0, 0.1, 0.5)
     encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
-    (text,) = methods(spec, material, encoder, Probed())
+    (text,) = methods(spec, material, encoder, Probed(), step=material.steps, earlier=[])
     assert "blur (1 and 0.1 of the global crops, 0.5 of the local ones)" in text
 
 

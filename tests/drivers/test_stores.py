@@ -49,9 +49,7 @@ def test_a_list_of_subjects_that_changed_under_a_run_is_refused(tmp_path: Path) 
     left_out.write_text("# the test set\ns0\n")
     assert open_stores([at.uri], where, run=run)
     left_out.write_text("s1\ns2\n")
-    with pytest.raises(
-        InputError, match=r"where\.exclude_subjects: .*out\.txt: 2 names more and 1 name fewer than"
-    ):
+    with pytest.raises(InputError, match=r"where\.exclude_subjects: .*out\.txt: 2 names more and 1 name fewer than"):
         open_stores([at.uri], where, run=run)
 
 

@@ -38,8 +38,13 @@ if TYPE_CHECKING:
     from bfp.drivers.training import Task
     from bfp.models.encoder import LoadedEncoder
     from bfp.pretraining.labelled import LabelledSessions
+    from bfp.pretraining.schedules import Length
     from bfp.pretraining.tripwire import Watch
     from bfp.store.reader import SliceStore
+
+
+SAVED = "saved"
+"""The figure that says of which step a checkpoint is."""
 
 
 def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
@@ -48,7 +53,7 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
 
     run = place(spec.output) / spec.name
     material = material_of(spec, run=run)
-    _check_extendable(run, steps=material.steps)
+    _check_checkpoints(run, steps=material.steps)
     batch_size, (subjects, held) = spec.train.batch_size, material.subjects
     held_out = f"{counted(held, 'subject')} held out for the probe"
     steps = f"{material.steps:,} of {batch_size} stacks, {material.steps_per_epoch:,} an epoch"
@@ -96,7 +101,7 @@ def execute(spec: Pretrain, run: Run) -> None:
     run.phase("reading the store's index")
     material = material_of(spec, run=run.folder)
     pin_inputs(material.stores, spec.where, run=run.folder)
-    _check_extendable(run.folder, steps=material.steps)
+    _check_checkpoints(run.folder, steps=material.steps)
     trained = _exported_steps(run.folder) == material.steps
     if trained and run.results().get("figures", {}).get("steps") == material.steps:
         run.note(f"all {counted(material.steps, 'step')} were done before: nothing is left to do")
@@ -107,16 +112,33 @@ def execute(spec: Pretrain, run: Run) -> None:
     from bfp.drivers.pretrain_views import picture_of_views
 
     picture_of_views(spec, run, material)
-    run.result(opening_of(spec, material).as_json())
+    if run.results().get("figures", {}).get("steps"):
+        run.note(f"the page and its figures are those of {run.results()['figures']['steps']:,} steps until this ends")
+    else:
+        run.result(opening_of(spec, material).as_json())
     if not trained:
         _train(spec, run, material)
+    encoder, lengths = _exported(run), _earlier(run.folder, steps=material.steps)
+
+    def tell(probed: Probed | None) -> None:
+        told = card(
+            spec,
+            material,
+            encoder,
+            name=run.name,
+            step=material.steps,
+            logged=run.metrics(),
+            probed=probed,
+            earlier=lengths,
+        )
+        (run.folder / "model" / CARD).write(told.encode())
+
+    tell(None)  # whoever takes the encoder before it is probed, or where that is stopped, has a card too
     probed = _probe_on_ray(spec, run, material)
 
     run.phase("figures and model card")
-    encoder = _exported(run)
-    results = results_of(spec, run, material, encoder.description, probed)
-    told = card(spec, material, encoder, name=run.name, step=material.steps, logged=run.metrics(), probed=probed)
-    (run.folder / "model" / CARD).write(told.encode())
+    results = results_of(spec, run, material, encoder.description, probed, earlier=lengths)
+    tell(probed)
     run.result(results.as_json())
 
 
@@ -218,6 +240,7 @@ class _Follow:
         for step, figures in news.figures:
             self._log(step, figures)
         if news.saving > self._saved:
+            self._run.figures(news.saving, {SAVED: news.saving})
             self._run.keep_figures()
             self._saved = news.saving
 
@@ -252,13 +275,20 @@ class _Follow:
             self._run.warn(f"step {step:,}: {worse}")
 
 
-def _check_extendable(run: Place, *, steps: int) -> None:
-    """Raise InputError where a run that had ended is to have more steps, and cannot go on."""
+def _check_checkpoints(run: Place, *, steps: int) -> None:
+    """Raise InputError where a run is to go on, and its checkpoints are gone."""
     exported = _exported_steps(run)
-    if exported not in (None, steps) and not (run / "checkpoints").names():
+    if exported == steps or (run / "checkpoints").names():
+        return
+    if exported is not None:
         raise InputError(
             f"{run / 'checkpoints'}: empty: the run ended after {exported:,} steps, and training cannot go on to "
             f"{steps:,}; bring its checkpoints back, or give --name another and start from `encoder: {run}`"
+        )
+    if saved := max((row["step"] for row in RunFolder(run).metrics() if row["name"] == SAVED), default=0):
+        raise InputError(
+            f"{run / 'checkpoints'}: empty, and there was one of step {saved:,}: training would begin again beside the "
+            "figures of before; bring its checkpoints back, or give --name another"
         )
 
 
@@ -266,6 +296,14 @@ def _exported_steps(run: Place) -> int | None:
     """The steps that the exported encoder was trained for; None where there is none."""
     config = run / "model" / "config.json"
     return int(json.loads(config.read())["bfp"]["steps"]) if config.exists() else None
+
+
+def _earlier(run: Place, *, steps: int) -> list[Length]:
+    """The lengths that the run had before (see `schedules`), as its last checkpoint tells, if it is there."""
+    from bfp.pretraining import checkpoint
+
+    folder = run / "checkpoints"
+    return checkpoint.earlier(folder, step=steps) if steps in checkpoint.steps(folder) else []
 
 
 def _exported(run: Run) -> LoadedEncoder:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bfp.models.encoder import LoadedEncoder
+    from bfp.pretraining.schedules import Length
 
 USE = """\
 ```python
@@ -61,15 +62,16 @@ def card(
     name: str,
     step: int,
     logged: Sequence[Mapping[str, Any]],
-    probed: Probed,
+    probed: Probed | None,
+    earlier: Sequence[Length],
 ) -> str:
     """The model card, Markdown, of the encoder after `step` steps. logged: the run's figures, as `RunFolder.metrics`.
 
-    probed: of the finished encoder; empty where there is none.
+    probed: of the finished encoder, empty where it could not be; None before. earlier: see `schedules`.
     """
     it, model, size_px = encoder.description, encoder.model, encoder.description["size_px"]
     done = step == material.steps
-    state = "" if done else f" This is its state after step {step:,} of {material.steps:,}: training had not ended."
+    state = "" if done else f" This is its state after step {step:,} of {material.steps:,}, from a checkpoint."
     use = USE.format(prefix=model.num_prefix_tokens, patches=model.patch_embed.num_patches, width=it["width"])
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (encoder.mean, encoder.std))
     pixels = "`images`: grey values 0 to 255 as (value / 255 - mean) / std"
@@ -85,10 +87,10 @@ def card(
         "## Preprocessing",
         _preprocessing(material),
         "## Recipe",
-        *methods(spec, material, it, probed),
+        *methods(spec, material, it, probed or Probed(), step=step, earlier=earlier),
         "## Figures",
         _figures(logged, step=step),
-        _learned(spec, probed, done=done),
+        _learned(spec, probed),
         "## Limits",
         LIMITS,
     ]
@@ -143,7 +145,9 @@ def _figures(logged: Sequence[Mapping[str, Any]], *, step: int) -> str:
     return f"Of training, at step {last:,}:\n\n" + "\n".join(rows)
 
 
-def _learned(spec: Pretrain, probed: Probed, *, done: bool) -> str:
+def _learned(spec: Pretrain, probed: Probed | None) -> str:
+    if probed is None:
+        return "Not probed: the probe follows the last step."
     parts = []
     if probed.tissue is not None:
         rows = [f"- {WORDS[name]}: {interval_text(*interval)}" for name, interval in probed.tissue.r2.items()]
@@ -156,6 +160,5 @@ def _learned(spec: Pretrain, probed: Probed, *, done: bool) -> str:
         ]
         parts.append(f"AUROC of {spec.probe.target} on held-out subjects, 95 % intervals:\n\n" + "\n".join(rows))
     if not parts:
-        why = "its labels did not suffice" if spec.probe else "the spec asked for no probe"
-        return f"Not probed: {why if done else 'the probe follows the last step'}."
+        return f"Not probed: {'its labels did not suffice' if spec.probe else 'the spec asked for no probe'}."
     return "\n\n".join(parts)

@@ -48,6 +48,15 @@ def export_checkpoint(run: RunFolder, folder: Place, *, step: int | None) -> int
     checkpoint.load_teacher(encoder.model, checkpoints, step=step)
     described = {**encoder.description, **facts(encoder.model), "weights": fingerprint(encoder.model)}
     encoder = replace(encoder, description=described)
-    told = card(spec, material, encoder, name=run.name, step=step, logged=run.metrics(), probed=Probed())
+    told = card(
+        spec,
+        material,
+        encoder,
+        name=run.name,
+        step=step,
+        logged=run.metrics(),
+        probed=None if spec.probe else Probed(),
+        earlier=checkpoint.earlier(checkpoints, step=step),
+    )
     export(encoder, folder, card=told, provenance=provenance(spec, material, name=run.name, step=step))
     return step

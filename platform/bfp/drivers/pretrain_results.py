@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bfp import __version__
@@ -11,6 +12,7 @@ from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.class_probe import NEIGHBOURS, STRENGTH
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
 from bfp.pretraining.probe import SORTED_PIXELS, ProbeResult
+from bfp.pretraining.schedules import Length
 from bfp.pretraining.session_probe import SessionResult
 from bfp.pretraining.tripwire import FIGURES, TISSUE
 from bfp.reports.blocks import Block, Cell, Curves, Facts, IntervalRow, Intervals, Picture, Results, Table, Text
@@ -48,8 +50,16 @@ def opening_of(spec: Pretrain, material: Material) -> Results:
     )
 
 
-def results_of(spec: Pretrain, run: Run, material: Material, encoder: Description, probed: Probed) -> Results:
-    """Figures and blocks; pictures are written into the run's folder."""
+def results_of(
+    spec: Pretrain,
+    run: Run,
+    material: Material,
+    encoder: Description,
+    probed: Probed,
+    *,
+    earlier: Sequence[Length],
+) -> Results:
+    """Figures and blocks; pictures are written into the run's folder. earlier: see `schedules`."""
     losses = sorted((row["step"], row["value"]) for row in run.metrics() if row["name"] == "loss")
     figures: dict[str, Cell] = {
         "steps": material.steps,
@@ -70,20 +80,25 @@ def results_of(spec: Pretrain, run: Run, material: Material, encoder: Descriptio
         maps = pca_maps(probed.tissue.images, probed.tissue.patch_tokens, axis=axis)
         (run.folder / "pictures" / "patch-tokens.png").write(maps)
     blocks.append(views_block(spec, material))
-    blocks.append(Text("Methods", methods(spec, material, encoder, probed)))
+    told = methods(spec, material, encoder, probed, step=material.steps, earlier=earlier)
+    blocks.append(Text("Methods", told))
     return Results(figures=figures, blocks=blocks)
 
 
-def methods(spec: Pretrain, material: Material, encoder: Description, probed: Probed) -> list[str]:
-    """Paragraphs that are ready to paste."""
+def methods(
+    spec: Pretrain, material: Material, encoder: Description, probed: Probed, *, step: int, earlier: Sequence[Length]
+) -> list[str]:
+    """Paragraphs that are ready to paste, of the encoder after `step` steps. earlier: see `schedules`."""
     return [
-        _training_text(spec, material, encoder),
+        _training_text(spec, material, encoder, step=step, earlier=earlier),
         *([_probe_text(material, probed.tissue)] if probed.tissue is not None else []),
         *([_label_text(spec, probed.label)] if probed.label is not None else []),
     ]
 
 
-def _training_text(spec: Pretrain, material: Material, encoder: Description) -> str:
+def _training_text(
+    spec: Pretrain, material: Material, encoder: Description, *, step: int, earlier: Sequence[Length]
+) -> str:
     ssl, subjects = spec.ssl, counted(material.subjects[0], "subject")
     centring = "Sinkhorn-Knopp" if ssl.centring == "sinkhorn" else "softmax centring"
     own_views = (
@@ -94,19 +109,51 @@ def _training_text(spec: Pretrain, material: Material, encoder: Description) -> 
         f"A vision transformer ({encoder['architecture']}, width {encoder['width']}, {encoder['depth']} blocks, "
         f"patches of {encoder['patch_px']} pixels; started from {spec.encoder}) was pretrained without labels by "
         f"DINOv2 (Oquab et al. 2023) on {material.stacks:,} slice stacks of {subjects}: "
-        f"{material.steps:,} steps of {spec.train.batch_size} stacks, two global and {spec.crops.local_count} local "
-        "crops of each, "
-        f"{ssl.prototypes:,} prototypes, {centring}, KoLeo weight {ssl.koleo_weight:g}, peak learning rate "
-        f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule), teacher momentum {ssl.momentum[0]:g} to "
-        f"{ssl.momentum[1]:g}. {_augmentation_text(spec, material)}{_batches_text(material)}"
+        f"{step:,} steps of {spec.train.batch_size} stacks{_of_length(material, step=step)}, two global and "
+        f"{spec.crops.local_count} local crops of each, {ssl.prototypes:,} prototypes, {centring}, KoLeo weight "
+        f"{ssl.koleo_weight:g}, {_rate_text(spec, material, step=step)}, teacher momentum {ssl.momentum[0]:g} to "
+        f"{ssl.momentum[1]:g}. {_lengths_text(material, earlier)}{_augmentation_text(spec, material)}"
+        f"{_batches_text(material)}"
         f"{own_views if spec.crops.teacher_views == 'own' else ''}"
         f"Software: bfp {__version__}."
     )
 
 
+def _of_length(material: Material, *, step: int) -> str:
+    return "" if step == material.steps else f" (of a run of {material.steps:,})"
+
+
+def _rate_text(spec: Pretrain, material: Material, *, step: int) -> str:
+    ssl, epoch = spec.ssl, material.steps_per_epoch
+    warmup, resting = round(ssl.warmup_epochs * epoch), round(ssl.freeze_backbone_epochs * epoch)
+    peak = f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule)"
+    if step > warmup:
+        told = f"peak learning rate {peak} after a warm-up of {counted(warmup, 'step')}"
+    else:
+        told = f"learning rate still rising, in a warm-up of {warmup:,} steps, to {peak}"
+    slower = f" at {ssl.backbone_rate:g} of this rate" if ssl.backbone_rate != 1 else ""
+    if resting:
+        told += f", the encoder resting for the first {resting:,} steps and then learning{slower or ' too'}"
+    elif slower:
+        told += f", the encoder learning{slower}"
+    return told
+
+
+def _lengths_text(material: Material, earlier: Sequence[Length]) -> str:
+    """How a run came to its length, where it was another before."""
+    if not earlier:
+        return ""
+    lengths = ", then to ".join(f"{steps:,}" for steps in [*(before.steps for before in earlier[1:]), material.steps])
+    return (
+        f"The run was first {earlier[0].steps:,} steps long and was extended to {lengths}: rates, momentum and "
+        "temperature moved over a tenth of the steps that were left to the schedules of the new length. "
+    )
+
+
 def _augmentation_text(spec: Pretrain, material: Material) -> str:
     crops, hidden = spec.crops, modality_views_of(spec, material)
-    some = f", and views that show only some of the modalities (probability {hidden:g})" if hidden else ""
+    some = f", left-right flips (probability {crops.flip:g})" if crops.flip else ""
+    some += f", and views that show only some of the modalities (probability {hidden:g})" if hidden else ""
     if isinstance(crops, NaturalCrops):
         first, second, local = crops.blur
         return (

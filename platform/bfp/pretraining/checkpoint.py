@@ -218,6 +218,11 @@ def steps(folder: Place) -> list[int]:
     return sorted(int(found[1]) for name in folder.names() if (found := _MARKER.fullmatch(name)))
 
 
+def earlier(folder: Place, *, step: int) -> list[Length]:
+    """The lengths that the run had before the checkpoint of that step (see `schedules`)."""
+    return [Length(*length) for length in _marker(folder, step)["earlier"]]
+
+
 def load(state: TrainState, folder: Place, *, step: int) -> Marker:
     """Fill the state, of the same architecture, from the checkpoint of that step. Every worker calls it.
 
