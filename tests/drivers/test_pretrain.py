@@ -136,7 +136,18 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
             {"train": {"batch_size": 64, "stacks_per_session": 3}, "probe": None},
             r"train\.stacks_per_session: 3: a pass has 3 steps, and up to 16 stacks .* that can be kept is 6, or",
         ),
-        ({"where": {"cohorts": ["other"]}}, "the store has 0 stacks for training"),
+        (
+            {"where": {"modalities": ["T1"]}},
+            r"where: keeps none of the stacks: .*/store has those of the cohorts made, in the modalities FLAIR, T1w, T2w",
+        ),
+        (
+            {"probe": {"segmentation": "tissue", "held_out": 0.9999}},
+            r"probe\.held_out: 0\.9999: leaves no subject to train on; lower it",
+        ),
+        (
+            {"encoder": "vit_small_patch14_dinov2", "encoder_shape": None},
+            "no encoder there; .* write random:vit_small_patch14_dinov2 or timm:vit_small_patch14_dinov2",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_by_the_plan(folder: Path, changes: dict[str, Any], message: str) -> None:
@@ -436,7 +447,7 @@ def test_the_plan_and_the_methods_say_what_stands_in_the_batches(folder: Path, t
     told = dict(pretrain.plan(spec).rows)["batches"]
     assert (
         told
-        == "at most 1 stack of a session in one; cohorts balanced: large 50%, each 2.0 times; small 50%, each 6.0 times"
+        == "at most 1 stack of a session in one; cohorts balanced: large 50%, each 2.00 times; small 50%, each 6.00 times"
     )
     encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
     material = material_of(spec, run=place(str(tmp_path / "runs" / "batches")))

@@ -11,12 +11,13 @@ import torch
 
 from bfp.batches.held_out import held_out, is_held_out
 from bfp.errors import InputError, JobFailed
+from bfp.metrics.bootstrap import Interval
 from bfp.models.encoder import load
 from bfp.pretraining import checkpoint
 from bfp.pretraining.labelled import labelled_sessions
 from bfp.pretraining.loop import Cadence, worker
 from bfp.pretraining.probe import stacks_with_labels
-from bfp.pretraining.session_probe import probe_sessions
+from bfp.pretraining.session_probe import KNN, LINEAR, SessionProbe, probe_sessions
 from bfp.pretraining.tripwire import TRIPPED, Tripwire, Watch, verdict
 from bfp.storage import place
 from bfp.store.reader import SliceStore
@@ -141,6 +142,17 @@ def test_the_wire_trips_at_the_second_probe_in_a_row_that_is_worse(store: SliceS
     assert found[4]["probe_auroc_linear"] == 0.5
     assert verdict(found[1]) is None
     assert "logistic regression 0.500, at the start " in verdict(found[4])
+
+
+@pytest.mark.parametrize(("target", "trips"), [("group", 1.0), ("coin", 0.0)])
+def test_what_told_nothing_at_the_start_cannot_tell_less(store: SliceStore, monkeypatch, target, trips) -> None:
+    fallen = Interval(-0.2, -0.3, -0.1)
+    monkeypatch.setattr(SessionProbe, "gains", lambda *told, **more: {KNN: fallen, LINEAR: fallen})
+    encoder, watch = make_encoder(), make_watch(store)
+    watch = dataclasses.replace(watch, sessions=sessions_of(store, target=target))
+    wire = Tripwire(watch, encoder, CPU)
+    found = [wire.judge(encoder.model.state_dict())[TRIPPED] for _ in range(2)]
+    assert found == [0.0, trips]
 
 
 def test_an_encoder_that_is_trained_at_another_size_is_read_at_the_stores(store: SliceStore) -> None:

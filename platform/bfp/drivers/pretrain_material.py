@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
 from bfp.errors import InputError
+from bfp.reports.numbers import number_text
 from bfp.specs.encoders import off_patch_grid
 from bfp.specs.pretrain import MriCrops, NaturalCrops, Pretrain, Probe
 from bfp.storage import Place
@@ -64,7 +65,7 @@ class Material:
     def batches(self) -> str:
         """What stands in the batches, in words."""
         most = counted(self.order.most_of_a_session, "stack")
-        shown = {name: f"{self.times(cohort):,.1f} times" for name, cohort in self.order.cohorts.items()}
+        shown = {name: f"{number_text(self.times(cohort))} times" for name, cohort in self.order.cohorts.items()}
         if self.order.balance:
             shares = (f"{name} {cohort.share:.0%}, each {shown[name]}" for name, cohort in self.order.cohorts.items())
             cohorts = f"cohorts balanced: {'; '.join(shares)}"
@@ -87,9 +88,13 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
     _check_sizes(spec, stores)
     _check_flip(spec, stores)
     indices = tuple(wanted_stacks(store, spec.where) for store in stores)
+    if not any(indices):
+        raise InputError(f"where: keeps none of the stacks: {'; '.join(_what_is_there(store) for store in stores)}")
     training, probe = indices, spec.probe
     if probe is not None:
         training = tuple(index.filter(~is_held_out(index, share=probe.held_out)) for index in indices)
+        if not any(training):
+            raise InputError(f"probe.held_out: {probe.held_out:g}: leaves no subject to train on; lower it")
     order = BatchPlan(
         units_of(training),
         batch_size=spec.train.batch_size,
@@ -107,6 +112,14 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
         steps_per_epoch=steps_per_epoch,
         steps=max(1, round(spec.train.epochs * steps_per_epoch)),
     )
+
+
+def _what_is_there(store: SliceStore) -> str:
+    """The cohorts and modalities of a store, in words."""
+    index = store.stack_index()
+    cohorts = ", ".join(sorted(set(index["cohort"].to_pylist())))
+    shown = {name for names in index["modalities"].to_pylist() for name in names if name}
+    return f"{store.place} has those of the cohorts {cohorts}, in the modalities {', '.join(sorted(shown))}"
 
 
 def _check_sizes(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
@@ -145,7 +158,7 @@ def _probed_store(probe: Probe, stores: tuple[SliceStore, ...], indices: tuple[p
             reasons.append(str(error))
         else:
             return number
-    raise InputError(f"{'; '.join(reasons)}; change probe.held_out, or leave the probe out")
+    raise InputError(f"{'; '.join(reasons)}; or leave the probe out")
 
 
 def _check_probe(probe: Probe, store: SliceStore, index: pa.Table) -> None:

@@ -5,8 +5,9 @@ step 0, a bounded part of the labelled stacks is read through the teacher: AUROC
 (`session_probe`), residual tissue R² of patches (`metrics.tissue`), or both, on subjects that pretraining never sees.
 Every figure is compared with that of the weights that training started from, on the same subjects.
 
-Worse is a figure whose difference from the start has its whole 95 % interval, over subjects, below 0. The wire trips
-when a figure is worse in two probes in a row: over a long run one of them alone would be so by chance.
+Worse is a figure whose difference from the start has its whole 95 % interval, over subjects, below 0, where the
+start's own interval lies above chance: what tells nothing cannot tell less. The wire trips when a figure is worse in
+two probes in a row: over a long run one of them alone would be so by chance. (A restart forgets the first of two.)
 
 The first worker reads, the others wait. The start's figures are computed again after a restart, to the same values.
 """
@@ -37,6 +38,7 @@ from bfp.store.reader import SliceStore
 MAX_PATCHES = 50_000  # a fifth of what the probe at the end reads
 TISSUE = "residual tissue R²"
 FIGURES = {KNN: "probe_auroc_knn", LINEAR: "probe_auroc_linear", TISSUE: "probe_tissue_r2"}
+CHANCE = {KNN: 0.5, LINEAR: 0.5, TISSUE: 0.0}
 TRIPPED = "probe_worse"
 
 
@@ -75,6 +77,7 @@ class Tripwire:
         self._sessions: SessionProbe | None = None
         self._tissue: list[Read] = []
         self._start: _Reading | None = None
+        self._telling: set[str] = set()  # what is above chance at the start
         self._worse: set[str] = set()
 
     def judge(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
@@ -87,6 +90,8 @@ class Tripwire:
         try:
             if self._start is None:
                 self._start = self._first()
+                began = self._values(self._start)
+                self._telling = {name for name, value in began.items() if (value.low or 0) > CHANCE[name]}
             encoder = replace(self._encoder, model=copy.deepcopy(self._encoder.model))
             encoder.model.load_state_dict(weights)
             now = self._read(encoder)
@@ -95,7 +100,7 @@ class Tripwire:
         except InputError as error:
             raise JobFailed(f"the encoder cannot be probed: {error}; leave probe.every out") from error
         values, gains = self._values(now), self._gains(now, self._start)
-        worse = {name for name, gain in gains.items() if gain.high is not None and gain.high < 0}
+        worse = {name for name in self._telling if (high := gains[name].high) is not None and high < 0}
         found: dict[str, float | None] = {}
         for name, gain in gains.items():
             figure = FIGURES[name]
