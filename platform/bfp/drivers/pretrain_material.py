@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
 from bfp.errors import InputError
-from bfp.reports.numbers import number_text
 from bfp.specs.encoders import off_patch_grid
 from bfp.specs.pretrain import MriCrops, NaturalCrops, Pretrain, Probe
 from bfp.storage import Place
@@ -65,7 +64,8 @@ class Material:
     def batches(self) -> str:
         """What stands in the batches, in words."""
         most = counted(self.order.most_of_a_session, "stack")
-        shown = {name: f"{number_text(self.times(cohort))} times" for name, cohort in self.order.cohorts.items()}
+        times = {name: self.times(cohort) for name, cohort in self.order.cohorts.items()}
+        shown = {name: f"{each:,.1f} times" if each >= 0.1 else "less than 0.1 times" for name, each in times.items()}
         if self.order.balance:
             shares = (f"{name} {cohort.share:.0%}, each {shown[name]}" for name, cohort in self.order.cohorts.items())
             cohorts = f"cohorts balanced: {'; '.join(shares)}"
