@@ -56,8 +56,11 @@ def make_run(output: Place, name: str = "brain", *, outcome: str = "done") -> Ru
             if outcome in errors:
                 raise errors[outcome]
             made.result(RESULTS.as_json())
-            (made.folder / "model" / "config.json").write(b"{}")
-            (made.folder / "model" / "deep" / "model.safetensors").write(b"weights")
+            config = b'{"architecture": "vit", "model_args": {}, "pretrained_cfg": {}}'
+            for name in ("model.json", "head.safetensors"):
+                (made.folder / "model" / name).write(b"{}")
+            (made.folder / "model" / "encoder" / "config.json").write(config)
+            (made.folder / "model" / "encoder" / "model.safetensors").write(b"weights")
     except (Interrupted, ValueError):
         pass
     return made

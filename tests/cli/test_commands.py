@@ -262,11 +262,16 @@ def test_export_copies_the_model_whole_into_a_new_folder_only(capsys, output, tm
     make_run(output)
     make_run(output, "failed", outcome="failed")
     assert bfp(capsys, "export", "runs/brain", "taken").code == 0
-    assert (tmp_path / "taken" / "deep" / "model.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / "taken" / "encoder" / "model.safetensors").read_bytes() == b"weights"
     assert "has files in it" in bfp(capsys, "export", "runs/brain", "taken").err
     assert (
         "has no complete checkpoint to export (the run is failed)" in bfp(capsys, "export", "runs/failed", "other").err
     )
+    (output / "brain" / "model" / "encoder" / "model.safetensors").delete()
+    answer = bfp(capsys, "export", "runs/brain", "in-part")
+    assert answer.code == 2
+    assert "model.safetensors: gone, so that the model is not whole" in answer.err
+    assert not (tmp_path / "in-part").exists()
 
 
 def test_report_makes_the_page_again(capsys, output):
