@@ -32,6 +32,15 @@ def test_norms_biases_and_layer_scale_are_not_decayed_and_all_else_is():
     assert plain.isdisjoint({"backbone.mask_token", "backbone.vit.reg_token", "backbone.vit.pos_embed"})
 
 
+@pytest.mark.parametrize("mask_token", [None, torch.ones(1, 48)])
+def test_a_mask_token_counts_with_the_backbone_that_it_came_with_and_else_with_the_heads(mask_token):
+    plain = make_network()
+    network = Network(Backbone(plain.backbone.vit, mask_token=mask_token), plain.dino_head, None)
+    kinds = multipliers(network, depth=4, layer_decay=0.9, patch_embed_rate=0.2)
+    assert kinds["backbone.mask_token"].backbone == (mask_token is not None)
+    assert kinds["backbone.vit.cls_token"].backbone
+
+
 def test_each_module_is_clipped_by_itself_to_the_limit():
     modules = {"steep": nn.Linear(3, 2), "flat": nn.Linear(3, 2)}
     for module, scale in zip(modules.values(), (10.0, 0.01), strict=True):

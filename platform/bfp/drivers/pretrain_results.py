@@ -246,6 +246,17 @@ def _curves(spec: Pretrain) -> list[Block]:
             note="Entropies as shares of the largest. Both near 1: targets that say nothing. Patch similarity near 1: "
             "patches that have lost their place.",
         ),
+        Curves(
+            "Is it collapsing? Targets of patches",
+            ["teacher_entropy_mean_patch", "teacher_entropy_sample_patch", "prototypes_used_patch"],
+            "share, 0 to 1",
+        ),
+        Curves(
+            "Gradients",
+            ["gradient_norm_backbone", "gradient_norm_dino_head", "gradient_norm_ibot_head"],
+            "norm before clipping",
+            note=f"Each is clipped at {spec.ssl.clip_norm:g} by itself.",
+        ),
         Curves("Learning rate", ["learning_rate"], "rate per step"),
         *_probe_curves(spec),
         Curves("Speed", ["samples_per_s"], "stacks per second"),
@@ -257,6 +268,7 @@ def _curves(spec: Pretrain) -> list[Block]:
             "square matrices reached on the first worker's device when training began. Below it, the share of the "
             "time that was spent waiting for stacks.",
         ),
+        Curves("Memory", ["host_memory_peak_mb", "device_memory_peak_mb"], "most so far, MB, of the first worker"),
     ]
 
 

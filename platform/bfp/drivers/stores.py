@@ -139,6 +139,7 @@ def _patch_of_folder(at: Place) -> int | None:
     try:
         arguments = read_config(encoder_folder(at))["model_args"]
     except InputError as error:
-        raise InputError(f"encoder: {error}") from error
+        known = f"; for timm's {at.name} write random:{at.name} or timm:{at.name}" if at.name in backbones() else ""
+        raise InputError(f"encoder: {error}{known}") from error
     size_px = arguments.get("patch_size")
     return int(size_px) if size_px else None

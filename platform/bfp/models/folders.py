@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 from bfp.errors import InputError
-from bfp.specs.backbones import backbones
 from bfp.storage import Place
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -22,8 +21,7 @@ def encoder_folder(at: Place) -> Place:
             return folder
     if (at / "spec.yaml").exists():
         raise InputError(f"{at}: this run has no finished encoder; let its pretraining end, or name another")
-    known = f"; for timm's {at.name} write random:{at.name} or timm:{at.name}" if at.name in backbones() else ""
-    raise InputError(f"{at}: no encoder there; expected a run, a model's folder, or a folder with {CONFIG}{known}")
+    raise InputError(f"{at}: no encoder there; expected a run, a model's folder, or a folder with {CONFIG}")
 
 
 def read_config(folder: Place) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Backbone(nn.Module):
 
     vit: a VisionTransformer with a class token, learned positions and no classifier; it is used, not copied.
     mask_token (1, D) stands in for the embedding of a hidden patch, before the position is added (Zhou et al. 2021).
-    It starts at zero where none is given.
+    It starts at zero where none is given, and is then as new as the heads (new_mask_token).
     recompute: keep only what goes into each block for the backward pass, which computes the rest again (activation
     checkpointing, Chen et al. 2016, arXiv 1604.06174).
     compiled: compile a block, once for all blocks and each size of crops (torch.compile).
@@ -74,6 +74,7 @@ class Backbone(nn.Module):
                 "choose a backbone like vit_small_patch14_dinov2"
             )
         self.vit = vit
+        self.new_mask_token = mask_token is None
         self.mask_token = nn.Parameter(torch.zeros(1, vit.embed_dim) if mask_token is None else mask_token.clone())
         self.resampling = positions or PositionResampling()
         self.recompute = recompute

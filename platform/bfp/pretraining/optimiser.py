@@ -26,7 +26,7 @@ EPS = 1e-8
 class Multipliers(NamedTuple):
     """What a parameter's rate and weight decay are multiplied with; whether it is a prototype, or of the backbone.
 
-    The mask token is neither: as a rule it is as new as the heads.
+    A mask token that did not come with the backbone is neither: it is as new as the heads.
     """
 
     rate: float
@@ -43,6 +43,7 @@ def multipliers(
     depth: the backbone's number of blocks.
     """
     found = {}
+    old = "backbone.vit." if getattr(network.get_submodule("backbone"), "new_mask_token", True) else "backbone."
     for path, module in network.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
@@ -51,7 +52,7 @@ def multipliers(
                 rate=_rate(full, depth=depth, layer_decay=layer_decay, patch_embed_rate=patch_embed_rate),
                 decay=0.0 if plain else 1.0,
                 last_layer=isinstance(module, Prototypes),
-                backbone=full.startswith("backbone.vit."),
+                backbone=full.startswith(old),
             )
     return found
 
