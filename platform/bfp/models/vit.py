@@ -111,9 +111,7 @@ class Backbone(nn.Module):
         """What the first block takes: all tokens with their positions, (b, 1 + R + N, D). As in `forward`."""
         vit = self.vit
         rows, columns = (size // self.patch_px for size in images.shape[-2:])
-        proj = (
-            vit.patch_embed.proj
-        )  # a convolution whose windows do not overlap: as a product it is several times faster
+        proj = vit.patch_embed.proj  # a convolution of windows that do not overlap: faster as a product
         tiles = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
         pixels = tiles.flatten(3).flatten(1, 2)  # (b, N, 3 · patch_px²)
         patches = vit.patch_embed.norm(F.linear(pixels, proj.weight.flatten(1), proj.bias))  # (b, N, D)

@@ -235,7 +235,7 @@ def train(
             window.checkpoint_wait_s += writer.wait()
         if log_due or save_due or probe_due:
             found = window.close(group) | {"weight_norm": weight_norm(state.student).item()}
-            fail_on_divergence(found, state.step, now, saved=writer.saved)
+            fail_on_divergence(found, state.step, now, writer=writer)
             if tripwire is not None and probe_due:
                 seen = probed(state, tripwire, group)
                 worse = _shared(verdict(seen), group) if tripwire.stop and not last else None
@@ -341,14 +341,12 @@ class Window:
         return found
 
 
-def fail_on_divergence(found: dict[str, float], step: int, now: Now, *, saved: int | None) -> None:
-    """Raise JobFailed, with what is known, where a figure is not finite. The state must not be saved then.
-
-    saved: the step of the last checkpoint.
-    """
-    sound = "no checkpoint was saved before" if saved is None else f"the checkpoint of step {saved:,} is sound"
+def fail_on_divergence(found: dict[str, float], step: int, now: Now, *, writer: checkpoint.Writer) -> None:
+    """Raise JobFailed, with what is known, where a figure is not finite. The state must not be saved then."""
     broken = [name for name, value in found.items() if not math.isfinite(value)]
     if broken:
+        saved = writer.saved
+        sound = "no checkpoint was saved before" if saved is None else f"the checkpoint of step {saved:,} is sound"
         norms = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if name.startswith("gradient_norm"))
         raise JobFailed(
             f"training diverged at or shortly before step {step}: {', '.join(broken)} not finite "
