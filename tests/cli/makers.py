@@ -57,7 +57,7 @@ def make_run(output: Place, name: str = "brain", *, outcome: str = "done") -> Ru
                 raise errors[outcome]
             made.result(RESULTS.as_json())
             config = b'{"architecture": "vit", "model_args": {}, "pretrained_cfg": {}}'
-            for name in ("model.json", "head.safetensors"):
+            for name in ("model.json", "head.safetensors", "README.md"):
                 (made.folder / "model" / name).write(b"{}")
             (made.folder / "model" / "encoder" / "config.json").write(config)
             (made.folder / "model" / "encoder" / "model.safetensors").write(b"weights")

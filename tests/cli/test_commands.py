@@ -267,10 +267,24 @@ def test_export_copies_the_model_whole_into_a_new_folder_only(capsys, output, tm
     assert (
         "has no complete checkpoint to export (the run is failed)" in bfp(capsys, "export", "runs/failed", "other").err
     )
-    (output / "brain" / "model" / "encoder" / "model.safetensors").delete()
+
+
+@pytest.mark.parametrize("name", ["encoder/model.safetensors", "model.json", "head.safetensors", "README.md"])
+def test_export_names_what_a_model_has_lost(capsys, output, tmp_path, name):
+    make_run(output)
+    (output / "brain" / "model" / name).delete()
     answer = bfp(capsys, "export", "runs/brain", "in-part")
     assert answer.code == 2
-    assert "model.safetensors: gone, so that the model is not whole" in answer.err
+    assert f"{name}: gone, so that the model is not whole" in answer.err.replace("\n", "")
+    assert not (tmp_path / "in-part").exists()
+
+
+def test_export_names_a_config_that_is_broken(capsys, output, tmp_path):
+    make_run(output)
+    (output / "brain" / "model" / "encoder" / "config.json").write(b"{")
+    answer = bfp(capsys, "export", "runs/brain", "in-part")
+    assert answer.code == 2
+    assert "config.json: not the config of a timm model" in answer.err
     assert not (tmp_path / "in-part").exists()
 
 

@@ -115,7 +115,10 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"probe": {"segmentation": "tissues"}}, "probe.segmentation: .* has no segmentation tissues; it has tissue"),
+        (
+            {"probe": {"segmentation": "tissues"}},
+            "probe.segmentation: .* has no segmentation tissues; it has tissue; or leave the probe out",
+        ),
         ({"encoder": "meta:/nowhere.pth", "encoder_shape": None}, r"encoder: /nowhere\.pth: no such file of weights"),
         ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no encoder there"),
         ({"store": "/nowhere"}, "/nowhere: no slice store there"),
@@ -125,7 +128,7 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
         ),
         (
             {"probe": {"segmentation": "tissue", "held_out": 0.01}},
-            "16 subjects to learn from and 0 held out",
+            r"16 subjects to learn from and 0 held out .*; change probe\.held_out \(0\.01\); or leave",
         ),
         (
             {"probe": {"target": "group"}},
@@ -138,11 +141,15 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
         ),
         (
             {"where": {"modalities": ["T1"]}},
-            r"where: keeps none of the stacks: .*/store has those of the cohorts made, in the modalities FLAIR, T1w",
+            r"where\.modalities: \[T1\]: keeps none .* has stacks of the cohorts made, in the modalities FLAIR, T1w",
         ),
         (
             {"probe": {"segmentation": "tissue", "held_out": 0.9999}},
             r"probe\.held_out: 0\.9999: leaves no subject to train on; lower it",
+        ),
+        (
+            {"crops": {"local_size_px": 42}},
+            r"crops\.local_size_px: 42: larger than a global crop, which has the 28 pixels of the stacks of",
         ),
         (
             {"encoder": "vit_small_patch14_dinov2", "encoder_shape": None},
@@ -153,6 +160,45 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
 def test_what_is_wrong_is_said_by_the_plan(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         pretrain.plan(spec_for(folder, "wrong", **changes))
+
+
+def test_the_plan_warns_of_what_no_store_has_and_tells_a_short_run_as_one(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.txt").write_text("s99\n")
+    where = {"cohorts": ["made", "nope"], "exclude_subjects": str(tmp_path / "out.txt")}
+    planned = pretrain.plan(spec_for(folder, "filtered", where=where, train={**SHORT, "epochs": 0.1}))
+    cohort, subject, *_ = planned.warnings
+    assert cohort.startswith("where.cohorts: nope: is in no store; ")
+    assert subject == "where.exclude_subjects: 1 name of the list match nobody: s99"
+    assert dict(planned.rows)["batches"].endswith("; every stack less than 0.1 times")
+
+
+@pytest.mark.parametrize(
+    ("ssl", "step", "said"),
+    [
+        (
+            {},
+            120,
+            r"peak learning rate 8\.84e-05 \(0\.001 for .*\) after a warm-up of 60 steps, .* 1\. Augmentation",
+        ),
+        ({}, 31, r"learning rate 4\.49e-05 when it ended, still rising to 8\.84e-05 \(0\.001 for"),
+        ({"backbone_rate": 0.1}, 120, "1. The encoder learned at 0.1 of the heads' rate. Aug"),
+        (
+            {"backbone_rate": 0.1, "freeze_backbone_epochs": 0.5},
+            120,
+            "after a warm-up of 15 steps.* in the first 30 steps and warmed up over the next 60 to 0.1 of the heads'",
+        ),
+        ({"freeze_backbone_epochs": 0.5}, 90, "over the next 60 to the heads' rate, which was not reached. Aug"),
+        ({"freeze_backbone_epochs": 0.5}, 30, r"rested in all of these steps \(in the first 30 by plan\)"),
+    ],
+)
+def test_the_methods_tell_the_rates_that_were_reached(folder: Path, ssl: dict[str, Any], step: int, said: str) -> None:
+    ssl = {"learning_rate": 1e-3, "warmup_epochs": 1, "freeze_last_layer_epochs": 0, **ssl}
+    spec = spec_for(folder, "rates", ssl=ssl, crops={"local_size_px": 14, "flip": 0.25})
+    material = material_of(spec, run=place(str(folder / "runs" / "rates")))
+    encoder = {"architecture": "vit", "width": 32, "depth": 2, "patch_px": 14}
+    (text,) = methods(spec, material, encoder, Probed(), step=step, earlier=[])
+    assert re.search(said, text), text
+    assert "left-right flips (probability 0.25)" in text
 
 
 def test_the_methods_tell_subjects_held_out_from_those_of_them_that_were_judged(folder: Path) -> None:
@@ -263,7 +309,15 @@ def test_a_label_is_probed_while_training_and_at_the_end(folder: Path, ray_sessi
     labels = {f"s{number:02d}": {"group": "ab"[number // 2 % 2]} for number in range(SESSIONS)}
     make_store(folder / "labelled", sessions=SESSIONS, segmentation="tissue", labels=labels)
     probe = {"segmentation": "tissue", "target": "group", "held_out": 0.5, "every": 5}
-    run = submit(spec_for(folder, "labelled", store=str(folder / "labelled"), train=SHORT, probe=probe))
+    before: list[str] = []
+
+    def read(run: Run, event: Event) -> None:
+        if event.get("phase") == "probing":
+            before.append((run.folder / "model" / "README.md").read().decode())
+
+    run = submit(spec_for(folder, "labelled", store=str(folder / "labelled"), train=SHORT, probe=probe), read)
+    assert "10 steps of 8 stacks, two" in before[0]
+    assert "Not probed: the probe follows the last step." in before[0]
     logged = {name: {row["step"] for row in run.metrics() if row["name"] == name} for name in PROBED}
     assert all(steps == {0, 5, 10} for steps in logged.values()), logged
     results = results_from_json(run.results())
@@ -300,16 +354,38 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights_but_not_without_its_c
     stopped = RunFolder(place(spec.output) / spec.name)
     checkpoints = stopped.folder.path / "checkpoints"
     checkpoints.rename(tmp_path / "away")
-    with pytest.raises(InputError, match=r"checkpoints: empty, and there was one of step \d+: training would begin"):
+    gone = r"checkpoints: none is complete, and there was one of step \d+: training would begin"
+    with pytest.raises(InputError, match=gone):
         pretrain.plan(spec)
+    with pytest.raises(InputError, match=gone):
+        submit(spec)
     (tmp_path / "away").rename(checkpoints)
     assert "Losses" in [block.title for block in results_from_json(stopped.results()).blocks]
     assert "left, at the" in dict(pretrain.plan(spec).rows)["time"]
     assert weights(submit(spec)) == weights(undisturbed)
 
 
+def test_a_run_that_never_came_to_a_whole_checkpoint_begins_again(folder: Path, tmp_path: Path) -> None:
+    """A kill may fall between the figure that says that a checkpoint is all but complete, and its marker."""
+    spec = spec_for(tmp_path, "killed", store=str(folder / "store"))
+    at = place(spec.output) / spec.name
+
+    def announce(step: int) -> None:
+        with Run(at, spec_yaml="", kind="pretrain", version="test") as run:
+            run.figures(step, {pretrain.SAVED: step})
+
+    announce(10)
+    with pytest.raises(InputError, match="there was one of step 10"):
+        pretrain.plan(spec)
+    (at / "checkpoints" / "step-00000010" / "__0_0.distcp").write(b"")
+    pretrain.plan(spec)
+    announce(20)
+    with pytest.raises(InputError, match="there was one of step 20"):
+        pretrain.plan(spec)
+
+
 def test_a_finished_run_with_more_epochs_goes_on_and_keeps_its_encoder_until_there_is_a_new_one(
-    folder: Path, ray_session: None
+    folder: Path, ray_session: None, tmp_path: Path
 ) -> None:
     spec = spec_for(folder, "extended", train=SHORT, probe=None)
     earlier, meanwhile, pages = weights(submit(spec)), set[str](), set[int]()
@@ -329,10 +405,14 @@ def test_a_finished_run_with_more_epochs_goes_on_and_keeps_its_encoder_until_the
     told = (run.folder / "model" / "README.md").read().decode()
     assert "20 steps of 8 stacks, two" in told
     assert "first 10 steps long and was extended to 20: " in told
-    assert "still rising, in a warm-up of 100 steps" in told
+    assert "after a warm-up of 100 steps" in told
+    export_checkpoint(run, place(str(tmp_path / "then")), step=10)
+    then = (tmp_path / "then" / "README.md").read_text()
+    assert "10 steps of 8 stacks, two" in then
+    assert "extended to" not in then
     shutil.rmtree(run.folder.path / "checkpoints")
     pretrain.plan(longer)
-    with pytest.raises(InputError, match="checkpoints: empty: the run ended after 20 steps"):
+    with pytest.raises(InputError, match="checkpoints: none is complete: the run ended after 20 steps"):
         pretrain.plan(spec_for(folder, "extended", train={**SHORT, "epochs": 3}, probe=None))
 
 

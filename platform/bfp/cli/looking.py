@@ -13,7 +13,7 @@ from bfp.cli.display import Progress, event_line
 from bfp.cli.output import grid, shown, table
 from bfp.cli.runs import Status, local_time, status_of, title
 from bfp.errors import InputError
-from bfp.models.folders import WEIGHTS, encoder_folder, read_config
+from bfp.models.folders import CARD, WEIGHTS, encoder_folder, read_config
 from bfp.reports.blocks import Results, results_from_json
 from bfp.reports.history import tell
 from bfp.reports.numbers import duration_text
@@ -128,7 +128,8 @@ def export_model(run: RunFolder, destination: Place, *, step: int | None) -> Ite
 def _copied(model: Place, destination: Place) -> Iterator[str]:
     encoder = encoder_folder(model)
     read_config(encoder)
-    for file in (encoder / WEIGHTS, *([model / "head.safetensors"] if (model / "model.json").exists() else [])):
+    head = [] if encoder == model else [model / "model.json", model / "head.safetensors"]
+    for file in (encoder / WEIGHTS, model / CARD, *head):
         if not file.exists():
             raise InputError(
                 f"{file}: gone, so that the model is not whole; bring it back, or export a checkpoint (--step)"

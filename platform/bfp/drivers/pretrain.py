@@ -277,18 +277,19 @@ class _Follow:
 
 def _check_checkpoints(run: Place, *, steps: int) -> None:
     """Raise InputError where a run is to go on, and its checkpoints are gone."""
-    exported = _exported_steps(run)
-    if exported == steps or (run / "checkpoints").names():
+    exported, checkpoints = _exported_steps(run), run / "checkpoints"
+    if exported == steps or checkpoints.names():  # the markers; the files lie below
         return
     if exported is not None:
         raise InputError(
-            f"{run / 'checkpoints'}: empty: the run ended after {exported:,} steps, and training cannot go on to "
+            f"{checkpoints}: none is complete: the run ended after {exported:,} steps, and cannot go on to "
             f"{steps:,}; bring its checkpoints back, or give --name another and start from `encoder: {run}`"
         )
-    if saved := max((row["step"] for row in RunFolder(run).metrics() if row["name"] == SAVED), default=0):
+    saved = {int(row["step"]) for row in RunFolder(run).metrics() if row["name"] == SAVED}
+    if len(saved) > 1 or (saved and not checkpoints.folders()):  # the first may have come to no marker
         raise InputError(
-            f"{run / 'checkpoints'}: empty, and there was one of step {saved:,}: training would begin again beside the "
-            "figures of before; bring its checkpoints back, or give --name another"
+            f"{checkpoints}: none is complete, and there was one of step {max(saved):,}: training would begin "
+            "again beside the figures of before; bring its checkpoints back, or give --name another"
         )
 
 
@@ -303,7 +304,7 @@ def _earlier(run: Place, *, steps: int) -> list[Length]:
     from bfp.pretraining import checkpoint
 
     folder = run / "checkpoints"
-    return checkpoint.earlier(folder, step=steps) if steps in checkpoint.steps(folder) else []
+    return checkpoint.lengths(folder, step=steps)[1] if steps in checkpoint.steps(folder) else []
 
 
 def _exported(run: Run) -> LoadedEncoder:

@@ -42,7 +42,8 @@ def export_checkpoint(run: RunFolder, folder: Place, *, step: int | None) -> int
         there = ", ".join(f"{each:,}" for each in complete)
         raise InputError(f"--step: {step:,}: {run.folder} has no complete checkpoint of it; those of {there} are there")
 
-    material = material_of(spec, run=run.folder)
+    steps, earlier = checkpoint.lengths(checkpoints, step=step)
+    material = replace(material_of(spec, run=run.folder), steps=steps)  # as it was then, before it was extended
     size_px = spec.crops.global_size_px or material.stores[0].size_px
     encoder = replace(load(**encoder_arguments(spec, size_px=size_px)), fill=spec.crops.fill)
     checkpoint.load_teacher(encoder.model, checkpoints, step=step)
@@ -56,7 +57,7 @@ def export_checkpoint(run: RunFolder, folder: Place, *, step: int | None) -> int
         step=step,
         logged=run.metrics(),
         probed=None if spec.probe else Probed(),
-        earlier=checkpoint.earlier(checkpoints, step=step),
+        earlier=earlier,
     )
     export(encoder, folder, card=told, provenance=provenance(spec, material, name=run.name, step=step))
     return step

@@ -7,8 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
+from bfp.drivers.stores import check_encoder, check_size, in_words, open_stores, wanted_stacks
 from bfp.errors import InputError
+from bfp.specs.document import flow
 from bfp.specs.encoders import off_patch_grid
 from bfp.specs.pretrain import MriCrops, NaturalCrops, Pretrain, Probe
 from bfp.storage import Place
@@ -89,7 +90,9 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
     _check_flip(spec, stores)
     indices = tuple(wanted_stacks(store, spec.where) for store in stores)
     if not any(indices):
-        raise InputError(f"where: keeps none of the stacks: {'; '.join(_what_is_there(store) for store in stores)}")
+        asked = spec.where.model_dump(exclude_none=True)
+        named = "; ".join(f"where.{name}: {flow(value)}" for name, value in asked.items())
+        raise InputError(f"{named or 'store'}: keeps none of the stacks: {'; '.join(map(in_words, stores))}")
     training, probe = indices, spec.probe
     if probe is not None:
         training = tuple(index.filter(~is_held_out(index, share=probe.held_out)) for index in indices)
@@ -114,14 +117,6 @@ def material_of(spec: Pretrain, *, run: Place) -> Material:
     )
 
 
-def _what_is_there(store: SliceStore) -> str:
-    """The cohorts and modalities of a store, in words."""
-    index = store.stack_index()
-    cohorts = ", ".join(sorted(set(index["cohort"].to_pylist())))
-    shown = {name for names in index["modalities"].to_pylist() for name in names if name}
-    return f"{store.place} has those of the cohorts {cohorts}, in the modalities {', '.join(sorted(shown))}"
-
-
 def _check_sizes(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
     first, *others = stores
     for other in others:
@@ -133,6 +128,11 @@ def _check_sizes(spec: Pretrain, stores: tuple[SliceStore, ...]) -> None:
     patch_px = check_encoder(spec.encoder)
     if spec.crops.global_size_px is None or spec.probe is not None:
         check_size(first, patch_px=patch_px, encoder=spec.encoder)
+    if spec.crops.global_size_px is None and spec.crops.local_size_px > first.size_px:
+        raise InputError(
+            f"crops.local_size_px: {spec.crops.local_size_px}: larger than a global crop, which has the "
+            f"{first.size_px} pixels of the stacks of {first.place}; lower it"
+        )
     for name in ("global_size_px", "local_size_px"):
         size_px = getattr(spec.crops, name)
         if size_px and patch_px and (wrong := off_patch_grid(size_px, patch_px=patch_px, encoder=spec.encoder)):
@@ -167,10 +167,15 @@ def _check_probe(probe: Probe, store: SliceStore, index: pa.Table) -> None:
     if probe.segmentation is not None:
         try:
             store.classes(probe.segmentation)
-            masks = store.mask_index(probe.segmentation)
-            check_enough(labelled_stacks(index, masks).stacks, share=probe.held_out)
+            labelled = labelled_stacks(index, store.mask_index(probe.segmentation)).stacks
         except InputError as error:
             raise InputError(f"probe.segmentation: {probe.segmentation}: {error}") from error
+        try:
+            check_enough(labelled, share=probe.held_out)
+        except InputError as error:
+            raise InputError(
+                f"probe.segmentation: {probe.segmentation}: {error}; change probe.held_out ({probe.held_out:g})"
+            ) from error
     if probe.target is not None:
         probed_sessions(probe, store, index)
 
@@ -199,7 +204,7 @@ def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Rec
     numbers = spec.ssl.model_dump(include=set(SslSettings.__dataclass_fields__))
     return Recipe(
         ssl=SslSettings(**numbers),
-        schedules=_schedules(spec, material),
+        schedules=schedules_of(spec, material),
         crops=crops_of(spec, material, large_px=encoder.description["size_px"]),
         normalisation=Normalisation(encoder.mean, encoder.std),
         batch_size=spec.train.batch_size,
@@ -211,7 +216,8 @@ def recipe_of(spec: Pretrain, material: Material, encoder: LoadedEncoder) -> Rec
     )
 
 
-def _schedules(spec: Pretrain, material: Material) -> Schedules:
+def schedules_of(spec: Pretrain, material: Material) -> Schedules:
+    """Those of a run that is this long from its start."""
     from bfp.pretraining.schedules import Schedules, scaled_rate
 
     ssl, epoch = spec.ssl, material.steps_per_epoch

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bfp import __version__
-from bfp.drivers.pretrain_material import Material, modality_views_of
+from bfp.drivers.pretrain_material import Material, modality_views_of, schedules_of
 from bfp.drivers.pretrain_views import views_block
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.class_probe import NEIGHBOURS, STRENGTH
 from bfp.metrics.tissue import BRAIN_SHARE, HEIGHT_BINS
 from bfp.pretraining.probe import SORTED_PIXELS, ProbeResult
-from bfp.pretraining.schedules import Length
+from bfp.pretraining.schedules import Length, Schedules
 from bfp.pretraining.session_probe import SessionResult
 from bfp.pretraining.tripwire import FIGURES, TISSUE
 from bfp.reports.blocks import Block, Cell, Curves, Facts, IntervalRow, Intervals, Picture, Results, Table, Text
+from bfp.reports.numbers import number_text
 from bfp.reports.pictures import pca_maps
 from bfp.runs import Run
 from bfp.specs.pretrain import NaturalCrops, Pretrain
@@ -100,6 +102,7 @@ def _training_text(
     spec: Pretrain, material: Material, encoder: Description, *, step: int, earlier: Sequence[Length]
 ) -> str:
     ssl, subjects = spec.ssl, counted(material.subjects[0], "subject")
+    schedules = replace(schedules_of(spec, material), earlier=tuple(earlier))
     centring = "Sinkhorn-Knopp" if ssl.centring == "sinkhorn" else "softmax centring"
     own_views = (
         "Departing from DINOv2, the teacher saw the global crops in modalities and a contrast of its own, and patches "
@@ -111,8 +114,9 @@ def _training_text(
         f"DINOv2 (Oquab et al. 2023) on {material.stacks:,} slice stacks of {subjects}: "
         f"{step:,} steps of {spec.train.batch_size} stacks{_of_length(material, step=step)}, two global and "
         f"{spec.crops.local_count} local crops of each, {ssl.prototypes:,} prototypes, {centring}, KoLeo weight "
-        f"{ssl.koleo_weight:g}, {_rate_text(spec, material, step=step)}, teacher momentum {ssl.momentum[0]:g} to "
-        f"{ssl.momentum[1]:g}. {_lengths_text(material, earlier)}{_augmentation_text(spec, material)}"
+        f"{ssl.koleo_weight:g}, {_rate_text(spec, schedules, step=step)}, teacher momentum {ssl.momentum[0]:g} to "
+        f"{ssl.momentum[1]:g}. {_backbone_text(spec, schedules, step=step)}{_lengths_text(material, earlier)}"
+        f"{_augmentation_text(spec, material)}"
         f"{_batches_text(material)}"
         f"{own_views if spec.crops.teacher_views == 'own' else ''}"
         f"Software: bfp {__version__}."
@@ -123,20 +127,27 @@ def _of_length(material: Material, *, step: int) -> str:
     return "" if step == material.steps else f" (of a run of {material.steps:,})"
 
 
-def _rate_text(spec: Pretrain, material: Material, *, step: int) -> str:
-    ssl, epoch = spec.ssl, material.steps_per_epoch
-    warmup, resting = round(ssl.warmup_epochs * epoch), round(ssl.freeze_backbone_epochs * epoch)
-    peak = f"{ssl.learning_rate:g} for a batch of 1,024 (square-root rule)"
+def _rate_text(spec: Pretrain, schedules: Schedules, *, step: int) -> str:
+    warmup = schedules.heads_warmup_steps
+    peak = (
+        f"{number_text(schedules.learning_rate)} ({spec.ssl.learning_rate:g} for a batch of 1,024, square-root rule) "
+        f"after a warm-up of {counted(warmup, 'step')}"
+    )
     if step > warmup:
-        told = f"peak learning rate {peak} after a warm-up of {counted(warmup, 'step')}"
-    else:
-        told = f"learning rate still rising, in a warm-up of {warmup:,} steps, to {peak}"
-    slower = f" at {ssl.backbone_rate:g} of this rate" if ssl.backbone_rate != 1 else ""
-    if resting:
-        told += f", the encoder resting for the first {resting:,} steps and then learning{slower or ' too'}"
-    elif slower:
-        told += f", the encoder learning{slower}"
-    return told
+        return f"peak learning rate {peak}"
+    return f"learning rate {number_text(schedules.at(step - 1).learning_rate)} when it ended, still rising to {peak}"
+
+
+def _backbone_text(spec: Pretrain, schedules: Schedules, *, step: int) -> str:
+    """How the encoder learned where it did so otherwise than its heads."""
+    resting, warmup, factor = schedules.freeze_backbone_steps, schedules.warmup_steps, spec.ssl.backbone_rate
+    of_heads = f"{factor:g} of the heads' rate" if factor != 1 else "the heads' rate"
+    if not resting:
+        return f"The encoder learned at {of_heads}. " if factor != 1 else ""
+    if step <= resting:
+        return f"The encoder rested in all of these steps (in the first {resting:,} by plan). "
+    told = f"The encoder rested in the first {resting:,} steps and warmed up over the next {warmup:,} to {of_heads}"
+    return told + (", which was not reached. " if step <= resting + warmup else ". ")
 
 
 def _lengths_text(material: Material, earlier: Sequence[Length]) -> str:

@@ -68,16 +68,39 @@ def wanted_stacks(store: SliceStore, where: Where) -> pa.Table:
 
 
 def warnings_of(stores: Sequence[SliceStore], where: Where) -> list[str]:
-    """What a reader of the plan should know of the lists of subjects: names that no store has."""
+    """What a reader of the plan should know of the filters: what they name that no store has."""
     from bfp.store.where import unknown_subjects
 
-    found = []
+    if where == Where():
+        return []  # no index is read
+    there = [_there(store) for store in stores]
+    found = [
+        f"where.{name}: {unknown}: is in no store; {'; '.join(map(in_words, stores))}"
+        for name in ("cohorts", "modalities")
+        for unknown in getattr(where, name) or ()
+        if not any(unknown in each[name] for each in there)
+    ]
     for name, subjects in _lists(where).items():
         unknown = [set(unknown_subjects(store.stack_index(), subjects or ())) for store in stores]
         if nobodys := sorted(set.intersection(*unknown)):
             some = ", ".join(nobodys[:5]) + (", …" if len(nobodys) > 5 else "")
             found.append(f"where.{name}: {counted(len(nobodys), 'name')} of the list match nobody: {some}")
     return found
+
+
+def in_words(store: SliceStore) -> str:
+    """What `where` can choose among."""
+    cohorts, modalities = (", ".join(names) for names in _there(store).values())
+    return f"{store.place} has stacks of the cohorts {cohorts}, in the modalities {modalities}"
+
+
+def _there(store: SliceStore) -> dict[str, list[str]]:
+    """The cohorts of a store and the modalities that its stacks show."""
+    import pyarrow.compute as pc
+
+    index = store.stack_index()
+    shown = pc.list_flatten(index["modalities"]).filter(pc.list_flatten(index["present"]))
+    return {"cohorts": sorted(index["cohort"].unique().to_pylist()), "modalities": sorted(shown.unique().to_pylist())}
 
 
 def _lists(where: Where) -> dict[str, list[str] | None]:

@@ -218,9 +218,10 @@ def steps(folder: Place) -> list[int]:
     return sorted(int(found[1]) for name in folder.names() if (found := _MARKER.fullmatch(name)))
 
 
-def earlier(folder: Place, *, step: int) -> list[Length]:
-    """The lengths that the run had before the checkpoint of that step (see `schedules`)."""
-    return [Length(*length) for length in _marker(folder, step)["earlier"]]
+def lengths(folder: Place, *, step: int) -> tuple[int, list[Length]]:
+    """How many steps the run was to have at the checkpoint of that step, and before (see `schedules`)."""
+    marker = _marker(folder, step)
+    return marker["steps"], [Length(*length) for length in marker["earlier"]]
 
 
 def load(state: TrainState, folder: Place, *, step: int) -> Marker:

@@ -46,8 +46,8 @@ class Schedules:
 
     freeze_last_layer_steps: steps in which the prototypes' rate is 0; the curve is cut there, not shifted.
     freeze_backbone_steps: steps in which the backbone's rate is 0, for new heads on a backbone that was trained before:
-    their first gradients would ruin it. Meanwhile the heads warm up in at most half of that time; afterwards the
-    backbone's rate rises from 0 in warmup_steps of its own. backbone_factor: of its rate then.
+    their first gradients would ruin it. Meanwhile the heads warm up (`heads_warmup_steps`); afterwards the backbone's
+    rate rises from 0 in warmup_steps of its own. backbone_factor: of its rate then.
     earlier: the lengths that the run had before, oldest first.
     """
 
@@ -86,6 +86,12 @@ class Schedules:
         until = self.earlier[-1].until
         return until + max(1, round(REWARMING_SHARE * (self.steps - until)))
 
+    @property
+    def heads_warmup_steps(self) -> int:
+        """Steps in which the heads warm up: in at most half of the time in which the backbone rests, where it does."""
+        resting = self.freeze_backbone_steps
+        return min(self.warmup_steps, resting // 2) if resting else self.warmup_steps
+
     def going_on(self, step: int, *, steps: int, earlier: Sequence[Length]) -> Schedules:
         """These schedules for a run that has come to `step` by those of a length, and of others earlier."""
         changed = [Length(steps, until=step)] if steps != self.steps else []
@@ -99,7 +105,7 @@ class Schedules:
             first=self.learning_rate,
             last=self.min_learning_rate,
             steps=self.steps,
-            warmup_steps=min(self.warmup_steps, resting // 2) if resting else self.warmup_steps,
+            warmup_steps=self.heads_warmup_steps,
         )
         thawed = 1.0
         if resting:

@@ -42,8 +42,15 @@ def _positive(shares: tuple[float, float]) -> tuple[float, float]:
     return shares
 
 
+def _in_part(shares: tuple[float, float]) -> tuple[float, float]:
+    if shares[1] == 1:
+        raise ValueError("less than 1: of a masked crop nothing would be seen")
+    return shares
+
+
 RisingShares = Annotated[SharePair, AfterValidator(_rising)]
 Areas = Annotated[RisingShares, AfterValidator(_positive)]
+Masked = Annotated[RisingShares, AfterValidator(_in_part)]
 
 
 def _optional_by_preset(schema: dict[str, Any]) -> None:
@@ -100,9 +107,7 @@ class Ssl(Strict):
     dino_weight: float = Field(ge=0, description="Weight of the DINO loss.")
     ibot_weight: float = Field(ge=0, description="Weight of the iBOT loss.")
     koleo_weight: float = Field(ge=0, description="Weight of the KoLeo regulariser.")
-    mask_ratio: RisingShares = Field(
-        description="Smallest and largest share of a masked crop's patches that is masked."
-    )
+    mask_ratio: Masked = Field(description="Smallest and largest share of a masked crop's patches that is masked.")
     mask_probability: Share = Field(description="Share of the global crops that are masked.")
     constant_masks: bool = Field(
         description="Hide equally many patches in every batch, rather than numbers that vary as published."

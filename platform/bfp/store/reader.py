@@ -7,7 +7,7 @@ threads.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from bfp.storage import Place, intact, plainly
 from bfp.storage.patience import Exhausted
 from bfp.store import layout, schemas
 from bfp.store.pages import Packed, packed
+from bfp.words import counted
 
 if TYPE_CHECKING:
     from bfp.imaging.stacks import SliceAxis
@@ -60,6 +61,22 @@ def _close(opened: _Opened) -> None:
     opened.raw.close()
 
 
+def _without_snapshot(at: Place) -> str:
+    """Why a store has nothing to read, and what to do."""
+    commits = layout.read_commits(at, layout.committed(at))
+    told = SliceStore.of_commits(at, commits)
+    if told.totals.rejected and not told.totals.stacks:
+        rejected = told.rejected()
+        reason_of = dict(zip(*(rejected[name].to_pylist() for name in ("uri", "reason")), strict=True))  # tried twice
+        reasons = "; ".join(f"{reason}: {count:,}" for reason, count in Counter(reason_of.values()).most_common())
+        return (
+            f"no stack is in it: {counted(len(reason_of), 'scan was', 'scans were')} rejected and none was used "
+            f"({reasons}); the page of the ingest shows which: mend them, or take others, and submit the ingest again"
+        )
+    found = f"it has {counted(len(commits), 'commit')}, but no snapshot" if commits else "it is empty"
+    return f"{found}: no ingest has finished, or a file was lost; submit the ingest again"
+
+
 class SliceStore:
     """The stacks and tables of one snapshot of a store."""
 
@@ -84,9 +101,7 @@ class SliceStore:
             raise InputError(f"{at}: no slice store there (no store.json); make one with a job of kind ingest")
         numbers = layout.snapshot_numbers(at)
         if not numbers:
-            commits = len(layout.committed(at))
-            found = f"it has {commits:,} commits, but no snapshot" if commits else "it is empty"
-            raise InputError(f"{at}: {found}: no ingest has finished, or a file was lost; submit the ingest again")
+            raise InputError(f"{at}: {_without_snapshot(at)}")
         number = numbers[-1] if snapshot is None else snapshot
         if number not in numbers:
             has = f"it has {numbers[0]} to {numbers[-1]}"
