@@ -414,7 +414,7 @@ def test_a_scan_that_took_too_long_is_tried_again_at_the_next_submit(
         JobFailed, match="of 12 scans none could be used, and no snapshot was taken; the report says why"
     ):
         executed(slow)
-    with pytest.raises(InputError, match=r"12 scans were rejected and none was used \(took longer than the limit: 11"):
+    with pytest.raises(InputError, match=r"12 scans were rejected and none was used .*took longer than the limit: "):
         SliceStore.open(place(slow.store))
     first = RunFolder(place(slow.output) / slow.name)
     assert "took longer than the limit" in first.results()["figures"]["rejected_by_reason"]
