@@ -289,7 +289,7 @@ def test_a_second_ctrl_c_breaks_off_a_driver_that_does_not_listen(tmp_path):
     process = submitted("deaf", makers.write_spec(tmp_path))
     wait_until_it_counts(run, process)
     os.kill(process.pid, signal.SIGTERM)
-    time.sleep(1)
+    time.sleep(2)
     os.kill(process.pid, signal.SIGINT)
     code, said = ended_within(process, 20)
     assert (code, run.outcome()) == (130, "interrupted")

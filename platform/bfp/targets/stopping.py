@@ -17,7 +17,7 @@ from typing import Self
 from bfp.runs import Run
 
 GRACE_S = 30.0
-SAME_S = 1.0
+SAME_S = 0.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
