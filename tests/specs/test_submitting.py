@@ -41,6 +41,7 @@ def test_how_a_run_is_run_and_what_extends_it_may_change(kind, override, tmp_pat
         ("pretrain", "train.epochs=50", "train.epochs"),
         ("pretrain", "ssl.prototypes=5", "ssl.prototypes"),
         ("pretrain", "train.batch_size=32", "train.batch_size"),
+        ("pretrain", "compute.gradient_accumulation=2", "compute.gradient_accumulation"),
         ("ingest", "cohorts=[{name: other, bids: data/bids}]", "cohorts"),
         ("ingest", "cohorts[0].bids=elsewhere", "cohorts"),
         ("ingest", "preprocessing.register=header", "preprocessing.register"),

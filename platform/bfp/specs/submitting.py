@@ -1,7 +1,8 @@
 """Submitting a name again: which fields of its spec may change, and which differences make it another run.
 
 Three sorts of fields (DESIGN, "Submitting the same name again"): those that only say how it is run may change freely;
-some may grow, which extends the run; every other difference is refused and shown.
+some may grow, which extends the run; every other difference is refused and shown. Of `compute`, gradient_accumulation
+is of the last sort: KoLeo and batch norm see a micro-batch, so that it changes what is learned.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from bfp.specs.kinds import Spec
 
 FREE = {
     "output",  # the folder was found under it, whatever path led there
-    "compute",
     "max_rejected",
     "pictures",
     "preprocessing.preset",  # the fields that it sets are compared
@@ -49,12 +49,16 @@ def differences(old: Spec, new: Spec) -> list[Difference]:
 
 
 def _compare(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    if path in FREE or old == new:
+    if old == new or _is_free(path):
         return []
     same_fields = isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys()
     if not same_fields or path in ("task", "external", "encoders"):
         return [(path, old, new)]
     return [entry for key in old for entry in _compare(f"{path}.{key}".lstrip("."), old[key], new[key])]
+
+
+def _is_free(path: str) -> bool:
+    return path in FREE or (path.startswith("compute.") and path != "compute.gradient_accumulation")
 
 
 def _longer(old: float, new: float) -> bool:

@@ -155,7 +155,8 @@ def check_same_spec(spec: Spec, text: str, *, run: RunFolder) -> None:
         lines = "\n".join(f"    {entry.path}: {entry.old} → {entry.new}" for entry in changed)
         raise InputError(
             f"{run.folder}: a run with this name was made from another spec (its value → the new one):\n{lines}\n"
-            "  give --name another, or take the changes back; `compute` and the checkpoints' cadence may change freely"
+            "  give --name another, or take the changes back; what else stands in `compute`, and the checkpoints' "
+            "cadence, may change freely"
         )
 
 
