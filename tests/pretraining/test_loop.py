@@ -123,9 +123,15 @@ def test_a_run_made_to_collapse_is_named_as_such(tmp_path):
 def test_divergence_fails_with_a_diagnosis_and_spoils_no_checkpoint(tmp_path):
     recipe = make_recipe(steps=20)
     broken = dataclasses.replace(recipe, schedules=dataclasses.replace(recipe.schedules, learning_rate=1e30))
-    with pytest.raises(JobFailed, match=r"diverged at or shortly before step \d+: .*norm.*ssl.learning_rate"):
+    told = r"diverged at or shortly before step \d+: .*norm.*; no checkpoint was saved before\. .*ssl.learning_rate"
+    with pytest.raises(JobFailed, match=told):
         run(tmp_path, recipe=broken)
     assert checkpoint.steps(place(str(tmp_path))) == []
+    run(tmp_path, recipe=recipe, stop=stopping_after(4))
+    told = r"the checkpoint of step 4 is sound: `bfp export RUN FOLDER --step 4` .*\. Under another name lower ssl"
+    with pytest.raises(JobFailed, match=told):
+        run(tmp_path, recipe=broken)
+    assert max(checkpoint.steps(place(str(tmp_path)))) == 4
 
 
 def test_batches_that_end_early_are_a_failure(tmp_path):

@@ -346,7 +346,12 @@ def fail_on_divergence(found: dict[str, float], step: int, now: Now, *, writer: 
     broken = [name for name, value in found.items() if not math.isfinite(value)]
     if broken:
         saved = writer.saved
-        sound = "no checkpoint was saved before" if saved is None else f"the checkpoint of step {saved:,} is sound"
+        sound = "no checkpoint was saved before"
+        if saved is not None:
+            sound = (
+                f"the checkpoint of step {saved} is sound: `bfp export RUN FOLDER --step {saved}` takes its encoder "
+                "out, and `encoder: FOLDER` starts from it"
+            )
         norms = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if name.startswith("gradient_norm"))
         raise JobFailed(
             f"training diverged at or shortly before step {step}: {', '.join(broken)} not finite "
