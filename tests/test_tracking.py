@@ -9,6 +9,7 @@ import pytest
 
 from bfp.errors import InputError, Interrupted
 from bfp.runs import Run, RunFolder
+from bfp.runs.tracking import Tracker
 from bfp.specs.profile import LocalTarget, Profile
 from bfp.storage import Place
 from bfp.targets import local
@@ -64,6 +65,15 @@ def test_a_server_that_is_down_is_said_once_and_ends_nothing(tmp_path: Path) -> 
     (warning,) = warnings_of(folder)
     assert warning.startswith("http://127.0.0.1:9: MLflow cannot be reached or refuses (")
     assert len(folder.metrics()) == 2
+
+
+def test_after_trouble_nothing_is_gathered_that_nobody_will_send() -> None:
+    tracker = Tracker("http://127.0.0.1:9", folder="runs/a", name="a", kind="pretrain", spec_yaml=SPEC)
+    tracker._thread.join(60)
+    assert tracker.trouble() is not None
+    for step in range(3):
+        tracker.add(step, {"loss": 1.0})
+    assert tracker._waiting.empty()
 
 
 def test_a_client_that_is_not_installed_is_asked_for_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,19 +54,22 @@ def test_a_warm_up_of_no_length_is_its_end(steps):
     assert linear(1, first=0.04, last=0.07, steps=steps) == 0.07
 
 
-def extended(*lengths, steps):
-    return make_schedules(steps=steps, earlier=tuple(Length(*each) for each in lengths))
+def extended(*lengths, steps, **changed):
+    return make_schedules(steps=steps, earlier=tuple(Length(*each) for each in lengths), **changed)
 
 
+@pytest.mark.parametrize("resting", [0, 54])  # a backbone that rests has thawed, or warms up just then
 @pytest.mark.parametrize(
     ("lengths", "steps"),
     [(((100, 100),), 300), (((100, 60),), 300), (((100, 100), (300, 300)), 500), (((100, 100),), 102)],
 )
-def test_a_run_that_is_given_a_new_length_keeps_its_past_and_does_not_jump(lengths, steps):
-    schedules, before = extended(*lengths, steps=steps), extended(*lengths[:-1], steps=lengths[-1][0])
+def test_a_run_that_is_given_a_new_length_keeps_its_past_and_does_not_jump(lengths, steps, resting):
+    changed = {"freeze_backbone_steps": resting, "backbone_factor": 0.1}
+    schedules = extended(*lengths, steps=steps, **changed)
+    before = extended(*lengths[:-1], steps=lengths[-1][0], **changed)
     until = lengths[-1][1]
     assert [schedules.at(step) for step in range(until + 1)] == [before.at(step) for step in range(until + 1)]
-    longer = make_schedules(steps=steps)
+    longer = make_schedules(steps=steps, **changed)
     assert until < schedules.rewarmed_at <= until + max(1, (steps - until) // 10)
     for step in range(schedules.rewarmed_at, steps + 1):
         assert schedules.at(step) == pytest.approx(longer.at(step))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bfp.errors import SpecError
 from bfp.specs import KINDS, Finetune, Ingest, Pretrain, dump, load, loads
+from bfp.specs.presets import LENGTHS
 from bfp.specs.template import template
 
 CATALOGUE = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
@@ -22,6 +23,11 @@ labels: labels.csv
 where: {{subjects: subjects.txt}}
 task: {{type: classification, target: diagnosis, classes: [CN, AD]}}
 """
+
+
+def test_the_catalogue_pretrains_for_as_long_as_its_preset_was_made_for():
+    (spec,) = (load(file) for file in CATALOGUE if file.parent.name == "jobs" and file.stem == "pretrain")
+    assert spec.train.model_dump(include={"epochs", "steps_per_epoch"}) == LENGTHS[spec.ssl.preset]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from bfp.errors import InputError
 from bfp.specs import KINDS, loads
 from bfp.specs.document import parse
 from bfp.specs.preprocessing import Preprocessing
-from bfp.specs.presets import SSL_PRESETS
+from bfp.specs.presets import LENGTHS, SSL_PRESETS
 from bfp.specs.problems import models_in
 from bfp.specs.template import template
 
@@ -58,6 +58,12 @@ def test_a_preset_is_written_out_number_by_number():
 
     text = template("ingest", preset="braindino", schema="x")
     assert loads(text, file="a.yaml").preprocessing == Preprocessing.model_validate({"preset": "braindino"})
+
+
+@pytest.mark.parametrize("preset", LENGTHS)
+def test_a_published_preset_is_written_with_the_length_that_its_warm_ups_are_made_for(preset):
+    spec = loads(template("pretrain", preset=preset, schema="x"), file="a.yaml")
+    assert spec.train.model_dump(include={"epochs", "steps_per_epoch"}) == LENGTHS[preset]
 
 
 @pytest.mark.parametrize(("kind", "preset"), [("pretrain", "dinov3"), ("ingest", "brain"), ("finetune", "brainfound")])
