@@ -10,7 +10,8 @@ of each of these, of the same encoder untrained, and of what needs no encoder:
 tissue        residual R² of the shares of tissue in a patch from its token (`bfp.metrics.tissue`), on 30 % of them
 disease       AUROC of disease against control, 5 folds by subject, as `bfp submit finetune.yaml` does it
 age           R² of age in years by ridge regression on the same vectors, 5 folds
-few labels    AUROC on all other sessions, learned from 10, 30 or 100 of each class, the mean of DRAWS draws
+few labels    AUROC on all other sessions, learned from 10, 30 or 100 of each class, the mean of DRAWS draws; of one
+              strength of the regression, FEW_STRENGTH, since so few cannot choose
 
 and how much the last encoder is above each of the others, on the same subjects, with 95 % intervals (over subjects; of
 few labels, the middle 95 % of the draws). Nothing is chosen here: what is in the specs was found on cohorts of other
@@ -269,9 +270,7 @@ def judge(folder: Path, *, seed: int, steps: int) -> dict[str, Answer]:
     vectors = {name: vectors_of(cohort, EncoderVectors(encoder)) for name, encoder in encoders.items()}
     vectors[HISTOGRAMS] = vectors_of(cohort, Histograms())
     truth = covariate_vectors({"severity": cohort.of("severity")})
-    people = np.array(
-        [[float(years), sex == "F"] for years, sex in zip(cohort.of("age"), cohort.of("sex"), strict=True)]
-    )
+    people = covariate_vectors({name: cohort.of(name) for name in ("age", "sex")})
     return {
         "tissue R²": tissue(cohort, encoders, seed=seed),
         "disease AUROC": disease(cohort, {**vectors, AGE_AND_SEX: people, ORACLE: truth}, seed=seed),

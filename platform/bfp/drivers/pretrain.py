@@ -63,10 +63,12 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
     if most > 1000:
         warnings.append(f"stacks are seen up to {most:,.0f} times: more data would serve better than more epochs")
     if not spec.encoder.startswith("random:") and not spec.ssl.freeze_backbone_epochs:
+        prototypes = spec.ssl.freeze_last_layer_epochs
+        rest = min(prototypes + 1, (prototypes + spec.train.epochs) / 2)  # a spec takes what lies between the two
         warnings.append(
             "the heads are new and the encoder is not, so that their first gradients may ruin it; let them learn alone "
-            f"at first (ssl.freeze_backbone_epochs: {spec.ssl.freeze_last_layer_epochs + 1:g}), and the encoder slowly "
-            "after that (ssl.backbone_rate: 0.1)"
+            f"at first (ssl.freeze_backbone_epochs: {rest:g}), and the encoder slowly after that (ssl.backbone_rate: "
+            "0.1)"
         )
     for name in ("warmup_epochs", "teacher_temperature_warmup_epochs", "freeze_last_layer_epochs"):
         if (epochs := getattr(spec.ssl, name)) > spec.train.epochs / 3:

@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
@@ -48,7 +48,12 @@ _PIECE = 1 << 26  # bytes of a file of an object store that are asked for at a t
 _GO_ON = "; delete its step-*.json to go on from the one before"
 # What torch pickles into `.metadata`: classes of these modules, and these names.
 _METADATA = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-_METADATA_NAMES = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
+_METADATA_NAMES = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),  # where Python 3.13 has it
+}
 
 Facts = dict[str, tuple[int, str]]  # {name of a file: (bytes, SHA-256)}
 T = TypeVar("T")
@@ -160,7 +165,8 @@ class Writer:
                 with plainly(Place(str(local)), "write"):
                     _dcp_save(copied, local, self._group)
             except StorageError:
-                self._clear(local)  # a full disk has room again
+                with suppress(OSError):  # what went wrong first is what matters
+                    self._clear(local)  # a full disk has room again
                 raise
             everyones = self._agree(lambda: self._hand_in(local, target))
         self._agree(lambda: self._mark(step, everyones))
