@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bfp.batches.held_out import held_out
 from bfp.cli.looking import export_model
@@ -279,6 +280,9 @@ def test_an_encoder_is_exported_from_a_checkpoint_while_the_run_goes_on(
     )
     assert early.description["weights"] == again.description["weights"] != last.description["weights"]
     assert last.description["weights"] == weights(run)
+    finished = load(origin="folder", name=None, uri=str(run.folder), size_px=28)
+    assert torch.equal(last.mask_token, finished.mask_token)  # for a pretraining that starts from either
+    assert not torch.equal(early.mask_token, last.mask_token)
     assert (early.fill, early.start) == ("repeat", last.start)
     assert f"after step {exported[0]} of {STEPS // 2}, from a checkpoint" in (tmp_path / "early/README.md").read_text()
     assert json.loads((tmp_path / "early" / "config.json").read_text())["bfp"]["steps"] == exported[0]
@@ -433,27 +437,23 @@ def test_a_lost_worker_comes_back_and_ends_with_the_same_weights(folder: Path, u
 def test_a_worker_told_to_end_saves_the_step_it_is_at_and_nothing_is_done_again(
     folder: Path, undisturbed: RunFolder
 ) -> None:
-    """SIGTERM: as a node is taken away. Once training starts again, once too often it ends; no checkpoint was due."""
+    """SIGTERM: as a node is taken away. No checkpoint was due, and it happens more often than workers may be lost."""
     told: list[int] = []
 
-    def tell_at_each_start(run: Run, event: Event) -> None:
-        if event["event"] == "progress" and event["done"] > 0 and not set(told) & set(training_workers()):
+    def tell_twice(run: Run, event: Event) -> None:
+        going = event["event"] == "progress" and event["done"] > 0
+        if going and len(told) < 2 and not set(told) & set(training_workers()):
             told.extend(training_workers())
             os.kill(told[-1], signal.SIGTERM)
 
     train = {**spec_for(folder, "same").train.model_dump(), "checkpoint_every": 1000}
-    spec = spec_for(folder, "told-to-end", train=train, compute={"retries": 1})
-    with pytest.raises(Interrupted, match=f"stopped after step .* of {STEPS}, with a checkpoint"):
-        submit(spec, tell_at_each_start)
+    spec = spec_for(folder, "told-to-end", train=train, compute={"retries": 0})
+    run = submit(spec, tell_twice)
     assert len(told) == 2
-    run = submit(spec)
     losses = [row["step"] for row in run.metrics() if row["name"] == "loss"]
     assert losses == sorted(set(losses))
-    (message,) = [event["message"] for event in run.events() if event["event"] == "warning"]
-    lost, went_on = re.fullmatch(
-        r"a worker was lost after step (\d+); training went on from the checkpoint of step (\d+) .*", message
-    ).groups()
-    assert lost == went_on
+    said = [event["message"] for event in run.events() if event["event"] in ("note", "warning")]
+    assert len([message for message in said if "told to end, and saved step" in message]) == 2
     assert weights(run) == weights(undisturbed)
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 from bfp.errors import InputError
@@ -129,6 +131,18 @@ def test_an_encoder_for_another_size_has_its_positions_resampled_as_timm_does(tm
     torch.testing.assert_close(back.model.pos_embed, as_timm.pos_embed)
     assert back.model(torch.zeros(1, 3, 98, 98)).shape == (1, 48)
     assert back.description["positions"].startswith("resampled from 4×4 to 7×7 patches")
+
+
+def test_a_mask_token_goes_with_the_encoder_beside_what_timm_reads(tmp_path: Path) -> None:
+    token = torch.arange(48.0)[None]
+    export(replace(from_folder(exported(tmp_path)), mask_token=token), Place(str(tmp_path)), card="", provenance={})
+    back = from_folder(tmp_path)
+    assert torch.equal(back.mask_token, token)
+    assert untrained(back).mask_token is None
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    safetensors.torch.save_file({"mask_token": torch.zeros(1, 47)}, tmp_path / "mask_token.safetensors")
+    with pytest.raises(InputError, match=r"mask_token\.safetensors: .* \(1, 47\)}, expected mask_token of \(1, 48\)"):
+        from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", [NAME, "vit_small_patch14_reg4_dinov2", "vit_small_patch16_224"])

@@ -229,14 +229,15 @@ class _Follow:
 
     def __init__(self, run: Run, *, steps: int, retries: int) -> None:
         self._run, self._steps, self._retries = run, steps, retries
-        self._starts = 0
+        self._started, self._losses = False, 0
         self._last_step = self._saved = 0
         self._verdict: str | None = None
-        self._worse = False
+        self._worse = self._told_to_end = False
 
     def hear(self, news: News) -> None:
         for step in news.starts:
             self._start(step)
+        self._told_to_end = news.finished is not None
         for text in news.notes:
             self._run.note(text)
         for step, figures in news.figures:
@@ -247,16 +248,20 @@ class _Follow:
             self._saved = news.saving
 
     def _start(self, step: int) -> None:
-        if self._starts == 0:
+        if not self._started:
             self._run.phase("training", total=self._steps, unit="steps")
             if step:
                 self._run.note(f"going on from the checkpoint of step {step:,}")
+        elif self._told_to_end:
+            self._run.note(f"the workers were told to end, and saved step {step:,}; training went on from there")
+            self._losses = 0
         else:
+            self._losses += 1
             self._run.warn(
                 f"a worker was lost after step {self._last_step:,}; training went on from the checkpoint of step "
-                f"{step:,} (restart {self._starts} of {self._retries})"
+                f"{step:,} (restart {self._losses} of {self._retries})"
             )
-        self._starts += 1
+        self._started = True
         self._run.progress(step)
 
     def _log(self, step: int, figures: dict[str, float]) -> None:

@@ -46,9 +46,9 @@ def export_checkpoint(run: RunFolder, folder: Place, *, step: int | None) -> int
     material = replace(material_of(spec, run=run.folder), steps=steps)  # as it was then, before it was extended
     size_px = spec.crops.global_size_px or material.stores[0].size_px
     encoder = replace(load(**encoder_arguments(spec, size_px=size_px)), fill=spec.crops.fill)
-    checkpoint.load_teacher(encoder.model, checkpoints, step=step)
+    mask_token = checkpoint.load_teacher(encoder.model, checkpoints, step=step)
     described = {**encoder.description, **facts(encoder.model), "weights": fingerprint(encoder.model)}
-    encoder = replace(encoder, description=described)
+    encoder = replace(encoder, description=described, mask_token=mask_token)
     told = card(
         spec,
         material,

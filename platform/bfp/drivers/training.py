@@ -9,7 +9,7 @@ goes on from the last complete checkpoint. What bfp itself finds wrong (training
 the same the next time: it ends the run at once, through the board.
 
 A worker that is told to end (SIGTERM: its node is wanted for something else) has all of them save a checkpoint after
-the step that they are at, and end: nothing is lost, and training starts again as after a failure.
+the step that they are at, and end: nothing is lost, and the driver asks for workers again, as often as that happens.
 
 Ray Train's own checkpoints and results are not used: after a kill they lag behind, and they cannot hold a shard's
 worth of each worker. Its storage is a temporary folder.
@@ -38,7 +38,7 @@ from bfp.drivers.board import Board, News
 from bfp.errors import BfpError
 from bfp.memory import STEPS, keep_freed_memory
 from bfp.models.encoder import LoadedEncoder, export, load
-from bfp.pretraining.loop import Cadence, Recipe, teacher_weights, worker
+from bfp.pretraining.loop import Cadence, Recipe, teacher_mask_token, teacher_weights, worker
 from bfp.pretraining.tripwire import Tripwire, Watch
 from bfp.runs.scratch import scratch
 from bfp.storage import Place
@@ -78,46 +78,50 @@ def train_on_ray(
     on_news: Callable[[News], None],
     stopping: Callable[[], bool],
 ) -> int:
-    """Train, and return the steps that are done: all of them, or fewer when `stopping` said so or workers were told to
-    end once more than `retries`.
+    """Train, and return the steps that are done: all of them, or fewer when `stopping` said so.
 
-    on_news is called on this thread, twice a second. Raises what ended the training: a BfpError of the workers', or
-    Ray's error after the last retry.
+    retries: of workers that were lost; those that were told to end do not count. on_news is called on this thread,
+    twice a second. Raises what ended the training: a BfpError of the workers', or Ray's error after the last retry.
     """
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # it is lost with the driver only
     claims = {"CPU": task.threads, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
-    with scratch() as folder:
-        trainer = ray.train.torch.TorchTrainer(
-            _work,
-            train_loop_config={"task": task, "board": board},
-            torch_config=_TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=claims
-            ),
-            run_config=ray.train.RunConfig(
-                name="pretrain",
-                storage_path=str(folder),
-                failure_config=ray.train.FailureConfig(max_failures=retries),
-            ),
-        )
-        fitting = _Fitting(trainer)
-        while True:
-            ended = fitting.wait(POLL_S)
-            news: News = ray.get(board.take.remote())
-            on_news(news)
-            board.keep.remote(news.saving)
-            if stopping():
-                board.stop.remote()
-            if ended:
-                break
+
+    def fit() -> int:
+        with scratch() as folder:
+            trainer = ray.train.torch.TorchTrainer(
+                _work,
+                train_loop_config={"task": task, "board": board},
+                torch_config=_TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=claims
+                ),
+                run_config=ray.train.RunConfig(
+                    name="pretrain",
+                    storage_path=str(folder),
+                    failure_config=ray.train.FailureConfig(max_failures=retries),
+                ),
+            )
+            fitting = _Fitting(trainer)
+            ended = False
+            while not ended:
+                ended = fitting.wait(POLL_S)
+                news: News = ray.get(board.take.remote())
+                on_news(news)
+                board.keep.remote(news.saving)
+                if stopping():
+                    board.stop.remote()
+        if news.failure is not None:
+            raise news.failure
+        if news.finished is None:
+            fitting.check()
+        assert news.finished is not None, "workers that end without an error say how far they came"
+        return news.finished
+
+    while (done := fit()) < task.recipe.schedules.steps and not stopping():
+        pass  # its workers were told to end: others go on
     ray.kill(board)
-    if news.failure is not None:
-        raise news.failure
-    if news.finished is None:
-        fitting.check()
-    assert news.finished is not None, "workers that end without an error say how far they came"
-    return news.finished
+    return done
 
 
 class _Fitting:
@@ -160,15 +164,8 @@ def _work(config: dict[str, Any]) -> None:
     except BfpError as error:
         ray.get(board.failed.remote(error))
         raise  # Ray Train ends the others, which may be waiting for this one
-    early = step < task.recipe.schedules.steps
-    if first or early:
+    if first or step < task.recipe.schedules.steps:
         ray.get(board.finished.remote(step))
-    if early and not ray.get(board.stopping.remote()):
-        raise ToldToEnd  # so that Ray Train starts the workers again
-
-
-class ToldToEnd(Exception):
-    """The workers have ended before the last step, with a checkpoint, and nobody has asked the run to stop."""
 
 
 _told_to_end = threading.Event()  # this worker
@@ -220,9 +217,9 @@ def _train_and_export(task: Task, board: Any, *, first: bool) -> int:
         tripwire=Tripwire(task.watch, begun(), device) if task.watch else None,
     )
     if state.step == task.recipe.schedules.steps:
-        weights = teacher_weights(state)
+        weights, mask_token = teacher_weights(state), teacher_mask_token(state)
         if first:
-            encoder = begun()
+            encoder = replace(begun(), mask_token=mask_token)
             encoder.model.load_state_dict(weights)
             export(encoder, task.model, card=task.card, provenance=task.provenance)
     return state.step

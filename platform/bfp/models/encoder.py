@@ -6,6 +6,7 @@ its first step. `export` writes the folder that is the result of pretraining:
     <folder>/model.safetensors   the weights, positions baked for the size that it was trained at
     <folder>/config.json         timm's own format: architecture, arguments, pixel mean and standard deviation;
                                  under `bfp` what it was made from, how it began, what absent channels are filled with
+    <folder>/mask_token.safetensors   `mask_token` (1, D), for who trains it further: timm's models have none
     <folder>/README.md           the model card
 
 so that anybody has it back, without bfp, by `timm.create_model("local-dir:<folder>", pretrained=True)`. config.json is
@@ -32,9 +33,17 @@ from torch import Tensor, nn
 
 from bfp.batches.absent import Fill
 from bfp.errors import InputError
-from bfp.models.folders import CARD, CONFIG, WEIGHTS, encoder_folder, read_config
+from bfp.models.folders import CARD, CONFIG, MASK_TOKEN, WEIGHTS, encoder_folder, read_config
 from bfp.models.vit import Backbone, PositionResampling
-from bfp.models.weights import fill, fill_from_safetensors, fill_from_timm, fingerprint, ratio, read_meta
+from bfp.models.weights import (
+    fill,
+    fill_from_safetensors,
+    fill_from_timm,
+    fingerprint,
+    ratio,
+    read_mask_token,
+    read_meta,
+)
 from bfp.storage import Place
 
 AS_TIMM = PositionResampling(offset=0.0, antialias=True)
@@ -140,7 +149,7 @@ def load(
         model, mask_token, positions = _load_meta(Place(uri), size_px=size_px, heads=heads)
     else:
         assert uri is not None
-        model, told = _load_folder(encoder_folder(Place(uri)))
+        model, mask_token, told = _load_folder(encoder_folder(Place(uri)))
         positions = _resample_positions(model, size_px, AS_TIMM)
         if "start" in told:  # else another program wrote it
             start, fill = Start(*(told["start"][name] for name in Start._fields)), told["fill"]
@@ -163,7 +172,7 @@ def untrained(encoder: LoadedEncoder) -> LoadedEncoder:
     model = _random(_config(encoder.model)["architecture"], arguments, seed=encoder.start.seed).eval()
     positions = _resample_positions(model, encoder.model.patch_embed.img_size[0], AS_TIMM)
     changed = {"origin": "random", "positions": positions, "weights": fingerprint(model)}
-    return replace(encoder, model=model, description={**encoder.description, **changed})
+    return replace(encoder, model=model, mask_token=None, description={**encoder.description, **changed})
 
 
 def resized(encoder: LoadedEncoder, size_px: int) -> LoadedEncoder:
@@ -220,6 +229,8 @@ def export(encoder: LoadedEncoder, folder: Place, *, card: str, provenance: Mapp
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     (folder / WEIGHTS).write(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    if encoder.mask_token is not None:
+        (folder / MASK_TOKEN).write(safetensors.torch.save({"mask_token": encoder.mask_token.cpu().contiguous()}))
     (folder / CARD).write(card.encode())
     (folder / CONFIG).write(json.dumps(config, indent=2, ensure_ascii=False).encode())
 
@@ -295,8 +306,8 @@ def _load_meta(file: Place, *, size_px: int, heads: int | None) -> tuple[VisionT
     return model, found.mask_token, how
 
 
-def _load_folder(folder: Place) -> tuple[VisionTransformer, dict[str, Any]]:
-    """The encoder as it was exported, and what `export` wrote under `bfp`."""
+def _load_folder(folder: Place) -> tuple[VisionTransformer, Tensor | None, dict[str, Any]]:
+    """The encoder as it was exported, its mask token if it has one, and what `export` wrote under `bfp`."""
     config = read_config(folder)
     name, arguments, normalisation = config["architecture"], config["model_args"], config["pretrained_cfg"]
     if not timm.is_model(name):
@@ -304,7 +315,8 @@ def _load_folder(folder: Place) -> tuple[VisionTransformer, dict[str, Any]]:
     model = _timm_vit(name, {key: arguments[key] for key in _ARGUMENTS if key in arguments})
     fill_from_safetensors(model, folder / WEIGHTS)
     _config(model).update(mean=normalisation["mean"], std=normalisation["std"])
-    return model, config.get("bfp", {})
+    mask_token = read_mask_token(folder / MASK_TOKEN, width=model.embed_dim) if (folder / MASK_TOKEN).exists() else None
+    return model, mask_token, config.get("bfp", {})
 
 
 def _resample_positions(model: VisionTransformer, size_px: int, how: PositionResampling) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from bfp.errors import InputError
 from bfp.storage import Place
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, MASK_TOKEN, CARD = "config.json", "model.safetensors", "mask_token.safetensors", "README.md"
 
 
 def encoder_folder(at: Place) -> Place:

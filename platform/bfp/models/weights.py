@@ -137,11 +137,23 @@ def fill_from_timm(model: VisionTransformer, file: Place) -> None:
 
 def fill_from_safetensors(model: VisionTransformer, file: Place) -> None:
     """Weights that `encoder.export` wrote; positions are resampled to the model's size, as timm does."""
+    fill(model, checkpoint_filter_fn(_safetensors(file), model), source=file)
+
+
+def read_mask_token(file: Place, *, width: int) -> Tensor:
+    """The mask token that `encoder.export` wrote, (1, D)."""
+    state = _safetensors(file)
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if found != {"mask_token": (1, width)}:
+        raise InputError(f"{file}: not this encoder's mask token: holds {found}, expected mask_token of {(1, width)}")
+    return state["mask_token"]
+
+
+def _safetensors(file: Place) -> dict[str, Tensor]:
     try:
-        state = safetensors.torch.load(file.read())
+        return safetensors.torch.load(file.read())
     except safetensors.SafetensorError as error:
         raise InputError(f"{file}: not a whole safetensors file: {error}") from error
-    fill(model, checkpoint_filter_fn(state, model), source=file)
 
 
 def fill(model: VisionTransformer, state: State, *, source: Place) -> None:

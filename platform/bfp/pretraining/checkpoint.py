@@ -242,13 +242,14 @@ def load(state: TrainState, folder: Place, *, step: int) -> Marker:
     return marker
 
 
-def load_teacher(vit: nn.Module, folder: Place, *, step: int) -> None:
-    """Fill a ViT, of the same architecture, with the teacher's weights after that step.
+def load_teacher(vit: nn.Module, folder: Place, *, step: int) -> Tensor:
+    """Fill a ViT, of the same architecture, with the teacher's weights after that step; its mask token, (1, D).
 
     One process calls it, however many workers wrote the checkpoint; the folder is only read. Raises StorageError as
     `load` does, and where the checkpoint was removed since: a run that goes on keeps its last ones only.
     """
     wanted = {f"backbone.vit.{name}": weight for name, weight in _detached(vit).items()}
+    mask_token = wanted["backbone.mask_token"] = torch.zeros_like(wanted["backbone.vit.cls_token"][0])
     try:
         _fill({"teacher": wanted}, folder, step=step, alone=True)
     except (StorageError, OSError) as error:
@@ -259,6 +260,7 @@ def load_teacher(vit: nn.Module, folder: Place, *, step: int) -> None:
             f"{folder}: no complete checkpoint of step {step:,}, or it was removed while it was read; those of steps "
             f"{kept} are there: name one of them"
         ) from error
+    return mask_token
 
 
 def _fill(wanted: dict[str, Any], folder: Place, *, step: int, alone: bool) -> Marker:

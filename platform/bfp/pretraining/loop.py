@@ -364,11 +364,16 @@ def fail_on_divergence(found: dict[str, float], step: int, now: Now, *, writer: 
 @torch.no_grad()
 def teacher_weights(state: TrainState) -> dict[str, Tensor]:
     """The teacher's ViT as a plain timm state dict of float32 on the CPU: what is exported. Every worker calls it."""
-    weights = state.teacher.backbone.vit.state_dict()
-    return {
-        name: (value.full_tensor() if isinstance(value, DTensor) else value).float().cpu()
-        for name, value in weights.items()
-    }
+    return {name: _whole(value) for name, value in state.teacher.backbone.vit.state_dict().items()}
+
+
+def teacher_mask_token(state: TrainState) -> Tensor:
+    """float32 (1, D) on the CPU, for who trains this encoder further. Every worker calls it."""
+    return _whole(state.teacher.backbone.mask_token.detach())
+
+
+def _whole(value: Tensor) -> Tensor:
+    return (value.full_tensor() if isinstance(value, DTensor) else value).float().cpu()
 
 
 def probed(state: TrainState, tripwire: Tripwire, group: ProcessGroup | None) -> dict[str, float]:

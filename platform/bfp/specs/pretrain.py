@@ -250,7 +250,11 @@ class PretrainCompute(Strict):
         False, description="Compile the encoder's blocks (torch.compile): fewer passes through memory on a GPU."
     )
     retries: int = Field(
-        2, ge=0, le=100, description="How often training starts again from its checkpoint after a worker died."
+        2,
+        ge=0,
+        le=100,
+        description="How often training starts again from its checkpoint after a worker died. After workers were told "
+        "to end (SIGTERM) it does so however often that happens.",
     )
 
 
