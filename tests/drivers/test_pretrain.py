@@ -169,7 +169,7 @@ def test_the_plan_warns_of_what_no_store_has_and_tells_a_short_run_as_one(folder
     planned = pretrain.plan(spec_for(folder, "filtered", where=where, train={**SHORT, "epochs": 0.1}))
     cohort, subject, *_ = planned.warnings
     assert cohort.startswith("where.cohorts: nope: is in no store; ")
-    assert subject == "where.exclude_subjects: 1 name of the list match nobody: s99"
+    assert subject == "where.exclude_subjects: no subject is called s99 (1 name of the list)"
     assert dict(planned.rows)["batches"].endswith("; every stack less than 0.1 times")
 
 

@@ -57,7 +57,7 @@ def test_names_of_a_list_that_match_nobody_are_told(tmp_path: Path) -> None:
     stores = open_stores([make_store(tmp_path / "store", sessions=4).uri], Where(), run=place(str(tmp_path / "run")))
     (tmp_path / "out.txt").write_text("sub-s00\nmade/s01\ns9\nsubs2\n")
     assert warnings_of(stores, Where(exclude_subjects=str(tmp_path / "out.txt"))) == [
-        "where.exclude_subjects: 2 names of the list match nobody: s9, subs2"
+        "where.exclude_subjects: no subject is called s9, subs2 (2 names of the list)"
     ]
     assert warnings_of(stores, Where()) == []
 

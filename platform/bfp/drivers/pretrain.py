@@ -218,7 +218,7 @@ def _gpus_per_worker(spec: Pretrain) -> int:
     gpus, workers = int(ray.cluster_resources().get("GPU", 0)), spec.compute.workers
     if 0 < gpus < workers:
         raise InputError(
-            f"compute.workers: {workers}: there are {counted(gpus, 'GPU')}, and a worker takes one; lower it to {gpus} "
+            f"compute.workers: {workers}: each takes a GPU of {counted(gpus, 'GPU')} in all; lower it to {gpus} "
             "or set compute.gpus_per_worker: 0 to train on CPUs"
         )
     return int(gpus > 0)

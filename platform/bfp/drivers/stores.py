@@ -84,7 +84,7 @@ def warnings_of(stores: Sequence[SliceStore], where: Where) -> list[str]:
         unknown = [set(unknown_subjects(store.stack_index(), subjects or ())) for store in stores]
         if nobodys := sorted(set.intersection(*unknown)):
             some = ", ".join(nobodys[:5]) + (", …" if len(nobodys) > 5 else "")
-            found.append(f"where.{name}: {counted(len(nobodys), 'name')} of the list match nobody: {some}")
+            found.append(f"where.{name}: no subject is called {some} ({counted(len(nobodys), 'name')} of the list)")
     return found
 
 
