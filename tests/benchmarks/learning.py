@@ -14,15 +14,19 @@ few labels    AUROC on all other sessions, learned from 10, 30 or 100 of each cl
               strength of the regression, FEW_STRENGTH, since so few cannot choose
 
 and how much the last encoder is above each of the others, on the same subjects, with 95 % intervals (over subjects; of
-few labels, the middle 95 % of the draws). Nothing is chosen here: what is in the specs was found on cohorts of other
-seeds. Run again, it goes on where it stopped.
+few labels, the middle 95 % of the draws); then the mean over seeds of what is over subjects, who are others for each.
+Nothing is chosen here: what is in the specs was found on cohorts of other seeds. Run again, it goes on where it
+stopped.
+
+How much there is to be had of disease, two readings say that know more than any encoder: the spread over patches of the
+shares of tissue by the true maps, and by a network that was taught the maps of those whom the encoder learned from.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -47,21 +51,25 @@ from bfp.finetuning.crossvalidation import Study, gather, run_fold
 from bfp.finetuning.splits import grouped_folds
 from bfp.metrics.auroc import auroc, auroc_difference, cross_validated_auroc
 from bfp.metrics.bootstrap import Interval, subject_bootstrap
+from bfp.metrics.tissue import patch_shares
 from bfp.models.encoder import LoadedEncoder, load, untrained
 from bfp.models.pooling import Pooling
-from bfp.pretraining.probe import probe
+from bfp.pretraining.labelled import read_stacks
+from bfp.pretraining.probe import probe, stacks_with_labels
 from bfp.runs import RunFolder
 from bfp.specs import load as load_spec
 from bfp.specs.finetune import Finetune
 from bfp.storage import place
-from bfp.store.reader import SliceStore, pixels_of
+from bfp.store.reader import SliceStore, labels_of, pixels_of
 from bfp.targets import Local
+from tests.benchmarks.taught import shares_by, taught
 
 LEARNED_FROM, JUDGED_ON = Groups(control=66, disease=66, tumour=18), Groups(control=120, disease=120, tumour=0)
 PARTS = (8, 4, 2, 1)  # the encoder is taken out after the steps divided by each
-FOLDS, PROBED_SHARE = 5, 0.3
+FOLDS, PROBED_SHARE, PATCH_PX = 5, 0.3, 8
 FEW, DRAWS, FEW_STRENGTH = (10, 30, 100), 40, 0.01
 UNTRAINED, HISTOGRAMS, ORACLE, AGE_AND_SEX = "untrained", "histograms", "oracle (true severity)", "age and sex"
+MAPS, TAUGHT = "oracle (true tissue)", "taught tissue"
 
 
 class Answer(NamedTuple):
@@ -153,13 +161,39 @@ def vectors_of(cohort: Cohort, describe: Describe) -> np.ndarray:
     """(sessions, F), as fine-tuning makes them."""
     batches = range(0, len(cohort.pixels), 128)
     stacks = np.concatenate([describe(torch.from_numpy(cohort.pixels[at : at + 128])) for at in batches])
+    return pooled(stacks, heights=cohort.heights, session_of=cohort.session_of)
+
+
+def pooled(stacks: np.ndarray, *, heights: np.ndarray, session_of: np.ndarray) -> np.ndarray:
     pooling = Pooling(bands=POSITION_BANDS, parts=("",))
     return np.stack(
         [
-            pooling.pool(stacks[mine], heights=cohort.heights[mine], parts=[""] * int(mine.sum()))
-            for mine in (cohort.session_of == number for number in range(len(cohort.subjects)))
+            pooling.pool(stacks[mine], heights=heights[mine], parts=[""] * int(mine.sum()))
+            for mine in (session_of == number for number in range(session_of.max() + 1))
         ]
     )
+
+
+def true_tissue(cohort: Cohort) -> np.ndarray:
+    """(sessions, F): the spread over patches of the shares of tissue in them, by the label maps."""
+    store, most = cohort.store, len(cohort.pixels)
+    found = stacks_with_labels(store, store.stack_index(), segmentation="tissue", share=PROBED_SHARE, most=most)
+    classes, patch_px = store.classes("tissue"), PATCH_PX
+    stacks = np.empty((len(found), len(classes)), np.float32)
+    for read in read_stacks(store, found):
+        labels = labels_of(read.rows.combine_chunks())
+        stacks[read.at] = patch_shares(labels, classes=classes, patch_px=patch_px).std(axis=1)
+    whose = np.searchsorted(cohort.subjects, found["subject"].to_pylist())
+    return pooled(stacks, heights=found["height"].to_numpy(), session_of=whose)
+
+
+def taught_tissue(cohort: Cohort, folder: Path, *, seed: int) -> np.ndarray:
+    """(sessions, F): as `true_tissue`, of the maps that a network makes of the pixels."""
+    kept = folder / "taught-tissue.npy"
+    if not kept.exists():
+        network = taught(SliceStore.open(place(f"{folder}/store-learned")), segmentation="tissue", seed=seed)
+        np.save(kept, shares_by(network, cohort.pixels, patch_px=PATCH_PX).std(axis=1))
+    return pooled(np.load(kept), heights=cohort.heights, session_of=cohort.session_of)
 
 
 # the four questions --------------------------------------------------------------------------------------------------
@@ -271,11 +305,29 @@ def judge(folder: Path, *, seed: int, steps: int) -> dict[str, Answer]:
     vectors[HISTOGRAMS] = vectors_of(cohort, Histograms())
     truth = covariate_vectors({"severity": cohort.of("severity")})
     people = covariate_vectors({name: cohort.of(name) for name in ("age", "sex")})
+    vectors |= {TAUGHT: taught_tissue(cohort, folder, seed=seed), MAPS: true_tissue(cohort)}
     return {
         "tissue R²": tissue(cohort, encoders, seed=seed),
         "disease AUROC": disease(cohort, {**vectors, AGE_AND_SEX: people, ORACLE: truth}, seed=seed),
         "age R²": age(cohort, vectors, seed=seed),
         **{f"AUROC, {each} of each class": few_labels(cohort, vectors, each=each, seed=seed) for each in FEW},
+    }
+
+
+def over_seeds(found: Sequence[dict[str, Answer]]) -> dict[str, Answer]:
+    """The means of what has intervals over subjects; intervals as of independent normal estimates."""
+
+    def mean(intervals: Sequence[Interval]) -> Interval:
+        value = float(np.mean([each.value for each in intervals]))
+        half = float(np.sqrt(np.sum([((each.high - each.low) / 2) ** 2 for each in intervals]))) / len(intervals)
+        return Interval(value, value - half, value + half)
+
+    def means(of: Sequence[dict[str, Interval]]) -> dict[str, Interval]:
+        return {name: mean([each[name] for each in of]) for name in of[0]}
+
+    questions = [question for question in found[0] if not question.startswith("AUROC,")]
+    return {
+        question: Answer(*map(means, zip(*(each[question] for each in found), strict=True))) for question in questions
     }
 
 
@@ -301,13 +353,15 @@ def main() -> None:
     given = parser.parse_args()
     if given.steps % max(PARTS):
         parser.error(f"--steps {given.steps}: give a multiple of {max(PARTS)}")
+    found = []
     for seed in given.seeds:
         began_s = time.perf_counter()
-        found = judge(given.folder.resolve() / f"seed-{seed}", seed=seed, steps=given.steps)
+        found.append(judge(given.folder.resolve() / f"seed-{seed}", seed=seed, steps=given.steps))
         print(
-            f"seed {seed}, {given.steps} steps, {(time.perf_counter() - began_s) / 60:.0f} min\n{shown(found)}",
+            f"seed {seed}, {given.steps} steps, {(time.perf_counter() - began_s) / 60:.0f} min\n{shown(found[-1])}",
             flush=True,
         )
+    print(f"{len(found)} seeds\n{shown(over_seeds(found))}")
 
 
 if __name__ == "__main__":

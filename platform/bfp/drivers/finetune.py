@@ -244,8 +244,8 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
         methods=(
             f"{store.slice_axis.capitalize()} slice stacks of {', '.join(material.shown)} were passed through a frozen "
             f"{told['architecture']} "
-            f"({told['parameters'] / 1e6:.1f} million parameters; {spec.encoder}). The class token and the standard "
-            f"deviation of the patch tokens of each stack were {pooled}; what a session lacked took the training mean."
+            f"({told['parameters'] / 1e6:.1f} million parameters; {spec.encoder}). The standard deviations over the "
+            f"patch tokens of each stack were {pooled}; what a session lacked took the training mean."
             f"{_seen_before(spec, store)}"
         ),
     )
