@@ -49,8 +49,9 @@ from bfp.features.describe import Describe, EncoderVectors, Histograms
 from bfp.finetuning.covariates import covariate_vectors
 from bfp.finetuning.crossvalidation import Study, gather, run_fold
 from bfp.finetuning.splits import grouped_folds
-from bfp.metrics.auroc import auroc, auroc_difference, cross_validated_auroc
+from bfp.metrics.auroc import auroc, weighted_auroc
 from bfp.metrics.bootstrap import Interval, subject_bootstrap
+from bfp.metrics.over_folds import difference, over_folds
 from bfp.metrics.tissue import patch_shares
 from bfp.models.encoder import LoadedEncoder, load, untrained
 from bfp.models.pooling import Pooling
@@ -221,8 +222,8 @@ def disease(cohort: Cohort, vectors: Mapping[str, np.ndarray], *, seed: int) -> 
     judged: dict[str, Any] = {"folds": study.folds, "subjects": cohort.subjects, "seed": seed}
     first, *others = said
     return Answer(
-        {name: cross_validated_auroc(study.classes, own, **judged).mean for name, own in said.items()},
-        {name: auroc_difference(study.classes, said[first], said[name], **judged).mean for name in others},
+        {name: over_folds(weighted_auroc, study.classes, own, **judged).mean for name, own in said.items()},
+        {name: difference(weighted_auroc, study.classes, said[first], said[name], **judged).mean for name in others},
     )
 
 

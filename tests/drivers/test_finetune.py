@@ -98,8 +98,9 @@ def test_the_report_says_what_was_compared(run):
     assert titles[:3] == [
         "AUROC of each approach",
         "How much higher the AUROC of the untrained encoder is",
-        "ROC curves",
+        "Is the difference more than chance?",
     ]
+    assert titles[3:7] == ["Further figures", "ROC curves", "Calibration", "Confusion"]
     assert [row.label for row in results.blocks[0].rows] == [
         "untrained encoder",
         "histograms of the slices",

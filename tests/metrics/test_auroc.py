@@ -4,7 +4,8 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from bfp.metrics.auroc import auroc, auroc_difference, cross_validated_auroc, mean_roc_curve, roc_curve, weighted_auroc
+from bfp.metrics.auroc import auroc, mean_roc_curve, roc_curve, weighted_auroc
+from bfp.metrics.over_folds import difference, over_folds
 
 
 def as_probabilities(scores: np.ndarray) -> np.ndarray:
@@ -53,8 +54,13 @@ def test_an_undefined_auroc_is_said_to_be_undefined():
     assert auroc(np.ones(5, int), as_probabilities(np.arange(5.0))) is None
     three = np.random.default_rng(3).dirichlet(np.ones(3), 6)
     assert auroc(np.array([0, 0, 0, 1, 1, 1]), three) is None
-    nowhere = cross_validated_auroc(
-        np.ones(4, int), as_probabilities(np.arange(4.0)), folds=np.array([0, 0, 1, 1]), subjects=list("abcd"), seed=0
+    nowhere = over_folds(
+        weighted_auroc,
+        np.ones(4, int),
+        as_probabilities(np.arange(4.0)),
+        folds=np.array([0, 0, 1, 1]),
+        subjects=list("abcd"),
+        seed=0,
     )
     assert nowhere.mean == (None, None, None)
     assert nowhere.folds == [None, None]
@@ -62,7 +68,8 @@ def test_an_undefined_auroc_is_said_to_be_undefined():
 
 def test_a_fold_without_one_class_is_left_out_of_the_mean():
     classes = np.array([0, 1, 0, 1, 1, 1])
-    found = cross_validated_auroc(
+    found = over_folds(
+        weighted_auroc,
         classes,
         as_probabilities(np.array([0.1, 0.9, 0.8, 0.2, 0.5, 0.5])),
         folds=np.array([0, 0, 1, 1, 2, 2]),
@@ -78,8 +85,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     studies, covered = 200, 0
     for _ in range(studies):
         classes, probabilities, folds, subjects = a_study(random, subjects=60, true_auroc=0.85, folds=5)
-        mean = cross_validated_auroc(
-            classes, probabilities, folds=folds, subjects=subjects, seed=0, replicates=500
+        mean = over_folds(
+            weighted_auroc, classes, probabilities, folds=folds, subjects=subjects, seed=0, replicates=500
         ).mean
         covered += mean.low <= 0.85 <= mean.high
     # 95 % of 200 has a standard error of 1.5 %
@@ -89,9 +96,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_sessions_of_one_subject_are_no_independent_witnesses():
     random = np.random.default_rng(5)
     classes, probabilities, folds, subjects = a_study(random, subjects=40, true_auroc=0.75, folds=2)
-    once = cross_validated_auroc(classes, probabilities, folds=folds, subjects=subjects, seed=0).mean
-    repeated = cross_validated_auroc(
-        np.tile(classes, 4), np.tile(probabilities, (4, 1)), folds=np.tile(folds, 4), subjects=subjects * 4, seed=0
+    once = over_folds(weighted_auroc, classes, probabilities, folds=folds, subjects=subjects, seed=0).mean
+    repeated = over_folds(
+        weighted_auroc,
+        np.tile(classes, 4),
+        np.tile(probabilities, (4, 1)),
+        folds=np.tile(folds, 4),
+        subjects=subjects * 4,
+        seed=0,
     ).mean
     assert repeated.high - repeated.low == pytest.approx(once.high - once.low, rel=1e-9)
 
@@ -99,11 +111,11 @@ def test_sessions_of_one_subject_are_no_independent_witnesses():
 def test_the_difference_of_two_models_is_judged_on_the_same_draws():
     random = np.random.default_rng(6)
     classes, probabilities, folds, subjects = a_study(random, subjects=60, true_auroc=0.8, folds=5)
-    itself = auroc_difference(classes, probabilities, probabilities, folds=folds, subjects=subjects, seed=0)
+    itself = difference(weighted_auroc, classes, probabilities, probabilities, folds=folds, subjects=subjects, seed=0)
     assert itself.mean == (0, 0, 0)
     noisier = probabilities + random.normal(scale=0.3, size=len(classes))[:, None] * [1, -1]
-    paired = auroc_difference(classes, probabilities, noisier, folds=folds, subjects=subjects, seed=0).mean
-    alone = cross_validated_auroc(classes, probabilities, folds=folds, subjects=subjects, seed=0).mean
+    paired = difference(weighted_auroc, classes, probabilities, noisier, folds=folds, subjects=subjects, seed=0).mean
+    alone = over_folds(weighted_auroc, classes, probabilities, folds=folds, subjects=subjects, seed=0).mean
     assert paired.high - paired.low < alone.high - alone.low
 
 
@@ -121,7 +133,9 @@ def test_the_area_below_the_mean_curve_is_the_mean_auroc_even_when_folds_score_o
     classes, probabilities, folds, subjects = a_study(random, subjects=43, true_auroc=0.8, folds=4)
     scores = (probabilities[:, 1].round(1) + 100 * folds) * (1.0 + folds)
     curve = mean_roc_curve(classes == 1, scores, folds=folds)
-    mean = cross_validated_auroc(classes, probabilities.round(1), folds=folds, subjects=subjects, seed=0).mean.value
+    mean = over_folds(
+        weighted_auroc, classes, probabilities.round(1), folds=folds, subjects=subjects, seed=0
+    ).mean.value
     assert np.trapezoid(curve.true_positive, curve.false_positive) == pytest.approx(mean, abs=1e-12)
     assert (np.diff(curve.true_positive) >= -1e-12).all()
     assert (curve.true_positive[0], curve.true_positive[-1]) == (0, 1)

@@ -7,7 +7,16 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from bfp.reports.blocks import Curves, Histogram, IntervalRow, Intervals, Roc, RocCurve
+from bfp.reports.blocks import (
+    Curves,
+    Histogram,
+    IntervalRow,
+    Intervals,
+    Reliability,
+    ReliabilityCurve,
+    Roc,
+    RocCurve,
+)
 from bfp.reports.figures import VARIABLES, draw
 
 POINTS = {
@@ -23,6 +32,10 @@ INTERVALS = Intervals(
     reference=0.5,
 )
 ROC = Roc("ROC", [RocCurve("pretrained", [0.0, 0.2, 1.0], [0.0, 0.8, 1.0]), RocCurve("age", [0.0, 1.0], [0.0, 1.0])])
+RELIABILITY = Reliability(
+    "Calibration",
+    [ReliabilityCurve("AD", [0.1, 0.5, 0.9], [0.2, None, 0.8], [0.1, None, 0.6], [0.3, None, 0.9])],
+)
 HISTOGRAM = Histogram("Shift", [0.3, 0.4, 1.1, 12.2], "displacement, mm", "scans", flag_above=5.0)
 
 
@@ -37,21 +50,22 @@ def _texts(svg: str) -> list[str]:
         (CURVES, ["loss, nats", "step, 1"]),
         (INTERVALS, ["AUROC, 1"]),
         (ROC, ["true positive rate (sensitivity)", "false positive rate (1 − specificity)"]),
+        (RELIABILITY, ["share of sessions seen", "probability said"]),
         (HISTOGRAM, ["displacement, mm", "scans"]),
     ],
 )
-def test_every_axis_has_its_name(block: Curves | Intervals | Roc | Histogram, names: list[str]) -> None:
+def test_every_axis_has_its_name(block: Curves | Intervals | Roc | Reliability | Histogram, names: list[str]) -> None:
     texts = _texts(draw(block, POINTS).svg)
     assert set(names) <= set(texts)
 
 
-@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, HISTOGRAM])
-def test_a_chart_repeats_to_the_byte(block: Curves | Intervals | Roc | Histogram) -> None:
+@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, RELIABILITY, HISTOGRAM])
+def test_a_chart_repeats_to_the_byte(block: Curves | Intervals | Roc | Reliability | Histogram) -> None:
     assert draw(block, POINTS) == draw(block, POINTS)
 
 
-@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, HISTOGRAM])
-def test_every_colour_is_the_pages_to_choose(block: Curves | Intervals | Roc | Histogram) -> None:
+@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, RELIABILITY, HISTOGRAM])
+def test_every_colour_is_the_pages_to_choose(block: Curves | Intervals | Roc | Reliability | Histogram) -> None:
     svg = draw(block, POINTS).svg
     left_over = re.sub(r"var\((--[\w-]+), (#[0-9a-f]{6})\)", "", svg)
     assert not re.findall(r"(?:fill|stroke): #[0-9a-f]+", left_over)
@@ -71,6 +85,15 @@ def test_a_long_curve_is_thinned_and_keeps_its_level() -> None:
     )
     assert len(long.svg) < 1.3 * len(short.svg)
     assert long.says == "loss, nats by step: loss from 8.99 to 4.01."
+
+
+def test_a_reliability_curve_says_its_bins_and_leaves_out_what_is_undefined() -> None:
+    chart = draw(RELIABILITY, {})
+    assert (
+        chart.says
+        == "Reliability curves: AD: 0.100 said, 0.200 seen, 0.500 said, undefined seen, 0.900 said, 0.800 seen."
+    )
+    assert chart.svg.count("stroke-width: 1.2") == 2  # the bars
 
 
 def test_a_figure_that_was_never_logged_is_named() -> None:
@@ -103,9 +126,12 @@ def test_what_lies_above_the_flag_is_counted_and_hatched() -> None:
         Intervals("a", [], "AUROC, 1"),
         Intervals("a", [IntervalRow("b", 0.5, None, None, [None])], "AUROC, 1"),
         Roc("a", []),
+        Reliability("a", []),
         Histogram("a", [], "mm", "scans", flag_above=5.0),
         Histogram("a", [2.0, 2.0], "mm", "scans"),
     ],
 )
-def test_a_chart_with_nothing_to_show_still_has_its_axes(block: Curves | Intervals | Roc | Histogram) -> None:
+def test_a_chart_with_nothing_to_show_still_has_its_axes(
+    block: Curves | Intervals | Roc | Reliability | Histogram,
+) -> None:
     assert draw(block, {"diverged": [(0, math.nan), (1, math.inf)]}).svg.startswith("<svg")

@@ -1,19 +1,47 @@
 """What a fine-tuning came to: its figures, as blocks of the report and as the model card.
 
 The figures for machines: `auroc` of the model, `auroc_<approach>` of each baseline, and `above_<approach>`, by how much
-the model lies above it; each with `_low` and `_high`, the ends of the 95 % interval.
+the model lies above it; the model's other figures (FURTHER), `calibration_slope` and `calibration_in_the_large`; each
+with `_low` and `_high`, the ends of the 95 % interval. `p_delong_<approach>` is of the difference, as adjusted by Holm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bfp import __version__
 from bfp.finetuning.crossvalidation import Judged, Study
 from bfp.finetuning.labels import Labelled
-from bfp.metrics.auroc import CrossValidated, auroc_difference, cross_validated_auroc, mean_roc_curve
+from bfp.metrics.auroc import mean_roc_curve, weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
-from bfp.reports.blocks import Block, Cell, Facts, IntervalRow, Intervals, Results, Roc, RocCurve, Table, Text
+from bfp.metrics.calibration import Calibration, calibration
+from bfp.metrics.classification import (
+    SPECIFICITY,
+    average_precision,
+    balanced_accuracy,
+    brier,
+    confusion_of,
+    f1,
+    sensitivity_at,
+)
+from bfp.metrics.over_folds import Figure, OverFolds, difference, over_folds
+from bfp.metrics.paired import UNDEFINED, Test, corrected_t, delong, holm, plain_t
+from bfp.reports.blocks import (
+    Block,
+    Cell,
+    Facts,
+    IntervalRow,
+    Intervals,
+    Reliability,
+    ReliabilityCurve,
+    Results,
+    Roc,
+    RocCurve,
+    Table,
+    Text,
+)
 from bfp.reports.numbers import interval_text
 from bfp.words import counted
 
@@ -21,6 +49,17 @@ LIMITS = (
     "For research; not a medical device: nothing here was tested for use on patients. The probabilities are not "
     "calibrated: they put sessions in an order, which is what the AUROC judges, and are no risks."
 )
+FURTHER: dict[str, tuple[str, Figure]] = {
+    "average_precision": ("average precision", average_precision),
+    "balanced_accuracy": ("balanced accuracy", balanced_accuracy),
+    "f1": ("F1", f1),
+    "sensitivity": (f"sensitivity at {SPECIFICITY:.0%} specificity", sensitivity_at),
+    "brier": ("Brier score", brier),
+}
+"""Beside the AUROC: how people call a figure, and what computes it."""
+BY_FOLD = ("average_precision",)
+"""Figures of an order, which are means of folds as the AUROC is, since heads of different folds order differently. A
+decision and a probability mean the same in each: figures of them are of all sessions at once, as a fold has too few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +83,68 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """AUROC of each approach, and by how much the model's lies above each other one's."""
+    """AUROC of each approach, by how much the model's lies above each rival's, and tests of that; all by approach.
 
-    auroc: dict[str, CrossValidated]
-    above: dict[str, CrossValidated]
+    further: the other figures by their names in FURTHER, of each approach. calibration: of the model, for each class;
+    with two classes of the second one alone.
+    """
+
+    auroc: dict[str, OverFolds]
+    above: dict[str, OverFolds]
+    tests: dict[str, PairedTests]
+    further: dict[str, dict[str, OverFolds]]
+    calibration: dict[str, Calibration]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTests:
+    """Tests of one difference of AUROC (`bfp.metrics.paired`). delong: undefined with more than two classes."""
+
+    delong: Test
+    corrected_t: Test
+    plain_t: Test
 
 
 def figures_of(study: Study, judged: dict[str, Judged], said: Said) -> Figures:
     classes, folds, persons, seed = study.classes, study.folds, study.persons, study.seed
     said_of = {name: each.probabilities for name, each in judged.items()}
-    ours, rivals = said_of[said.model], said_of.keys() - {said.model, said.truth}
-    auroc = {
-        name: cross_validated_auroc(classes, found, folds=folds, subjects=persons, seed=seed)
-        for name, found in said_of.items()
-    }
+    ours, rivals = said_of[said.model], [name for name in said_of if name not in (said.model, said.truth)]
+
+    def of_each(figure: Figure, folds: np.ndarray) -> dict[str, OverFolds]:
+        return {
+            name: over_folds(figure, classes, found, folds=folds, subjects=persons, seed=seed)
+            for name, found in said_of.items()
+        }
+
     above = {
-        name: auroc_difference(classes, ours, found, folds=folds, subjects=persons, seed=seed)
-        for name, found in said_of.items()
-        if name in rivals
+        name: difference(weighted_auroc, classes, ours, said_of[name], folds=folds, subjects=persons, seed=seed)
+        for name in rivals
     }
-    return Figures(auroc, above)
+    judged_classes = said.classes[1:] if len(said.classes) == 2 else said.classes
+    return Figures(
+        auroc=of_each(weighted_auroc, folds),
+        above=above,
+        tests={name: _tests(study, ours, said_of[name], found.folds) for name, found in above.items()},
+        further={
+            name: of_each(figure, folds if name in BY_FOLD else np.zeros_like(folds))
+            for name, (_, figure) in FURTHER.items()
+        },
+        calibration={
+            name: calibration(classes == k, ours[:, k], subjects=persons, seed=seed)
+            for name, k in ((name, said.classes.index(name)) for name in judged_classes)
+        },
+    )
+
+
+def _tests(study: Study, ours: np.ndarray, theirs: np.ndarray, differences: list[float | None]) -> PairedTests:
+    two = study.class_count == 2
+    return PairedTests(
+        delong=delong(study.classes == 1, ours[:, 1], theirs[:, 1], folds=study.folds, subjects=study.persons)
+        if two
+        else UNDEFINED,
+        corrected_t=corrected_t(differences, tested=1 / study.fold_count),
+        plain_t=plain_t(differences),
+    )
 
 
 def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said: Said) -> Results:
@@ -76,19 +157,30 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
         "folds": study.fold_count,
     }
     named = {"auroc" if name == said.model else f"auroc_{name}": each for name, each in figures.auroc.items()}
-    for key, each in {**named, **{f"above_{name}": each for name, each in figures.above.items()}}.items():
-        numbers |= {key: each.mean.value, f"{key}_low": each.mean.low, f"{key}_high": each.mean.high}
+    named |= {f"above_{name}": each for name, each in figures.above.items()}
+    named |= {name: each[said.model] for name, each in figures.further.items()}
+    intervals = {key: each.mean for key, each in named.items()}
+    if study.class_count == 2:
+        (found,) = figures.calibration.values()
+        intervals |= {"calibration_slope": found.slope, "calibration_in_the_large": found.in_the_large}
+    for key, interval in intervals.items():
+        numbers |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    adjusted = holm([each.delong.p for each in figures.tests.values()])
+    numbers |= {f"p_delong_{name}": p for name, p in zip(figures.tests, adjusted, strict=True)}
 
     per_class = [(f"class {name}", text) for name, text in said.per_class.items()]
     blocks: list[Block] = [_aurocs(figures, said)]
     if figures.above:
-        blocks.append(_differences(figures, said))
+        blocks += [_differences(figures, said), _paired_tests(figures, said)]
     blocks += [
+        _further(figures, said),
         Roc(
             title="ROC curves",
             curves=_roc_curves(study, judged, said),
             note="The mean of the folds' curves, each session judged by the head that did not see its subject.",
         ),
+        _reliability(figures, said),
+        _confusion(study, judged, said),
         _folds(study, judged, figures, said),
         Facts(
             title="What was learned from what",
@@ -141,6 +233,79 @@ def _differences(figures: Figures, said: Said) -> Intervals:
     )
 
 
+def _paired_tests(figures: Figures, said: Said) -> Table:
+    tests = list(figures.tests.values())
+    columns = {
+        "DeLong, adjusted": holm([each.delong.p for each in tests]),
+        "DeLong": [each.delong.p for each in tests],
+        "corrected t": [each.corrected_t.p for each in tests],
+        "plain t": [each.plain_t.p for each in tests],
+    }
+    return Table(
+        title="Is the difference more than chance?",
+        columns=["above", *columns],
+        rows=[
+            [said.names[name], *(_p_text(column[row]) for column in columns.values())]
+            for row, name in enumerate(figures.tests)
+        ],
+        note="Two-sided p values of the differences above. DeLong's test allows for several sessions of a subject, and "
+        "is adjusted (Holm) for the rows of this table; the t tests are over folds, corrected for what their training "
+        "sets share (Nadeau and Bengio), and plain, as papers print it, which finds differences where there are none.",
+    )
+
+
+def _p_text(p: float | None) -> Cell:
+    return p if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _further(figures: Figures, said: Said) -> Table:
+    return Table(
+        title="Further figures",
+        columns=["approach", *(label for label, _ in FURTHER.values())],
+        rows=[
+            [said.names[name], *(interval_text(*figures.further[figure][name].mean) for figure in FURTHER)]
+            for name in figures.auroc
+        ],
+        note="With 95 % intervals over subjects; average precision is the mean of folds, the others are of all "
+        "sessions at once, each judged by the head that did not see its subject. "
+        + ("Of each class against the rest, averaged" if len(said.classes) > 2 else f"Of {said.classes[1]}")
+        + "; the decision is the likelier class. Brier score: squared error of the probabilities, 0 is best.",
+    )
+
+
+def _reliability(figures: Figures, said: Said) -> Reliability:
+    curves = [
+        ReliabilityCurve(
+            name,
+            [bin.said for bin in each.curve],
+            *([getattr(bin.seen, end) for bin in each.curve] for end in ("value", "low", "high")),
+        )
+        for name, each in figures.calibration.items()
+    ]
+    told = [
+        f"{name}: slope {interval_text(*each.slope)}, in the large {interval_text(*each.in_the_large)}"
+        for name, each in figures.calibration.items()
+    ]
+    return Reliability(
+        title="Calibration",
+        curves=curves,
+        note=f"Sessions in order of the probability that the {said.names[said.model]}'s head gave, in bins of equally "
+        f"many. {'; '.join(told)} (a slope below 1: too extreme; above 0 in the large: too high).",
+    )
+
+
+def _confusion(study: Study, judged: dict[str, Judged], said: Said) -> Table:
+    once = np.ones((1, len(study.classes)))
+    counts = confusion_of(study.classes, judged[said.model].probabilities, once)[0].astype(int).tolist()
+    return Table(
+        title="Confusion",
+        columns=["is", *(f"taken for {name}" for name in said.classes)],
+        rows=[[name, *row] for name, row in zip(said.classes, counts, strict=True)],
+        note=f"Sessions, by the likelier class of the {said.names[said.model]}; each judged by the head that did not "
+        "see its subject.",
+    )
+
+
 def _folds(study: Study, judged: dict[str, Judged], figures: Figures, said: Said) -> Table:
     folds = [f"fold {number + 1}" for number in range(study.fold_count)]
     return Table(
@@ -177,10 +342,17 @@ def _methods(study: Study, said: Said) -> Text:
         f"logistic regression was fitted; its inverse strength (C of {strengths}) was chosen by AUROC in a "
         "cross-validation inside each fold's training subjects."
     )
+    tested = "differences were tested over folds by the corrected resampled t test (Nadeau and Bengio, 2003); "
+    if study.class_count == 2:
+        tested = (
+            "differences of AUROC were tested within folds by DeLong's test for clustered data (DeLong et al., 1988; "
+            "Obuchowski, 1997), adjusted by Holm's procedure, and over folds by the corrected resampled t test (Nadeau "
+            "and Bengio, 2003); "
+        )
     judged = (
         f"Performance was estimated by {study.fold_count}-fold cross-validation, grouped by subject and stratified by "
         f"class and cohort. The area under the ROC curve{several} is the mean over folds; 95 % intervals are from "
         f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated). Baselines were judged on "
-        f"the same folds, by the same procedure. Software: bfp {__version__}."
+        f"the same folds, by the same procedure; {tested}p values are two-sided. Software: bfp {__version__}."
     )
     return Text(title="Methods", paragraphs=[learned, judged])

@@ -1,29 +1,16 @@
 """AUROC: the probability that a session of the class is ranked above one of another class, ties counting half.
 
 Several classes: one-vs-rest, macro-averaged (the paper's figure). Where a class or its rest is missing the AUROC is
-undefined: None, never 0.5. The figure of a cross-validation is the mean over its folds, since scores of different
-folds come from different heads and are not compared with one another; its interval is of that same mean.
+undefined: None, never 0.5.
 
 Letters: n sessions, K classes, R sets of weights (`bfp.metrics.bootstrap`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-
-from bfp.metrics.bootstrap import REPLICATES, Interval, subject_bootstrap
-
-
-@dataclass(frozen=True, slots=True)
-class CrossValidated:
-    """A figure over folds: its mean with the interval, and its value in each fold (None: undefined there)."""
-
-    mean: Interval
-    folds: list[float | None]
 
 
 class RocPoints(NamedTuple):
@@ -37,55 +24,6 @@ def auroc(classes: np.ndarray, probabilities: np.ndarray) -> float | None:
     """classes: int (n,), probabilities: (n, K), one column a class. Two classes: of the second one's probability."""
     value = float(weighted_auroc(classes, probabilities, np.ones((1, len(classes))))[0])
     return value if np.isfinite(value) else None
-
-
-def cross_validated_auroc(
-    classes: np.ndarray,
-    probabilities: np.ndarray,
-    *,
-    folds: np.ndarray,
-    subjects: Sequence[str],
-    seed: int,
-    replicates: int = REPLICATES,
-) -> CrossValidated:
-    """The mean of the folds' AUROCs with its interval over subjects.
-
-    classes: int (n,); probabilities: (n, K), each session's from the head that did not see its subject;
-    folds: int (n,), the fold that each session was tested in.
-    """
-    interval = subject_bootstrap(
-        lambda weights: _mean_over_folds(classes, probabilities, folds, weights),
-        subjects=subjects,
-        seed=seed,
-        replicates=replicates,
-    )
-    by_fold = [auroc(classes[folds == fold], probabilities[folds == fold]) for fold in np.unique(folds)]
-    return CrossValidated(mean=interval, folds=by_fold)
-
-
-def auroc_difference(
-    classes: np.ndarray,
-    probabilities: np.ndarray,
-    other: np.ndarray,
-    *,
-    folds: np.ndarray,
-    subjects: Sequence[str],
-    seed: int,
-) -> CrossValidated:
-    """How much higher the AUROC of `probabilities` is than that of `other`, on the same sessions and folds."""
-    interval = subject_bootstrap(
-        lambda weights: (
-            _mean_over_folds(classes, probabilities, folds, weights) - _mean_over_folds(classes, other, folds, weights)
-        ),
-        subjects=subjects,
-        seed=seed,
-    )
-    differences: list[float | None] = []
-    for fold in np.unique(folds):
-        ours = auroc(classes[folds == fold], probabilities[folds == fold])
-        theirs = auroc(classes[folds == fold], other[folds == fold])
-        differences.append(None if ours is None or theirs is None else ours - theirs)
-    return CrossValidated(mean=interval, folds=differences)
 
 
 def weighted_auroc(classes: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -131,21 +69,6 @@ def _at(curve: RocPoints, rates: np.ndarray) -> np.ndarray:
     between = highest[left] + (lowest[right] - highest[left]) * (rates - corners[left]) / width
     on_corner = corners[left] == rates
     return np.stack([np.where(on_corner, lowest[left], between), np.where(on_corner, highest[left], between)])
-
-
-def _mean_over_folds(
-    classes: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """The mean over the folds in which it is defined (R,); NaN where it is in none."""
-    by_fold = np.stack(
-        [
-            weighted_auroc(classes[folds == fold], probabilities[folds == fold], weights[:, folds == fold])
-            for fold in np.unique(folds)
-        ]
-    )
-    defined = np.isfinite(by_fold)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, by_fold, 0).sum(axis=0) / defined.sum(axis=0)
 
 
 def _binary(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from bfp.features.tokens import tokens
-from bfp.metrics.auroc import auroc_difference, cross_validated_auroc
+from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.bootstrap import Interval
 from bfp.metrics.class_probe import logistic, nearest
+from bfp.metrics.over_folds import difference, over_folds
 from bfp.models.encoder import LoadedEncoder
 from bfp.pretraining.labelled import LabelledSessions, read_stacks
 from bfp.store.reader import SliceStore
@@ -92,7 +93,7 @@ class SessionProbe:
         """The AUROC of each way, with its interval over held-out subjects."""
         classes, one_fold, subjects = self._judged()
         return {
-            way: cross_validated_auroc(classes, said, folds=one_fold, subjects=subjects, seed=seed).mean
+            way: over_folds(weighted_auroc, classes, said, folds=one_fold, subjects=subjects, seed=seed).mean
             for way, said in scores.items()
         }
 
@@ -102,7 +103,9 @@ class SessionProbe:
         """How much higher the AUROC of each way is than with other scores of the same sessions."""
         classes, one_fold, subjects = self._judged()
         return {
-            way: auroc_difference(classes, said, others[way], folds=one_fold, subjects=subjects, seed=seed).mean
+            way: difference(
+                weighted_auroc, classes, said, others[way], folds=one_fold, subjects=subjects, seed=seed
+            ).mean
             for way, said in scores.items()
         }
 

@@ -82,6 +82,25 @@ class Roc:
     note: str = ""
 
 
+class ReliabilityCurve(NamedTuple):
+    """Bins of sessions in order of their probability: its mean in each bin, and the share seen with its interval."""
+
+    label: str
+    said: list[float]
+    seen: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Whether probabilities are what they say: on the diagonal they are."""
+
+    title: str
+    curves: list[ReliabilityCurve]
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """How one figure is spread over scans or sessions; `flag_above` marks where a value is an outlier."""
@@ -111,10 +130,11 @@ class Text:
     paragraphs: list[str]
 
 
-Block = Facts | Table | Curves | Intervals | Roc | Histogram | Picture | Text
+Block = Facts | Table | Curves | Intervals | Roc | Reliability | Histogram | Picture | Text
 
 _KINDS: dict[str, type[Block]] = {
-    kind.__name__.lower(): kind for kind in (Facts, Table, Curves, Intervals, Roc, Histogram, Picture, Text)
+    kind.__name__.lower(): kind
+    for kind in (Facts, Table, Curves, Intervals, Roc, Reliability, Histogram, Picture, Text)
 }
 
 
@@ -149,5 +169,7 @@ def results_from_json(found: dict[str, Any]) -> Results:
             fields["rows"] = [IntervalRow(*row) for row in fields["rows"]]
         elif kind is Roc:
             fields["curves"] = [RocCurve(*curve) for curve in fields["curves"]]
+        elif kind is Reliability:
+            fields["curves"] = [ReliabilityCurve(*curve) for curve in fields["curves"]]
         blocks.append(kind(**fields))
     return Results(figures=found.get("figures", {}), blocks=blocks)

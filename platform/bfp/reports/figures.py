@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn by matplotlib from blocks: curves, intervals, ROC curves, histograms.
+"""Charts as SVG, drawn by matplotlib from blocks: curves, intervals, ROC and reliability curves, histograms.
 
 A chart is made for half a page and for a telephone alike: 460 units wide, so that its 13-unit letters can still be read
 when it is shrunk to 370 pixels. Lines differ in dash and marker as well as in colour (Okabe & Ito's, safe for the
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bfp.reports.blocks import Curves, Histogram, Intervals, Roc
+from bfp.reports.blocks import Curves, Histogram, Intervals, Reliability, Roc
 from bfp.reports.numbers import interval_text, number_text
 
 Points = Mapping[str, Sequence[tuple[int, float]]]  # of each metric's name: (step, value), in any order
@@ -107,7 +107,7 @@ class _Drawn(NamedTuple):
     says: str
 
 
-def draw(block: Curves | Intervals | Roc | Histogram, points: Points) -> Chart:
+def draw(block: Curves | Intervals | Roc | Reliability | Histogram, points: Points) -> Chart:
     """The chart of a block; `points` are the run's figures, of which curves are made."""
     with mpl.rc_context(STYLE):
         match block:
@@ -117,6 +117,8 @@ def draw(block: Curves | Intervals | Roc | Histogram, points: Points) -> Chart:
                 drawn = _intervals(block)
             case Roc():
                 drawn = _roc(block)
+            case Reliability():
+                drawn = _reliability(block)
             case Histogram():
                 drawn = _histogram(block)
         return Chart(_svg(drawn), drawn.says)
@@ -172,14 +174,32 @@ def _roc(block: Roc) -> _Drawn:
     figure, axes = _axes(
         height=400, x_label="false positive rate (1 − specificity)", y_label="true positive rate (sensitivity)"
     )
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=DASHED)
+    _unit_square(axes)
     drawn = [
         _line(axes, curve.false_positive, curve.true_positive, series=index) for index, curve in enumerate(block.curves)
     ]
     if drawn:
         _legend(figure, drawn, [curve.label for curve in block.curves])
     return _Drawn(figure, f"ROC curves: {'; '.join(curve.label for curve in block.curves) or 'none'}.")
+
+
+def _reliability(block: Reliability) -> _Drawn:
+    """What was seen against what was said, with the diagonal where both are equal; bars for the intervals."""
+    figure, axes = _axes(height=400, x_label="probability said", y_label="share of sessions seen")
+    _unit_square(axes)
+    drawn, told = [], []
+    for index, (label, said, seen, low, high) in enumerate(block.curves):
+        line = _line(axes, said, [math.nan if value is None else value for value in seen], series=index)
+        line.set_markevery(None)
+        for x, bottom, top in zip(said, low, high, strict=True):
+            if bottom is not None and top is not None:
+                axes.plot([x, x], [bottom, top], color=line.get_color(), linewidth=1.2, alpha=0.7)
+        drawn.append(line)
+        pairs = zip(said, seen, strict=True)
+        told.append(f"{label}: " + ", ".join(f"{number_text(a)} said, {number_text(b)} seen" for a, b in pairs))
+    if drawn:
+        _legend(figure, drawn, [curve.label for curve in block.curves])
+    return _Drawn(figure, f"Reliability curves: {'; '.join(told) or 'none'}.")
 
 
 def _histogram(block: Histogram) -> _Drawn:
@@ -216,6 +236,11 @@ def _axes(*, height: int, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_xlabel(x_label)
     axes.set_title("\n".join(textwrap.wrap(y_label, TITLE_CHARACTERS)), pad=10)
     return figure, axes
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=DASHED)
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], *, series: int) -> Line2D:

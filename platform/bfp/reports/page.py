@@ -26,6 +26,7 @@ from bfp.reports.blocks import (
     Histogram,
     Intervals,
     Picture,
+    Reliability,
     Results,
     Roc,
     Table,
@@ -174,7 +175,7 @@ def _block(block: Block, points: dict[str, list[tuple[int, float]]], run: RunFol
             table = _table(block.title, block.columns, block.rows) if block.rows else Markup("")
             note = block.note or ("" if block.rows else "None.")
             return Section(block.title, join(table, _note(note)), half=_is_narrow(block))
-        case Curves() | Intervals() | Roc() | Histogram():
+        case Curves() | Intervals() | Roc() | Reliability() | Histogram():
             from bfp.reports import figures  # matplotlib takes half a second, and a page without charts needs none
 
             chart = figures.draw(block, points)
@@ -194,7 +195,9 @@ def _is_narrow(table: Table) -> bool:
     return sum(widest) <= NARROW_CHARACTERS
 
 
-def _how_to_read(block: Curves | Intervals | Roc | Histogram) -> str:
+def _how_to_read(block: Curves | Intervals | Roc | Reliability | Histogram) -> str:
+    if isinstance(block, Reliability):
+        return "Bars: 95 % intervals; dashed: what is said is what is seen."
     if not isinstance(block, Intervals):
         return ""
     said = ["Bars: 95 % intervals"]

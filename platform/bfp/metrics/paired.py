@@ -1,0 +1,118 @@
+"""Tests of whether one approach is better than another, both judged on the same sessions and folds.
+
+    delong          the difference of the folds' mean AUROC over its standard error, two classes. Within a fold the
+                    variance is DeLong's (DeLong et al. 1988, doi 10.2307/2531595) in Obuchowski's form for several
+                    sessions of a subject (Obuchowski 1997, doi 10.2307/2533958); folds share no subject, so variances
+                    of their differences add up. What training would be on other subjects is not in it.
+    corrected_t     Student's t over the folds' differences, its variance widened since the folds' training sessions
+                    are largely the same (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366)
+    plain_t         Student's t as if folds were independent, as papers often print it: it finds too much
+    holm            p values of one table, adjusted for there being several (Holm 1979, Scand. J. Statist. 6:65)
+
+All are two-sided. Letters: n sessions, J folds, m sessions of the class and o others in a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm, t
+
+
+class Test(NamedTuple):
+    """difference: of ours above theirs; error: its standard error; p: of no difference; None where undefined."""
+
+    difference: float | None
+    error: float | None
+    p: float | None
+
+
+UNDEFINED = Test(None, None, None)
+
+
+def delong(
+    positive: np.ndarray, ours: np.ndarray, theirs: np.ndarray, *, folds: np.ndarray, subjects: Sequence[str]
+) -> Test:
+    """positive: bool (n,); ours, theirs: scores float (n,); folds: int (n,); subjects: whose each session is.
+
+    Folds without two subjects of the class and two of the others are left out; without any the test is undefined.
+    """
+    whose = np.unique(np.asarray(subjects), return_inverse=True)[1]
+    found = [
+        _delong(positive[own], ours[own], theirs[own], whose[own])
+        for own in (folds == fold for fold in np.unique(folds))
+    ]
+    defined = [each for each in found if each is not None]
+    if not defined:
+        return UNDEFINED
+    differences, variances = np.array(defined).T
+    difference, error = float(differences.mean()), float(np.sqrt(variances.sum()) / len(defined))
+    return Test(difference, error, _two_sided(difference, error, norm.sf))
+
+
+def _delong(
+    positive: np.ndarray, ours: np.ndarray, theirs: np.ndarray, whose: np.ndarray
+) -> tuple[float, float] | None:
+    """Difference and variance in one fold, None where either side has fewer than two subjects."""
+    sides = [len(np.unique(whose[positive])), len(np.unique(whose[~positive]))]
+    if min(sides) < 2:
+        return None
+    wins = _wins(ours, positive) - _wins(theirs, positive)  # (m, o)
+    difference, (m, o) = float(wins.mean()), wins.shape
+    count = whose.max() + 1
+    of_class = np.bincount(whose[positive], wins.mean(axis=1) - difference, minlength=count)  # sums by subject
+    of_others = np.bincount(whose[~positive], wins.mean(axis=0) - difference, minlength=count)
+    people = len(np.unique(whose))
+    variance = (
+        _freed(sides[0]) * (of_class @ of_class) / m**2
+        + _freed(sides[1]) * (of_others @ of_others) / o**2
+        + 2 * _freed(people) * (of_class @ of_others) / (m * o)
+    )
+    return difference, max(float(variance), 0.0)
+
+
+def _wins(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """(m, o): 1 where a session of the class is above another one, 1/2 where they are equal."""
+    margin = scores[positive][:, None] - scores[~positive][None, :]
+    return (np.sign(margin) + 1) / 2
+
+
+def _freed(count: int) -> float:
+    """What makes a mean square over so many an unbiased variance."""
+    return count / (count - 1)
+
+
+def corrected_t(differences: Sequence[float | None], *, tested: float) -> Test:
+    """differences: of each fold, undefined ones left out; tested: the share of the sessions that a fold tests."""
+    return _t(differences, beside=tested / (1 - tested))
+
+
+def plain_t(differences: Sequence[float | None]) -> Test:
+    """As `corrected_t`, without its correction."""
+    return _t(differences, beside=0.0)
+
+
+def _t(differences: Sequence[float | None], *, beside: float) -> Test:
+    values = np.array([value for value in differences if value is not None])
+    if len(values) < 2:
+        return UNDEFINED
+    difference = float(values.mean())
+    error = float(np.sqrt((1 / len(values) + beside) * values.var(ddof=1)))
+    return Test(difference, error, _two_sided(difference, error, lambda z: t.sf(z, len(values) - 1)))
+
+
+def holm(found: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p values, in the same order; undefined ones stay so and do not count."""
+    p = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+    order = np.argsort(p)[: int(np.isfinite(p).sum())]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return [float(value) if np.isfinite(value) else None for value in adjusted]
+
+
+def _two_sided(difference: float, error: float, tail: Callable[[float], float]) -> float:
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * tail(abs(difference) / error))

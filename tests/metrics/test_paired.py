@@ -1,0 +1,83 @@
+import numpy as np
+import pauc
+import pytest
+from scipy.stats import ttest_rel
+
+from bfp.metrics.paired import UNDEFINED, corrected_t, delong, holm, plain_t
+
+
+def a_case(seed: int, *, sessions: int = 80):
+    random = np.random.default_rng(seed)
+    positive = random.random(sessions) < 0.4
+    shared = random.normal(size=sessions) + positive
+    ours, theirs = (np.round(shared + random.normal(size=sessions), 1) for _ in range(2))  # ties
+    return positive, ours, theirs
+
+
+def test_with_a_session_a_subject_and_one_fold_it_is_delongs_test():
+    for seed in range(20):
+        positive, ours, theirs = a_case(seed)
+        one = np.zeros(80, int)
+        found = delong(positive, ours, theirs, folds=one, subjects=[str(n) for n in range(80)])
+        rocs = [pauc.ROC(positive.astype(int), scores, direction="<") for scores in (ours, theirs)]
+        expected = pauc.compare(*rocs, method="delong", paired=True)
+        assert found.difference == pytest.approx(expected.estimate, abs=1e-9)
+        assert found.difference / found.error == pytest.approx(expected.stat, abs=1e-9)
+        assert found.p == pytest.approx(expected.p_value, abs=1e-9)
+
+
+def test_folds_are_averaged_and_their_variances_add_up():
+    parts = [a_case(seed) for seed in (1, 2, 3)]
+    alone = [delong(*part, folds=np.zeros(80, int), subjects=[str(n) for n in range(80)]) for part in parts]
+    positive, ours, theirs = (np.concatenate(own) for own in zip(*parts, strict=True))
+    found = delong(positive, ours, theirs, folds=np.repeat([0, 1, 2], 80), subjects=[str(n) for n in range(240)])
+    assert found.difference == pytest.approx(np.mean([each.difference for each in alone]))
+    assert found.error == pytest.approx(np.sqrt(sum(each.error**2 for each in alone)) / 3)
+
+
+def test_the_same_session_twice_makes_nothing_surer():
+    positive, ours, theirs = a_case(4)
+    once = delong(positive, ours, theirs, folds=np.zeros(80, int), subjects=[str(n) for n in range(80)])
+    twice = delong(
+        *(np.repeat(values, 2) for values in (positive, ours, theirs)),
+        folds=np.zeros(160, int),
+        subjects=[str(n // 2) for n in range(160)],
+    )
+    assert twice == pytest.approx(once)
+
+
+def test_a_fold_without_two_subjects_of_each_kind_is_left_out():
+    positive, ours, theirs = a_case(5)
+    subjects = [str(n) for n in range(80)]
+    whole = delong(positive, ours, theirs, folds=np.zeros(80, int), subjects=subjects)
+    more = [
+        np.r_[values, extra]
+        for values, extra in ((positive, [True, True, False]), (ours, [1, 2, 3]), (theirs, [3, 2, 1]))
+    ]
+    folds, with_more = np.r_[np.zeros(80, int), 1, 1, 1], [*subjects, "a", "b", "c"]
+    assert delong(*more, folds=folds, subjects=with_more) == whole
+    assert delong(*(values[80:] for values in more), folds=folds[80:], subjects=with_more[80:]) == UNDEFINED
+
+
+def test_equal_scores_differ_by_nothing():
+    positive, ours, _ = a_case(6)
+    found = delong(positive, ours, ours, folds=np.zeros(80, int), subjects=[str(n) for n in range(80)])
+    assert found == (0, 0, 1)
+
+
+def test_the_plain_t_is_scipys_and_the_corrected_one_is_wider_by_the_test_share():
+    random = np.random.default_rng(7)
+    ours, theirs = random.random((2, 5))
+    expected = ttest_rel(ours, theirs)
+    plain, corrected = plain_t(list(ours - theirs)), corrected_t(list(ours - theirs), tested=0.2)
+    assert plain.p == pytest.approx(expected.pvalue)
+    assert corrected.error / plain.error == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))
+    assert corrected.p > plain.p
+    assert plain_t([*(ours - theirs), None]) == plain
+    assert plain_t([0.1, None]) == UNDEFINED
+
+
+def test_holm_adjusts_for_the_tests_of_a_table_and_keeps_their_order():
+    assert holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1]
+    assert holm([]) == []
