@@ -73,6 +73,11 @@ def test_a_class_that_shows_in_the_images_is_found_and_age_and_sex_tell_nothing(
     assert found["auroc_oracle"] == 1
     assert found["auroc_covariates_low"] < 0.5 < found["auroc_covariates_high"]
     assert found["above_covariates_low"] > 0
+    assert found["auroc_permuted_low"] < 0.5 < found["auroc_permuted_high"]
+    assert "above_permuted" not in found  # it is no rival
+    assert found["p_delong_covariates"] < 0.05
+    assert found["average_precision_low"] > 0.5
+    assert found["brier"] < 0.25
 
 
 def test_the_figures_are_those_of_the_written_predictions(run):
@@ -105,8 +110,13 @@ def test_the_report_says_what_was_compared(run):
         "untrained encoder",
         "histograms of the slices",
         "covariates alone (age, sex)",
+        "labels dealt out anew",
         "oracle (severity)",
     ]
+    groups = next(block for block in results.blocks if block.title == "In whom it is right")
+    assert [row[:2] for row in groups.rows if row[0] == "sex"] == [["sex", "F"], ["sex", "M"]]
+    assert [row[0] for row in groups.rows].count("age") == 3
+    assert sum(row[2] + row[3] for row in groups.rows if row[0] == "sex") == 30
     assert titles[-2:] == ["Methods", "Limits"]
     assert "not a medical device" in results.blocks[-1].paragraphs[0]
 
@@ -130,7 +140,7 @@ def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself
 
 def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, store, tmp_path):
     spec = a_spec(store, tmp_path)
-    with pytest.raises(Interrupted, match="of 12 folds; submit it again"):
+    with pytest.raises(Interrupted, match="of 15 folds; submit it again"):
         execute(spec, stop_after="cross-validation")
     kept = [file for part in ("features", "checkpoints/folds") for file in (tmp_path / "ad" / part).iterdir()]
     stamps = {file: file.stat().st_mtime_ns for file in kept}
@@ -168,6 +178,7 @@ def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
         ),
         ({"modalities": ["PD"]}, "modalities: PD: the store .* has T1w, T2w, FLAIR"),
         ({"labels": "/nowhere.csv"}, "/nowhere.csv: cannot read it: nothing is there"),
+        ({"splits": "/nowhere.csv"}, "/nowhere.csv: cannot read it: nothing is there"),
         ({"folds": 20}, "class CN has 15 subjects .* fewer than 20 folds"),
         ({"where": {"cohorts": ["other"]}}, "no stack is left by `where` and `modalities`"),
         ({"baselines": {"oracle": "severty"}}, "no column severty; did you mean severity"),
@@ -181,6 +192,16 @@ def test_what_is_wrong_is_said_by_the_plan_and_nothing_is_written(store, tmp_pat
     with pytest.raises(InputError, match=message):
         finetune.plan(a_spec(store, tmp_path / "runs", **fields))
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_split_of_a_run_is_taken_by_another_whatever_its_seed(run, store, tmp_path):
+    (tmp_path / "folds.csv").write_bytes((run / "folds.csv").read())
+    spec = a_spec(store, tmp_path, seed=9, splits=str(tmp_path / "folds.csv"))
+    again = execute(spec)
+    assert (again / "folds.csv").read() == (run / "folds.csv").read()
+    assert (execute(a_spec(store, tmp_path, name="dealt", seed=9)) / "folds.csv").read() != (run / "folds.csv").read()
+    with pytest.raises(InputError, match=r"splits: .*folds\.csv: has 3 folds \(1, 2, 3\); write folds: 3"):
+        finetune.plan(a_spec(store, tmp_path, name="five", folds=5, splits=str(tmp_path / "folds.csv")))
 
 
 def test_the_plan_counts_what_will_be_used(store, tmp_path):

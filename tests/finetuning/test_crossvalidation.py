@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bfp.errors import Interrupted
-from bfp.finetuning.crossvalidation import Study, cross_validate, run_fold
+from bfp.finetuning.crossvalidation import Study, cross_validate, permuted, run_fold
 from bfp.storage import place
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -27,10 +27,16 @@ def vectors(signal, length=30):
     return found
 
 
-def judge(approaches, folder, own=None, stopping=lambda: False, heard=None):
+def judge(approaches, folder, own=None, stopping=lambda: False, heard=None, by_lot=()):
     heard = [] if heard is None else heard
     return cross_validate(
-        own or study(), approaches, kept=place(str(folder)), on_done=heard.append, stopping=stopping, at_once=2
+        own or study(),
+        approaches,
+        by_lot=by_lot,
+        kept=place(str(folder)),
+        on_done=heard.append,
+        stopping=stopping,
+        at_once=2,
     )
 
 
@@ -73,3 +79,24 @@ def test_a_kept_fold_of_other_inputs_is_not_used(tmp_path):
     assert heard[0] == 0
     judge({"a": vectors(4)}, tmp_path, own=study(seed=1), heard=(other := []))
     assert other[0] == 0
+
+
+def test_lots_are_drawn_by_subjects_within_folds_so_that_only_chance_is_left(tmp_path):
+    own = study()
+    drawn = permuted(own).learned
+    assert (drawn != own.classes).any()
+    assert (drawn[::2] == drawn[1::2]).all()  # both sessions of a subject
+    for fold in range(5):
+        assert np.bincount(drawn[own.folds == fold]).tolist() == np.bincount(own.classes[own.folds == fold]).tolist()
+    assert (permuted(own).learned == drawn).all()
+    assert (permuted(study(seed=1)).learned != drawn).any()
+    judged = judge({"encoder": vectors(6), "lots": vectors(6)}, tmp_path, by_lot=["lots"])
+    right = {name: (each.probabilities.argmax(axis=1) == own.classes).mean() for name, each in judged.items()}
+    assert right["encoder"] > 0.9
+    assert 0.3 < right["lots"] < 0.7
+
+
+def test_a_fold_of_true_labels_is_not_taken_for_one_of_lots(tmp_path):
+    judge({"a": vectors(4)}, tmp_path)
+    judge({"a": vectors(4)}, tmp_path, by_lot=["a"], heard=(heard := []))
+    assert heard[0] == 0

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
-from bfp.finetuning.splits import grouped_folds
+from bfp.finetuning.splits import given_folds, grouped_folds
 
 
 def split(persons, classes, *, folds=5, seed=0, strata=None, names=("control", "disease")):
@@ -79,3 +80,41 @@ def test_somebody_of_two_classes_stays_in_one_fold_and_counts_for_the_rarer():
     assigned = split(persons, classes)
     np.testing.assert_array_equal(assigned[:20], assigned[20:])
     assert sorted(assigned[20:25]) == [0, 1, 2, 3, 4]
+
+
+def given_as(told, classes, *, folds=2):
+    """told: {"subject/session": fold}."""
+    sessions = [Key("a", *name.split("/")) for name in told]
+    rows = {key: {"fold": fold, "class": "kept"} for key, fold in zip(sessions, told.values(), strict=True)}
+    return given_folds(
+        rows,
+        sessions=sessions,
+        classes=np.asarray(classes),
+        class_names=("control", "disease"),
+        folds=folds,
+        source="splits: own.csv",
+    )
+
+
+def test_a_given_split_is_taken_with_its_folds_in_the_order_of_their_names():
+    told = {"p/1": "10", "p/2": "10", "q/1": "2", "r/1": "2", "s/1": "10"}
+    assert given_as(told, [0, 0, 0, 1, 1]).tolist() == [1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("told", "classes", "folds", "message"),
+    [
+        (
+            {"p/1": "1", "p/2": "2", "q/1": "1", "r/1": "2"},
+            [0, 0, 1, 1],
+            2,
+            r"a/p \(folds 1, 2\) would be learned from and",
+        ),
+        ({"p/1": "1", "q/1": "", "r/1": "n/a"}, [0, 0, 1], 2, r"says no fold of a/q, a/r \(2 sessions\); add them"),
+        ({"p/1": "1", "q/1": "1", "r/1": "2", "s/1": "2"}, [0, 1, 0, 1], 5, r"has 2 folds \(1, 2\); write folds: 2"),
+        ({"p/1": "1", "q/1": "1", "r/1": "2", "s/1": "2"}, [0, 1, 0, 0], 2, r"fold 2 tests nobody of class disease"),
+    ],
+)
+def test_a_given_split_that_cannot_be_used_is_refused_with_names(told, classes, folds, message):
+    with pytest.raises(InputError, match=rf"splits: own\.csv: .*{message}"):
+        given_as(told, classes, folds=folds)

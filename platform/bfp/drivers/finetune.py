@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 POSITION_BANDS = 20
 """Bands of height, about 7 mm each. Of 8 and 20 the better on the sessions that chose `EncoderVectors`."""
 
-MODEL, UNTRAINED, HISTOGRAMS, COVARIATES, ORACLE = "encoder", "untrained", "histograms", "covariates", "oracle"
+MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms", "covariates"
+PERMUTED, ORACLE = "permuted", "oracle"
+NO_RIVALS = (PERMUTED, ORACLE)
+"""Approaches that are there to be compared with and not to be beaten."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +67,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     material = material_of(spec, run=run)
     stacks, sessions = material.index.num_rows, len(material.labelled.sessions)
     classes = ", ".join(f"{name} ({text})" for name, text in per_class(material).items())
-    approaches = [name for name in _approaches(spec) if name != ORACLE]
+    approaches = [name for name in _approaches(spec) if name not in NO_RIVALS]
     left_out = sum(material.labelled.left_out.values())
     columns = {**material.covariates}
     if spec.baselines.oracle and material.oracle:
@@ -128,6 +131,7 @@ def execute(spec: Finetune, run: Run) -> None:
     judged = cross_validate(
         study,
         vectors,
+        by_lot=[PERMUTED],
         kept=run.folder / "checkpoints" / "folds",
         on_done=run.progress,
         stopping=lambda: run.stopping,
@@ -140,6 +144,11 @@ def execute(spec: Finetune, run: Run) -> None:
     head = study.fit(vectors[MODEL], labelled.classes >= 0)
     said = _said(spec, material, encoder)
     results = results_of(study, judged, labelled, said)
+    if (low := results.figures.get(f"auroc_{PERMUTED}_low")) is not None and float(low) > 0.5:
+        run.warn(
+            f"heads that were told classes dealt out anew still tell the true ones (AUROC of {low:.2f} or more): by "
+            "chance in one study of forty, else a fault of the study; submit it with another name and another seed"
+        )
     _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
     run.result(results.as_json())
 
@@ -150,6 +159,7 @@ def _approaches(spec: Finetune) -> list[str]:
         UNTRAINED: spec.baselines.untrained and parse_encoder(spec.encoder).origin != "random",
         HISTOGRAMS: spec.baselines.histograms,
         COVARIATES: bool(spec.baselines.covariates),
+        PERMUTED: spec.baselines.permuted,
         ORACLE: spec.baselines.oracle is not None,
     }
     return [MODEL, *(name for name, wanted in asked.items() if wanted)]
@@ -202,6 +212,8 @@ def _vectors(
             vectors[name] = pool_sessions(table, material.labelled.sessions, pooling)
     if COVARIATES in approaches:
         vectors[COVARIATES] = covariate_vectors(material.covariates)
+    if PERMUTED in approaches:
+        vectors[PERMUTED] = vectors[MODEL]
     if material.oracle is not None:
         vectors[ORACLE] = covariate_vectors({ORACLE: material.oracle})
     return vectors
@@ -221,15 +233,17 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
         target=material.task.target,
         classes=material.task.classes,
         model=MODEL,
-        truth=ORACLE,
+        no_rivals=NO_RIVALS,
         names={
             MODEL: "untrained encoder" if told["origin"] == "random" else "pretrained encoder",
             UNTRAINED: "same encoder, untrained",
             HISTOGRAMS: "histograms of the slices",
             COVARIATES: f"covariates alone ({', '.join(spec.baselines.covariates)})",
+            PERMUTED: "labels dealt out anew",
             ORACLE: f"oracle ({spec.baselines.oracle})",
         },
         per_class=per_class(material),
+        groups=material.groups,
         facts=[
             ("store", f"{store.place}, snapshot {store.snapshot}"),
             ("preprocessing", store.fingerprint),

@@ -23,9 +23,16 @@ if TYPE_CHECKING:
     from bfp.store.reader import SliceStore
 
 
+GROUPS = ("sex", "age", "site")
+"""Columns by which figures are given unasked, where a cohort carries them (BIDS `participants.tsv`)."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """index: the stacks that are used, of sessions with a class; shown: the modalities; folds: int, of each session."""
+    """index: the stacks that are used, of sessions with a class; shown: the modalities; folds: int, of each session.
+
+    covariates, oracle, groups: text of each session, by column, "" where it is not known.
+    """
 
     store: SliceStore
     index: pa.Table
@@ -35,12 +42,12 @@ class Material:
     folds: np.ndarray
     covariates: dict[str, list[str]]
     oracle: list[str] | None
+    groups: dict[str, list[str]]
 
 
 def material_of(spec: Finetune, *, run: Place) -> Material:
     """The store as the run in that folder has pinned it, else as it is. Raises InputError for what is wrong."""
     from bfp.finetuning.covariates import check_column
-    from bfp.finetuning.splits import grouped_folds
     from bfp.store.where import select
 
     task = _available(spec)
@@ -50,14 +57,7 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     index = select(wanted_stacks(store, spec.where), modalities=shown)
     source = spec.labels or spec.store
     labelled, index = _labelled(spec, task, store, index, source=source)
-    folds = grouped_folds(
-        persons=labelled.persons,
-        classes=labelled.classes,
-        strata=[key.cohort for key in labelled.sessions],
-        class_names=task.classes,
-        folds=spec.folds,
-        seed=spec.seed,
-    )
+    folds = _folds(spec, task, labelled)
     oracle = spec.baselines.oracle
     columns = {
         name: labelled.column(name, source=source)
@@ -74,6 +74,41 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
         folds=folds,
         covariates={name: columns[name] for name in spec.baselines.covariates},
         oracle=columns[oracle] if oracle else None,
+        groups=_groups(spec, labelled, source=source),
+    )
+
+
+def _groups(spec: Finetune, labelled: Labelled, *, source: str) -> dict[str, list[str]]:
+    """What tells sessions apart, by column, where it does."""
+    if spec.groups is not None:
+        return {name: labelled.column(name, source=source) for name in spec.groups}
+    carried = {name for labels in labelled.labels for name in labels}
+    found = {name: labelled.column(name, source=source) for name in GROUPS if name in carried}
+    found["cohort"] = [key.cohort for key in labelled.sessions]
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _folds(spec: Finetune, task: Classification, labelled: Labelled) -> np.ndarray:
+    from bfp.cohorts.labels import read_labels
+    from bfp.finetuning.labels import of_table
+    from bfp.finetuning.splits import given_folds, grouped_folds
+
+    if spec.splits is None:
+        return grouped_folds(
+            persons=labelled.persons,
+            classes=labelled.classes,
+            strata=[key.cohort for key in labelled.sessions],
+            class_names=task.classes,
+            folds=spec.folds,
+            seed=spec.seed,
+        )
+    return given_folds(
+        of_table(read_labels(place(spec.splits)), labelled.sessions),
+        sessions=labelled.sessions,
+        classes=labelled.classes,
+        class_names=task.classes,
+        folds=spec.folds,
+        source=f"splits: {spec.splits}",
     )
 
 

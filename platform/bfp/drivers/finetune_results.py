@@ -13,6 +13,7 @@ import numpy as np
 
 from bfp import __version__
 from bfp.finetuning.crossvalidation import Judged, Study
+from bfp.finetuning.groups import groups_of
 from bfp.finetuning.labels import Labelled
 from bfp.metrics.auroc import mean_roc_curve, weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
@@ -66,17 +67,19 @@ decision and a probability mean the same in each: figures of them are of all ses
 class Said:
     """What the report must know of the study, in words.
 
-    model: the approach that is the model; truth: the one that is no rival (the oracle), or None. names: of each
-    approach, for people. per_class: what there is of each class. facts: of store, encoder and settings. methods: how
-    sessions became vectors and heads.
+    model: the approach that is the model; no_rivals: those that it is not to be better than (the oracle, labels dealt
+    out anew). names: of each approach, for people. per_class: what there is of each class. groups: text of
+    each session by column, for figures by group. facts: of store, encoder and
+    settings. methods: how sessions became vectors and heads.
     """
 
     target: str
     classes: list[str]
     model: str
-    truth: str | None
+    no_rivals: tuple[str, ...]
     names: dict[str, str]
     per_class: dict[str, str]
+    groups: dict[str, list[str]]
     facts: list[tuple[str, Cell]]
     methods: str
 
@@ -108,7 +111,7 @@ class PairedTests:
 def figures_of(study: Study, judged: dict[str, Judged], said: Said) -> Figures:
     classes, folds, persons, seed = study.classes, study.folds, study.persons, study.seed
     said_of = {name: each.probabilities for name, each in judged.items()}
-    ours, rivals = said_of[said.model], [name for name in said_of if name not in (said.model, said.truth)]
+    ours, rivals = said_of[said.model], [name for name in said_of if name not in (said.model, *said.no_rivals)]
 
     def of_each(figure: Figure, folds: np.ndarray) -> dict[str, OverFolds]:
         return {
@@ -181,6 +184,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
         ),
         _reliability(figures, said),
         _confusion(study, judged, said),
+        *([_by_group(study, judged, said)] if said.groups else []),
         _folds(study, judged, figures, said),
         Facts(
             title="What was learned from what",
@@ -303,6 +307,24 @@ def _confusion(study: Study, judged: dict[str, Judged], said: Said) -> Table:
         rows=[[name, *row] for name, row in zip(said.classes, counts, strict=True)],
         note=f"Sessions, by the likelier class of the {said.names[said.model]}; each judged by the head that did not "
         "see its subject.",
+    )
+
+
+def _by_group(study: Study, judged: dict[str, Judged], said: Said) -> Table:
+    ours, persons, rows = judged[said.model].probabilities, np.array(study.persons, dtype=object), []
+    for column, values in said.groups.items():
+        for name, own in groups_of(values):
+            classes, folds, whose = study.classes[own], study.folds[own], persons[own].tolist()
+            found = over_folds(weighted_auroc, classes, ours[own], folds=folds, subjects=whose, seed=study.seed).mean
+            counts = np.bincount(classes, minlength=study.class_count).tolist()
+            rows.append([column, name, *counts, len(set(whose)), interval_text(*found)])
+    return Table(
+        title="In whom it is right",
+        columns=["by", "group", *said.classes, "subjects", "AUROC"],
+        rows=rows,
+        note=f"Sessions of each class, and AUROC of the {said.names[said.model]} within the group, by the same heads: "
+        "the mean of the folds in which it has sessions of each class, with its 95 % interval. Groups are small and "
+        "many: one that stands out may do so by chance.",
     )
 
 

@@ -45,11 +45,17 @@ def in_words(values: Sequence[str]) -> str:
     return counted(len(set(values) - {""}), "category", "categories")
 
 
+def as_numbers(values: Sequence[str]) -> np.ndarray | None:
+    """float64 (n,), NaN where there is no value; None where one of them is no number."""
+    if not _is_number(values):
+        return None
+    return np.array([np.nan if (number := _number(value)) is None else number for value in values], dtype=np.float64)
+
+
 def _components(values: Sequence[str]) -> list[np.ndarray]:
     missing = np.array([value == "" for value in values])
-    if _is_number(values):
-        numbers = [_number(value) for value in values]
-        components = [np.array([np.nan if number is None else number for number in numbers])]
+    if (numbers := as_numbers(values)) is not None:
+        components = [numbers]
     else:
         levels = sorted(set(values) - {""})
         components = [np.where(missing, np.nan, [float(value == level) for value in values]) for level in levels]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
@@ -29,6 +29,7 @@ class Study:
     """What every approach is judged on: n sessions of class_count classes, each tested in one fold.
 
     classes: int64 (n,); persons: whose session it is; folds: int64 (n,); strengths: the values of C to choose from.
+    learned: int64 (n,), classes that heads are told in place of the true ones (`permuted`); None: those.
     """
 
     classes: np.ndarray
@@ -37,6 +38,7 @@ class Study:
     class_count: int
     strengths: list[float]
     seed: int
+    learned: np.ndarray | None = None
 
     @property
     def fold_count(self) -> int:
@@ -44,9 +46,10 @@ class Study:
 
     def fit(self, vectors: np.ndarray, chosen: np.ndarray) -> FittedHead:
         """A head for some of the sessions. vectors: (n, F) of all; chosen: bool (n,)."""
+        classes = self.classes if self.learned is None else self.learned
         return fit_head(
             vectors[chosen],
-            self.classes[chosen],
+            classes[chosen],
             persons=[self.persons[n] for n in np.flatnonzero(chosen)],
             class_count=self.class_count,
             strengths=self.strengths,
@@ -82,10 +85,28 @@ def run_fold(study: Study, vectors: np.ndarray, fold: int) -> FoldResult:
     return FoldResult(head, strength, np.flatnonzero(tested), head.probabilities(vectors[tested]))
 
 
+def permuted(study: Study) -> Study:
+    """The same study, whose heads are told classes as if the subjects of each fold had drawn lots for them.
+
+    A subject takes all of another one's classes, so that sessions stay as alike as they were; within folds, so that no
+    fold loses a class. What a head still tells of the true classes is chance, or a fault of the study.
+    """
+    random = np.random.default_rng([study.seed, study.fold_count])
+    whose = np.unique(np.asarray(study.persons), return_inverse=True)[1]
+    learned = study.classes.copy()
+    for fold in range(study.fold_count):
+        people = np.unique(whose[study.folds == fold])
+        for person, other in zip(people, random.permutation(people), strict=True):
+            own = whose == person
+            learned[own] = np.resize(study.classes[whose == other], own.sum())
+    return replace(study, learned=learned)
+
+
 def cross_validate(
     study: Study,
     approaches: Mapping[str, np.ndarray],
     *,
+    by_lot: Collection[str] = (),
     kept: Place,
     on_done: Callable[[int], None],
     stopping: Callable[[], bool],
@@ -93,19 +114,21 @@ def cross_validate(
 ) -> dict[str, Judged]:
     """Every fold of every approach, `at_once` of them at a time, one CPU each.
 
-    approaches: name -> vectors (n, F). on_done hears how many folds are done.
+    approaches: name -> vectors (n, F); by_lot: those whose heads are told `permuted` classes. on_done hears how many
+    folds are done.
     Raises Interrupted, with what stands kept, when `stopping` says so.
     """
+    studies = {name: permuted(study) if name in by_lot else study for name in approaches}
     files = {
         (name, fold): kept / f"{name}-{fold}-{digest}.safetensors"
         for name, vectors in approaches.items()
-        for digest in [_digest(study, vectors)]
+        for digest in [_digest(studies[name], vectors)]
         for fold in range(study.fold_count)
     }
     done = {key: load_fold(file.read()) for key, file in files.items() if file.exists()}
     on_done(len(done))
     waiting = [key for key in files if key not in done]
-    shared_study = ray.put(study)
+    shared_studies = {name: ray.put(own) for name, own in studies.items()}
     shared_vectors = {name: ray.put(approaches[name]) for name in dict.fromkeys(name for name, _ in waiting)}
     remote_fold = ray.remote(num_cpus=1)(run_fold)
     running: dict[ray.ObjectRef, tuple[str, int]] = {}
@@ -114,7 +137,7 @@ def cross_validate(
             raise Interrupted(f"stopped after {len(done)} of {len(files)} folds; submit it again to go on")
         while waiting and len(running) < at_once:
             name, fold = waiting.pop(0)
-            running[remote_fold.remote(shared_study, shared_vectors[name], fold)] = (name, fold)
+            running[remote_fold.remote(shared_studies[name], shared_vectors[name], fold)] = (name, fold)
         ready, _ = ray.wait(list(running), timeout=0.5)
         for reference in ready:
             key = running.pop(reference)
@@ -146,7 +169,8 @@ def load_fold(data: bytes) -> FoldResult:
 
 def _digest(study: Study, vectors: np.ndarray) -> str:
     digest = hashlib.sha256()
-    for array in (vectors, study.classes, study.folds):
+    learned = () if study.learned is None else (study.learned,)
+    for array in (vectors, study.classes, study.folds, *learned):
         digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     digest.update(json.dumps([study.persons, study.class_count, study.strengths, study.seed]).encode())
     return digest.hexdigest()[:16]

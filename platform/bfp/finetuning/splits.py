@@ -4,15 +4,23 @@ Subjects are dealt like cards: those of one class and cohort are shuffled and de
 going on where the last one stopped. So the folds' sizes differ by one subject, each class is spread as evenly as can
 be, and the same seed gives the same folds whatever the order of the sessions. A subject whose sessions are of several
 classes (somebody who fell ill between two visits) is dealt with the rarest of them.
+
+Or a split that others have made, such as the `folds.csv` of another run, once it has been checked (`given_folds`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bfp.cohorts.labels import present
+from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
+from bfp.words import counted
+
+FOLD_COLUMN = "fold"
+_NAMES = 5  # that a message names
 
 
 def grouped_folds(
@@ -55,6 +63,53 @@ def grouped_folds(
     assigned = np.array([fold_of[person] for person in persons], dtype=np.int64)
     _check_classes_in_training(assigned, classes, class_names, folds)
     return assigned
+
+
+def given_folds(
+    rows: Mapping[Key, Mapping[str, str]],
+    *,
+    sessions: Sequence[Key],
+    classes: np.ndarray,
+    class_names: Sequence[str],
+    folds: int,
+    source: str,
+) -> np.ndarray:
+    """The fold of each session as a table's column `fold` says, int64 (n,), numbered in the order of their names.
+
+    rows: what the table says of each session (`labels.of_table`). Raises InputError, with names, where a session has no
+    fold, a subject has two, there are other than `folds` of them, or one of them tests or leaves no session of a class.
+    """
+    told = [present(rows[key].get(FOLD_COLUMN, "")) for key in sessions]
+    if without := [f"{key.cohort}/{key.subject}" for key, fold in zip(sessions, told, strict=True) if not fold]:
+        raise InputError(
+            f"{source}: says no fold of {_some(without)} ({counted(len(without), 'session')}); add them, or leave them "
+            "out (where.exclude_subjects)"
+        )
+    by_subject: dict[str, set[str]] = {}
+    for key, fold in zip(sessions, told, strict=True):
+        by_subject.setdefault(f"{key.cohort}/{key.subject}", set()).add(fold)
+    if torn := [f"{person} (folds {', '.join(sorted(own))})" for person, own in by_subject.items() if len(own) > 1]:
+        raise InputError(
+            f"{source}: {_some(torn)} would be learned from and tested on ({counted(len(torn), 'subject')}); put all "
+            "sessions of a subject in one fold"
+        )
+    names = sorted(set(told), key=lambda name: (len(name), name))  # 2 before 10
+    if len(names) != folds:
+        raise InputError(f"{source}: has {counted(len(names), 'fold')} ({_some(names)}); write folds: {len(names)}")
+    assigned = np.array([names.index(fold) for fold in told], dtype=np.int64)
+    for number, fold in enumerate(names):
+        for k, name in enumerate(class_names):
+            if not np.any((assigned == number) & (classes == k)):
+                raise InputError(
+                    f"{source}: fold {fold} tests nobody of class {name}, so that its AUROC would be undefined; deal "
+                    "each class over all folds"
+                )
+    _check_classes_in_training(assigned, classes, class_names, folds)
+    return assigned
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES]) + ", …" * (len(names) > _NAMES)
 
 
 def _check_classes_in_training(

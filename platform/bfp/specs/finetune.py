@@ -73,6 +73,10 @@ class Baselines(Strict):
     """What the fine-tuned model is compared with, on the same folds."""
 
     untrained: bool = Field(True, description="The same encoder with random weights.")
+    permuted: bool = Field(
+        True,
+        description="The same vectors, learned from labels that were dealt out anew among subjects: must tell nothing.",
+    )
     histograms: bool = Field(True, description="Grey-value histograms of the slices, without any encoder.")
     covariates: list[Column] = Field(default_factory=list, description="These columns of the labels alone.")
     oracle: Column | None = Field(None, description="A column that is known to hold the truth (made cohorts only).")
@@ -132,6 +136,17 @@ class Finetune(Job):
         "subjects.",
     )
     folds: int = Field(5, ge=2, le=50, description="Folds of the cross-validation, grouped by subject.")
+    splits: Shipped | None = Field(
+        None,
+        description="A CSV or TSV with the columns subject (and session; and cohort, as in `labels`) and fold, such as "
+        "the folds.csv of another run. null: subjects are dealt by the seed, stratified by class and cohort.",
+    )
+    groups: list[Column] | None = Field(
+        None,
+        description="Columns of the labels by whose values figures are given too: text by value, numbers in bands. "
+        "null: those of sex, age and site that there are, and the cohort.",
+        examples=[["sex", "age", "scanner"]],
+    )
     baselines: Baselines = Field(default_factory=Baselines, description="What the model is compared with.")
     compute: FinetuneCompute = Field(default_factory=FinetuneCompute, description="How the work is spread out.")
 
