@@ -204,6 +204,24 @@ def test_the_split_of_a_run_is_taken_by_another_whatever_its_seed(run, store, tm
         finetune.plan(a_spec(store, tmp_path, name="five", folds=5, splits=str(tmp_path / "folds.csv")))
 
 
+def test_a_subject_under_two_names_is_refused_where_folds_would_part_them(tmp_path):
+    doubled = make_labelled_store(tmp_path / "doubled", subjects=12, again={10: 2})
+    split = "subject,fold\n" + "".join(f"{n:02},{{}}\n" for n in range(12))
+    folds = [n // 2 % 3 for n in range(12)]
+    (tmp_path / "parted.csv").write_text(split.format(*folds))
+    folds[10] = folds[2]
+    (tmp_path / "together.csv").write_text(split.format(*folds))
+    parted = a_spec(doubled, tmp_path, name="parted", splits=str(tmp_path / "parted.csv"))
+    with pytest.raises(
+        InputError, match=r"made/02 and made/10 are the same scans under two names \((\d+) of \1 planes"
+    ):
+        execute(parted)
+    run = execute(a_spec(doubled, tmp_path, name="together", splits=str(tmp_path / "together.csv")))
+    told = (run / "events.jsonl").read().decode()
+    assert "1 pair of subjects are the same scans under two names, in one fold each" in told
+    assert "the same scans: made/02 and made/10 share" in told
+
+
 def test_the_plan_counts_what_will_be_used(store, tmp_path):
     planned = finetune.plan(a_spec(store, tmp_path, modalities=["FLAIR"]))
     assert planned.figures["sessions"] == 20

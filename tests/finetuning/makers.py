@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +19,32 @@ COHORT = "made"
 
 
 def make_labelled_store(
-    folder: Path, *, subjects: int = 30, visits: int = 1, signal: float = 60.0, lacking: int = 3, seed: int = 0
+    folder: Path,
+    *,
+    subjects: int = 30,
+    visits: int = 1,
+    signal: float = 60.0,
+    lacking: int = 3,
+    again: Mapping[int, int] | None = None,
+    seed: int = 0,
 ) -> Place:
     """Every second subject is `AD`: its slices around height 0.3 are brighter, those around 0.7 darker.
 
-    signal: by how many grey values. Every `lacking`-th subject has no FLAIR. Labels: diagnosis, age (says nothing),
-    sex, severity (says all).
+    signal: by how many grey values. Every `lacking`-th subject has no FLAIR. again: which subjects, of one visit, are
+    another one under a new name. Labels: diagnosis, age (says nothing), sex, severity (says all).
     """
     preprocessing = layout.read_info(make_store(folder / "form", sessions=1, size_px=SIZE_PX)).preprocessing
     store, random = place(str(folder / "store")), np.random.default_rng(seed)
     layout.make(store, preprocessing)
-    rows, commits = [], []
+    rows, commits, began = [], [], {}
     for number in range(subjects):
         ill, writer = number % 2, PartWriter("stacks", schemas.stacks(SIZE_PX))
         for visit in range(visits):
             key = Key(COHORT, f"{number:02}", f"{visit}" if visits > 1 else "")
             present = (True, True, number % lacking != 0)
-            writer.add(_stacks(key, random, shift=signal * ill, present=present))
+            began[number] = copy.deepcopy(random)
+            drawn = began[again[number]] if again and number in again else random
+            writer.add(_stacks(key, drawn, shift=signal * ill, present=present))
             labels = {"diagnosis": "AD" if ill else "CN", "age": f"{random.integers(50, 90)}"}
             labels |= {"sex": "FM"[number // 2 % 2], "severity": f"{ill + random.uniform(0, 0.5):.3f}"}
             rows.append({**key._asdict(), "modalities": ["T1w", "T2w", "FLAIR"], "labels": labels})

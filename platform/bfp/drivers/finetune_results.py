@@ -1,9 +1,4 @@
-"""What a fine-tuning came to: its figures, as blocks of the report and as the model card.
-
-The figures for machines: `auroc` of the model, `auroc_<approach>` of each baseline, and `above_<approach>`, by how much
-the model lies above it; the model's other figures (FURTHER), `calibration_slope` and `calibration_in_the_large`; each
-with `_low` and `_high`, the ends of the 95 % interval. `p_delong_<approach>` is of the difference, as adjusted by Holm.
-"""
+"""What a fine-tuning came to: its figures (`finetune_figures`), as blocks of the report and as the model card."""
 
 from __future__ import annotations
 
@@ -12,23 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from bfp import __version__
+from bfp.drivers.finetune_figures import FURTHER, Figures, figures_of, numbers_of
 from bfp.finetuning.crossvalidation import Judged, Study
 from bfp.finetuning.groups import groups_of
 from bfp.finetuning.labels import Labelled
 from bfp.metrics.auroc import mean_roc_curve, weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
-from bfp.metrics.calibration import Calibration, calibration
-from bfp.metrics.classification import (
-    SPECIFICITY,
-    average_precision,
-    balanced_accuracy,
-    brier,
-    confusion_of,
-    f1,
-    sensitivity_at,
-)
-from bfp.metrics.over_folds import Figure, OverFolds, difference, over_folds
-from bfp.metrics.paired import UNDEFINED, Test, corrected_t, delong, holm, plain_t
+from bfp.metrics.classification import confusion_of
+from bfp.metrics.over_folds import over_folds
+from bfp.metrics.paired import holm
 from bfp.reports.blocks import (
     Block,
     Cell,
@@ -50,17 +37,6 @@ LIMITS = (
     "For research; not a medical device: nothing here was tested for use on patients. The probabilities are not "
     "calibrated: they put sessions in an order, which is what the AUROC judges, and are no risks."
 )
-FURTHER: dict[str, tuple[str, Figure]] = {
-    "average_precision": ("average precision", average_precision),
-    "balanced_accuracy": ("balanced accuracy", balanced_accuracy),
-    "f1": ("F1", f1),
-    "sensitivity": (f"sensitivity at {SPECIFICITY:.0%} specificity", sensitivity_at),
-    "brier": ("Brier score", brier),
-}
-"""Beside the AUROC: how people call a figure, and what computes it."""
-BY_FOLD = ("average_precision",)
-"""Figures of an order, which are means of folds as the AUROC is, since heads of different folds order differently. A
-decision and a probability mean the same in each: figures of them are of all sessions at once, as a fold has too few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +44,9 @@ class Said:
     """What the report must know of the study, in words.
 
     model: the approach that is the model; no_rivals: those that it is not to be better than (the oracle, labels dealt
-    out anew). names: of each approach, for people. per_class: what there is of each class. groups: text of
-    each session by column, for figures by group. facts: of store, encoder and
-    settings. methods: how sessions became vectors and heads.
+    out anew). names: of each approach, for people. per_class: what there is of each class. groups: text of each session
+    by column, for figures by group. facts: of store, encoder and settings. methods: how sessions became vectors and
+    heads.
     """
 
     target: str
@@ -84,74 +60,8 @@ class Said:
     methods: str
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """AUROC of each approach, by how much the model's lies above each rival's, and tests of that; all by approach.
-
-    further: the other figures by their names in FURTHER, of each approach. calibration: of the model, for each class;
-    with two classes of the second one alone.
-    """
-
-    auroc: dict[str, OverFolds]
-    above: dict[str, OverFolds]
-    tests: dict[str, PairedTests]
-    further: dict[str, dict[str, OverFolds]]
-    calibration: dict[str, Calibration]
-
-
-@dataclass(frozen=True, slots=True)
-class PairedTests:
-    """Tests of one difference of AUROC (`bfp.metrics.paired`). delong: undefined with more than two classes."""
-
-    delong: Test
-    corrected_t: Test
-    plain_t: Test
-
-
-def figures_of(study: Study, judged: dict[str, Judged], said: Said) -> Figures:
-    classes, folds, persons, seed = study.classes, study.folds, study.persons, study.seed
-    said_of = {name: each.probabilities for name, each in judged.items()}
-    ours, rivals = said_of[said.model], [name for name in said_of if name not in (said.model, *said.no_rivals)]
-
-    def of_each(figure: Figure, folds: np.ndarray) -> dict[str, OverFolds]:
-        return {
-            name: over_folds(figure, classes, found, folds=folds, subjects=persons, seed=seed)
-            for name, found in said_of.items()
-        }
-
-    above = {
-        name: difference(weighted_auroc, classes, ours, said_of[name], folds=folds, subjects=persons, seed=seed)
-        for name in rivals
-    }
-    judged_classes = said.classes[1:] if len(said.classes) == 2 else said.classes
-    return Figures(
-        auroc=of_each(weighted_auroc, folds),
-        above=above,
-        tests={name: _tests(study, ours, said_of[name], found.folds) for name, found in above.items()},
-        further={
-            name: of_each(figure, folds if name in BY_FOLD else np.zeros_like(folds))
-            for name, (_, figure) in FURTHER.items()
-        },
-        calibration={
-            name: calibration(classes == k, ours[:, k], subjects=persons, seed=seed)
-            for name, k in ((name, said.classes.index(name)) for name in judged_classes)
-        },
-    )
-
-
-def _tests(study: Study, ours: np.ndarray, theirs: np.ndarray, differences: list[float | None]) -> PairedTests:
-    two = study.class_count == 2
-    return PairedTests(
-        delong=delong(study.classes == 1, ours[:, 1], theirs[:, 1], folds=study.folds, subjects=study.persons)
-        if two
-        else UNDEFINED,
-        corrected_t=corrected_t(differences, tested=1 / study.fold_count),
-        plain_t=plain_t(differences),
-    )
-
-
 def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said: Said) -> Results:
-    figures = figures_of(study, judged, said)
+    figures = figures_of(study, judged, class_names=said.classes, model=said.model, no_rivals=said.no_rivals)
     left_out = sum(labelled.left_out.values())
     numbers: dict[str, Cell] = {
         "sessions": len(study.classes),
@@ -159,18 +69,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
         "left_out": left_out,
         "folds": study.fold_count,
     }
-    named = {"auroc" if name == said.model else f"auroc_{name}": each for name, each in figures.auroc.items()}
-    named |= {f"above_{name}": each for name, each in figures.above.items()}
-    named |= {name: each[said.model] for name, each in figures.further.items()}
-    intervals = {key: each.mean for key, each in named.items()}
-    if study.class_count == 2:
-        (found,) = figures.calibration.values()
-        intervals |= {"calibration_slope": found.slope, "calibration_in_the_large": found.in_the_large}
-    for key, interval in intervals.items():
-        numbers |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
-    adjusted = holm([each.delong.p for each in figures.tests.values()])
-    numbers |= {f"p_delong_{name}": p for name, p in zip(figures.tests, adjusted, strict=True)}
-
+    numbers |= numbers_of(figures, model=said.model)
     per_class = [(f"class {name}", text) for name, text in said.per_class.items()]
     blocks: list[Block] = [_aurocs(figures, said)]
     if figures.above:

@@ -25,13 +25,20 @@ from bfp.features.describe import Describe
 from bfp.store.reader import SliceStore, StackFile, pixels_of
 
 STACKS_PER_CHUNK = 512
+CHANNELS = 3
+FORMAT = 2
+"""Of the kept tables; 2 has `planes`."""
 _COLUMNS = ["cohort", "subject", "session", "modalities", "present", "height"]
 
 
 def schema(width: int) -> pa.Schema:
-    """One row per stack, with its vector of `width` numbers."""
+    """One row per stack, with its vector of `width` numbers.
+
+    planes: a hash of the pixels of each channel of the store, whatever was shown; 0 where it is empty (`doubles`).
+    """
     identity = [pa.field(name, pa.string()) for name in ("cohort", "subject", "session", "part")]
-    return pa.schema([*identity, pa.field("height", pa.float32()), pa.field("vector", pa.list_(pa.float32(), width))])
+    height, planes = pa.field("height", pa.float32()), pa.field("planes", pa.list_(pa.int64(), CHANNELS))
+    return pa.schema([*identity, height, planes, pa.field("vector", pa.list_(pa.float32(), width))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +104,19 @@ def describe_chunk(
     )
     parts = modalities[:, 0] if store.form == "neighbours" else [""] * len(modalities)
     columns = [stacks["cohort"], stacks["subject"], stacks["session"], pa.array(parts, pa.string()), stacks["height"]]
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(_hashes(pixels).ravel()), CHANNELS))
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
     columns.append(pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
     return pa.table(columns, schema=schema(vectors.shape[1]))
+
+
+def _hashes(pixels: np.ndarray) -> np.ndarray:
+    """int64 (n, C) of uint8 (n, C, H, W)."""
+    found = np.zeros(pixels.shape[:2], np.int64)
+    for at in zip(*np.nonzero(pixels.any(axis=(2, 3))), strict=True):
+        digest = hashlib.blake2b(pixels[at].tobytes(), digest_size=8).digest()
+        found[at] = int.from_bytes(digest, "little", signed=True)
+    return found
 
 
 def vectors_of(features: pa.Table) -> np.ndarray:
@@ -109,6 +126,11 @@ def vectors_of(features: pa.Table) -> np.ndarray:
 
 
 def _named(rows: list[Rows], identity: str, shown: Sequence[str]) -> Chunk:
-    content = [identity, sorted(shown), [[group.file.place.name, group.row_group, group.rows] for group in rows]]
+    content = [
+        FORMAT,
+        identity,
+        sorted(shown),
+        [[group.file.place.name, group.row_group, group.rows] for group in rows],
+    ]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Chunk(name=digest[:24], rows=tuple(rows))

@@ -1,0 +1,49 @@
+"""The same scan under two names: told by its planes, whose pixels are then equal to the last bit.
+
+Cohorts that were put together from others often hold a person twice. Where one of the two is learned from and the other
+tested, a figure is too good. A copy that was cut, resampled or coded anew is not found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+LEAST_SHARE = 0.5  # of the planes of the one who has fewer: single planes may be equal where hardly anything is shown
+
+
+class Double(NamedTuple):
+    """Two subjects, as cohort/subject; how many planes they share, and how many the one with fewer has."""
+
+    one: str
+    other: str
+    shared: int
+    planes: int
+
+
+def doubles(features: pa.Table) -> list[Double]:
+    """Subjects who share planes, those who share most first. features: rows of `extraction.schema`."""
+    names = [f"{cohort}/{subject}" for cohort, subject in zip(*_columns(features, "cohort", "subject"), strict=True)]
+    people, whose = np.unique(np.array(names), return_inverse=True)
+    planes = np.asarray(features["planes"].combine_chunks().flatten()).reshape(len(names), -1)  # (n, C), 0: empty
+    pairs = np.unique(
+        np.stack([planes.ravel(), np.repeat(whose, planes.shape[1])], axis=1)[planes.ravel() != 0], axis=0
+    )
+    held = np.bincount(pairs[:, 1], minlength=len(people))
+    _, first, count = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+    shared: Counter[tuple[int, int]] = Counter()
+    for at in np.flatnonzero(count > 1):
+        shared.update(combinations(pairs[first[at] : first[at] + count[at], 1].tolist(), 2))
+    found = [
+        Double(str(people[one]), str(people[other]), number, int(min(held[one], held[other])))
+        for (one, other), number in shared.items()
+    ]
+    return sorted((each for each in found if each.shared >= LEAST_SHARE * each.planes), key=lambda each: -each.shared)
+
+
+def _columns(features: pa.Table, *names: str) -> list[list[str]]:
+    return [features[name].to_pylist() for name in names]
