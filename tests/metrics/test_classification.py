@@ -112,5 +112,5 @@ def test_calibration_tells_right_probabilities_from_extreme_and_from_high_ones()
 
 
 def test_few_sessions_make_few_bins():
-    found = calibration(np.arange(25) % 2 == 0, np.linspace(0, 1, 25), subjects=[str(n) for n in range(25)], seed=0)
-    assert [bin.sessions for bin in found.curve] == [13, 12]
+    found = calibration(np.arange(45) % 2 == 0, np.linspace(0, 1, 45), subjects=[str(n) for n in range(45)], seed=0)
+    assert [bin.sessions for bin in found.curve] == [23, 22]

@@ -2,7 +2,7 @@
 
 A statistic is given as a function of weights: how often each session counts. Every replicate draws as many subjects
 as there are, with replacement, and counts a session as often as its subject was drawn; so all replicates are one
-matrix product away and a statistic of thousands of them takes milliseconds.
+matrix product away and a statistic of thousands of them takes milliseconds. Large cohorts go through in pieces.
 
 Intervals are BCa (Efron 1987, doi 10.1080/01621459.1987.10478410): percentiles, corrected for the bias of the
 replicates and for a variance that changes with the value. For the mean AUROC of 5 folds in simulated studies of 40 to
@@ -19,6 +19,8 @@ from scipy.special import ndtr, ndtri
 
 REPLICATES = 2000
 LEVEL = 0.95
+LEFT_OUT = 1000  # parts of the subjects that the jackknife leaves out in turn: as many tell the skewness well enough
+_CELLS = 20_000_000  # weights that are held at once
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """weights float64 (R, n) -> values float64 (R,), NaN where a replicate leaves the statistic undefined."""
@@ -45,12 +47,32 @@ def subject_bootstrap(
     value = float(statistic(np.ones((1, len(subject_of))))[0])
     if count < 2 or not np.isfinite(value):
         return Interval(value if np.isfinite(value) else None, None, None)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=replicates)
-    resampled = statistic(drawn[:, subject_of].astype(np.float64))
-    resampled = resampled[np.isfinite(resampled)]
-    without_one = statistic((1.0 - np.eye(count))[:, subject_of])
-    low, high = _bca(value, resampled, without_one[np.isfinite(without_one)])
+    random = np.random.default_rng(seed)
+
+    def replicate(rows: int) -> np.ndarray:
+        return random.multinomial(count, np.full(count, 1 / count), size=rows)
+
+    resampled = _of_all(statistic, replicate, replicates, subject_of)
+    parts = min(count, LEFT_OUT)
+    part_of = np.random.default_rng(seed).permutation(count) % parts
+    left_out = iter(range(parts))
+
+    def jackknife(rows: int) -> np.ndarray:
+        return np.array([part_of != next(left_out) for _ in range(rows)])
+
+    without_one = _of_all(statistic, jackknife, parts, subject_of)
+    low, high = _bca(value, resampled, without_one)
     return Interval(value, low, high)
+
+
+def _of_all(
+    statistic: Statistic, next_rows: Callable[[int], np.ndarray], rows: int, subject_of: np.ndarray
+) -> np.ndarray:
+    """The statistic's defined values over so many rows of weights of subjects, which come a piece at a time."""
+    most = max(1, _CELLS // len(subject_of))
+    pieces = [min(most, rows - at) for at in range(0, rows, most)]
+    values = np.concatenate([statistic(next_rows(piece)[:, subject_of].astype(np.float64)) for piece in pieces])
+    return values[np.isfinite(values)]
 
 
 def _bca(value: float, resampled: np.ndarray, without_one: np.ndarray) -> tuple[float, float]:

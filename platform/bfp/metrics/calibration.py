@@ -20,7 +20,7 @@ from scipy.special import expit, logit
 from bfp.metrics.bootstrap import Interval, Statistic, subject_bootstrap
 
 BINS = 10
-BIN_SESSIONS = 10  # fewer in a bin tell nothing
+BIN_SESSIONS = 20  # fewer in a bin tell little
 _EXTREME = 1e-6  # probabilities nearer to 0 or 1 have no log odds to speak of
 _STEPS, _CLOSE, _STEEPEST = 50, 1e-8, 1e3
 

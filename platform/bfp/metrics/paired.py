@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import norm, rankdata, t
 
 
 class Test(NamedTuple):
@@ -59,11 +59,11 @@ def _delong(
     sides = [len(np.unique(whose[positive])), len(np.unique(whose[~positive]))]
     if min(sides) < 2:
         return None
-    wins = _wins(ours, positive) - _wins(theirs, positive)  # (m, o)
-    difference, (m, o) = float(wins.mean()), wins.shape
+    (above, below), (their_above, their_below) = (_placements(scores, positive) for scores in (ours, theirs))
+    difference, m, o = float(np.mean(above - their_above)), len(above), len(below)
     count = whose.max() + 1
-    of_class = np.bincount(whose[positive], wins.mean(axis=1) - difference, minlength=count)  # sums by subject
-    of_others = np.bincount(whose[~positive], wins.mean(axis=0) - difference, minlength=count)
+    of_class = np.bincount(whose[positive], above - their_above - difference, minlength=count)  # sums by subject
+    of_others = np.bincount(whose[~positive], below - their_below - difference, minlength=count)
     people = len(np.unique(whose))
     variance = (
         _freed(sides[0]) * (of_class @ of_class) / m**2
@@ -73,10 +73,13 @@ def _delong(
     return difference, max(float(variance), 0.0)
 
 
-def _wins(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """(m, o): 1 where a session of the class is above another one, 1/2 where they are equal."""
-    margin = scores[positive][:, None] - scores[~positive][None, :]
-    return (np.sign(margin) + 1) / 2
+def _placements(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each session of the class the share of the others that it is above, (m,), and of each other session the share
+    of the class that it is below, (o,); equal ones count half."""
+    ranks = rankdata(scores)
+    above = (ranks[positive] - rankdata(scores[positive])) / np.sum(~positive)
+    below = 1 - (ranks[~positive] - rankdata(scores[~positive])) / np.sum(positive)
+    return above, below
 
 
 def _freed(count: int) -> float:
