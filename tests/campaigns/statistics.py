@@ -29,6 +29,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from bfp.metrics.auroc import weighted_auroc
+from bfp.metrics.bootstrap import standard_error
 from bfp.metrics.classification import average_precision, balanced_accuracy, brier, f1, sensitivity_at
 from bfp.metrics.over_folds import Figure, difference, over_folds
 from bfp.metrics.paired import corrected_t, delong, plain_t
@@ -135,7 +136,7 @@ def findings(seed: int, subjects: int) -> list[tuple[str, str]]:
 
 
 def tested(design: Design, ours: np.ndarray, theirs: np.ndarray, *, seed: int) -> Iterator[tuple[str, bool]]:
-    by_fold: list[float | None] = []
+    by_fold, error = list[float | None](), None
     for way, units in (
         ("bootstrap over subjects", design.subjects),
         ("bootstrap over sessions (naive)", design.sessions),
@@ -144,11 +145,13 @@ def tested(design: Design, ours: np.ndarray, theirs: np.ndarray, *, seed: int) -
         assert found.mean.low is not None
         assert found.mean.high is not None
         yield way, not found.mean.low <= 0 <= found.mean.high
-        by_fold = found.folds
+        if units == design.subjects:
+            by_fold, error = found.folds, standard_error(found.mean)
     for way, units in (("DeLong, subjects", design.subjects), ("DeLong, sessions (naive)", design.sessions)):
         test = delong(design.classes == 1, ours[:, 1], theirs[:, 1], folds=design.folds, subjects=units)
         yield way, test.p is not None and test.p < LEVEL
-    for way, test in (("corrected t", corrected_t(by_fold, tested=1 / FOLDS)), ("plain t (naive)", plain_t(by_fold))):
+    corrected = corrected_t(by_fold, folds=design.folds, least_error=error)
+    for way, test in (("corrected t", corrected), ("plain t (naive)", plain_t(by_fold))):
         yield way, test.p is not None and test.p < LEVEL
 
 

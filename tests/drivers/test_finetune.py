@@ -75,7 +75,7 @@ def test_a_class_that_shows_in_the_images_is_found_and_age_and_sex_tell_nothing(
     assert found["above_covariates_low"] > 0
     assert found["auroc_permuted_low"] < 0.5 < found["auroc_permuted_high"]
     assert "above_permuted" not in found  # it is no rival
-    assert found["p_delong_covariates"] < 0.05
+    assert found["p_delong_covariates"] < found["p_corrected_t_covariates"] < 0.05
     assert found["average_precision_low"] > 0.5
     assert found["brier"] < 0.25
 
@@ -200,7 +200,9 @@ def test_the_split_of_a_run_is_taken_by_another_whatever_its_seed(run, store, tm
     again = execute(spec)
     assert (again / "folds.csv").read() == (run / "folds.csv").read()
     assert (execute(a_spec(store, tmp_path, name="dealt", seed=9)) / "folds.csv").read() != (run / "folds.csv").read()
-    with pytest.raises(InputError, match=r"splits: .*folds\.csv: has 3 folds \(1, 2, 3\); write folds: 3"):
+    with pytest.raises(
+        InputError, match=r"splits: .*folds\.csv: has 3 folds \(1, 2, 3\), and folds is 5; write folds: 3"
+    ):
         finetune.plan(a_spec(store, tmp_path, name="five", folds=5, splits=str(tmp_path / "folds.csv")))
 
 

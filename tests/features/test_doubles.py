@@ -47,3 +47,8 @@ def test_empty_planes_single_planes_and_visits_of_one_person_are_no_doubles():
 
 def test_a_scan_under_three_names_makes_three_pairs():
     assert len(doubles(features({name: [[1, 2, 3]] for name in "pqr"}))) == 3
+
+
+def test_a_plane_that_many_have_tells_nobody_apart():
+    people = {f"s{number:02}": [[99, 0, 0]] for number in range(30)}
+    assert doubles(features(people)) == []

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from bfp.errors import Interrupted
-from bfp.finetuning.crossvalidation import Study, cross_validate, permuted, run_fold
+from bfp.finetuning.crossvalidation import Study, cross_validate, gather, permuted, run_fold
+from bfp.metrics.auroc import weighted_auroc
+from bfp.metrics.over_folds import over_folds
 from bfp.storage import place
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -83,17 +85,44 @@ def test_a_kept_fold_of_other_inputs_is_not_used(tmp_path):
 
 def test_lots_are_drawn_by_subjects_within_folds_so_that_only_chance_is_left(tmp_path):
     own = study()
-    drawn = permuted(own).learned
+    drawn = permuted(own).classes
     assert (drawn != own.classes).any()
     assert (drawn[::2] == drawn[1::2]).all()  # both sessions of a subject
     for fold in range(5):
         assert np.bincount(drawn[own.folds == fold]).tolist() == np.bincount(own.classes[own.folds == fold]).tolist()
-    assert (permuted(own).learned == drawn).all()
-    assert (permuted(study(seed=1)).learned != drawn).any()
+    assert (permuted(own).classes == drawn).all()
+    assert (permuted(study(seed=1)).classes != drawn).any()
     judged = judge({"encoder": vectors(6), "lots": vectors(6)}, tmp_path, by_lot=["lots"])
-    right = {name: (each.probabilities.argmax(axis=1) == own.classes).mean() for name, each in judged.items()}
+    assert (judged["lots"].classes == drawn).all()
+    assert (judged["encoder"].classes == own.classes).all()
+    right = {name: (each.probabilities.argmax(axis=1) == each.classes).mean() for name, each in judged.items()}
     assert right["encoder"] > 0.9
     assert 0.3 < right["lots"] < 0.7
+
+
+def test_no_fold_loses_a_class_by_lots_though_somebody_fell_ill_between_two_visits():
+    """The only ill sessions are second visits, and most people have one visit."""
+    whose = np.array([*range(16), 16, 16, 17, 17])
+    classes = np.array([0] * 16 + [0, 1, 0, 1])
+    for seed in range(50):
+        own = Study(classes, [f"a/{n}" for n in whose], whose % 2, 2, [0.1], seed)
+        drawn = permuted(own).classes
+        for fold in (0, 1):
+            assert drawn[own.folds == fold].sum() == 1
+
+
+def test_lots_are_told_above_chance_as_seldom_as_intervals_allow():
+    random, above = np.random.default_rng(0), 0
+    for seed in range(40):
+        own = study(seed=seed)
+        features = random.normal(size=(80, 10)) + 2.0 * (own.classes[:, None] - 0.5) * (np.arange(10) < 3)
+        lots = permuted(own)
+        said = gather([run_fold(lots, features, fold) for fold in range(5)], lots)
+        mean = over_folds(
+            weighted_auroc, said.classes, said.probabilities, folds=own.folds, subjects=own.persons, seed=seed
+        ).mean
+        above += mean.low > 0.5
+    assert above <= 4  # one in forty is expected
 
 
 def test_a_fold_of_true_labels_is_not_taken_for_one_of_lots(tmp_path):

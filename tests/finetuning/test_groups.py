@@ -27,7 +27,14 @@ def test_one_number_that_most_have_does_not_make_an_empty_band():
     assert np.sum([group.members for group in found], axis=0).tolist() == [1] * 55
 
 
-def test_many_sites_are_the_ten_largest():
+def test_one_odd_cell_leaves_numbers_numbers():
+    found = told([*(str(n) for n in range(30)), "90+"])
+    assert list(found) == ["up to 9", "over 9 to 19", "over 19", "not known"]
+    assert found["not known"] == [30]
+
+
+def test_many_sites_are_the_ten_largest_and_the_others():
     found = told([f"site {n}" for n in range(12) for _ in range(12 - n)])
     assert list(found)[:2] == ["site 0", "site 1"]
-    assert len(found) == 10
+    assert list(found)[10:] == ["2 other values"]
+    assert len(found["2 other values"]) == 3

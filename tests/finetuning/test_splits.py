@@ -110,9 +110,19 @@ def test_a_given_split_is_taken_with_its_folds_in_the_order_of_their_names():
             2,
             r"a/p \(folds 1, 2\) would be learned from and",
         ),
-        ({"p/1": "1", "q/1": "", "r/1": "n/a"}, [0, 0, 1], 2, r"says no fold of a/q, a/r \(2 sessions\); add them"),
-        ({"p/1": "1", "q/1": "1", "r/1": "2", "s/1": "2"}, [0, 1, 0, 1], 5, r"has 2 folds \(1, 2\); write folds: 2"),
-        ({"p/1": "1", "q/1": "1", "r/1": "2", "s/1": "2"}, [0, 1, 0, 0], 2, r"fold 2 tests nobody of class disease"),
+        ({"p/1": "1", "q/1": "", "r/1": "n/a"}, [0, 0, 1], 2, r"says no fold of a/q, a/r \(2 subjects\); add them"),
+        (
+            {"p/1": "1", "q/1": "1", "r/1": "2", "s/1": "2"},
+            [0, 1, 0, 1],
+            5,
+            r"has 2 folds \(1, 2\), and folds is 5; write folds: 2",
+        ),
+        (
+            {"p/1": "1", "q/1": "1", "r/1": "2", "s/1": "2"},
+            [0, 1, 0, 0],
+            2,
+            r"fold 2 \(a/r, a/s\) tests nobody of class disease",
+        ),
     ],
 )
 def test_a_given_split_that_cannot_be_used_is_refused_with_names(told, classes, folds, message):

@@ -114,3 +114,14 @@ def test_calibration_tells_right_probabilities_from_extreme_and_from_high_ones()
 def test_few_sessions_make_few_bins():
     found = calibration(np.arange(45) % 2 == 0, np.linspace(0, 1, 45), subjects=[str(n) for n in range(45)], seed=0)
     assert [bin.sessions for bin in found.curve] == [23, 22]
+
+
+def test_what_is_alike_in_a_whole_bin_has_no_interval_and_a_slope_that_is_hardly_one_has_no_ends():
+    probability = np.linspace(0.01, 0.99, 60)
+    positive = probability > 0.5
+    positive[28:31] = ~positive[28:31]
+    found = calibration(positive, probability, subjects=[str(n) for n in range(60)], seed=0)
+    assert [(bin.seen.value, bin.seen.low) for bin in found.curve][::2] == [(0, None), (1, None)]
+    assert found.curve[1].seen.low is not None
+    assert found.slope.value > 1
+    assert found.slope.high is None

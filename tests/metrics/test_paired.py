@@ -46,17 +46,27 @@ def test_the_same_session_twice_makes_nothing_surer():
     assert twice == pytest.approx(once)
 
 
-def test_a_fold_without_two_subjects_of_each_kind_is_left_out():
+def test_a_fold_of_one_class_is_left_out_and_a_single_subject_of_one_leaves_nothing_to_test():
     positive, ours, theirs = a_case(5)
     subjects = [str(n) for n in range(80)]
     whole = delong(positive, ours, theirs, folds=np.zeros(80, int), subjects=subjects)
-    more = [
-        np.r_[values, extra]
-        for values, extra in ((positive, [True, True, False]), (ours, [1, 2, 3]), (theirs, [3, 2, 1]))
-    ]
     folds, with_more = np.r_[np.zeros(80, int), 1, 1, 1], [*subjects, "a", "b", "c"]
-    assert delong(*more, folds=folds, subjects=with_more) == whole
-    assert delong(*(values[80:] for values in more), folds=folds[80:], subjects=with_more[80:]) == UNDEFINED
+
+    def with_a_fold(classes):
+        added = ((positive, classes), (ours, [1, 2, 3]), (theirs, [3, 2, 1]))
+        return delong(*(np.r_[values, more] for values, more in added), folds=folds, subjects=with_more)
+
+    assert with_a_fold([False, False, False]) == whole
+    assert with_a_fold([True, True, False]) == UNDEFINED
+
+
+def test_a_difference_without_any_variance_has_no_p():
+    positive = np.array([True, True, False, False] * 2)
+    perfect, nothing = positive.astype(float), np.zeros(8)
+    found = delong(positive, perfect, nothing, folds=np.repeat([0, 1], 4), subjects=[str(n) for n in range(8)])
+    assert found.difference == 0.5
+    assert found.p is None
+    assert plain_t([0.5, 0.5]).p is None
 
 
 def test_equal_scores_differ_by_nothing():
@@ -65,15 +75,18 @@ def test_equal_scores_differ_by_nothing():
     assert found == (0, 0, 1)
 
 
-def test_the_plain_t_is_scipys_and_the_corrected_one_is_wider_by_the_test_share():
-    random = np.random.default_rng(7)
-    ours, theirs = random.random((2, 5))
-    expected = ttest_rel(ours, theirs)
-    plain, corrected = plain_t(list(ours - theirs)), corrected_t(list(ours - theirs), tested=0.2)
-    assert plain.p == pytest.approx(expected.pvalue)
+def test_the_plain_t_is_scipys_and_the_corrected_one_is_wider_by_what_training_sets_share():
+    ours, theirs = np.random.default_rng(7).random((2, 5))
+    folds = np.repeat(np.arange(5), 12)
+    differences = list(ours - theirs)
+    plain, corrected = plain_t(differences), corrected_t(differences, folds=folds, least_error=0.01)
+    assert plain.p == pytest.approx(ttest_rel(ours, theirs).pvalue)
     assert corrected.error / plain.error == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))
     assert corrected.p > plain.p
-    assert plain_t([*(ours - theirs), None]) == plain
+    assert corrected_t(differences, folds=folds, least_error=9.0).error == 9
+    unequal = np.repeat(np.arange(5), [40, 5, 5, 5, 5])
+    assert corrected_t(differences, folds=unequal, least_error=None).error > corrected.error
+    assert plain_t([*differences, None]) == plain
     assert plain_t([0.1, None]) == UNDEFINED
 
 

@@ -34,9 +34,13 @@ class Board:
         self._kept = 0
         self._stopping = False
 
+    def begin(self) -> None:
+        """Workers are asked for, once more where those of before were told to end."""
+        self._news = self._news._replace(finished=None)
+
     def started(self, step: int) -> None:
         self._news.starts.append(step)
-        self._news = self._news._replace(finished=None)
+        self.begin()
 
     def note(self, text: str) -> None:
         self._news.notes.append(text)

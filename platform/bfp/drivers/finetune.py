@@ -78,6 +78,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     if spec.baselines.oracle and material.oracle:
         columns[spec.baselines.oracle] = material.oracle
     covariates = [("covariates", "; ".join(f"{name}: {in_words(values)}" for name, values in columns.items()))]
+    dealt = f"as in {spec.splits}" if spec.splits else "by subject"
     warnings = warnings_of([material.store], spec.where)
     if sessions < 10 * len(material.task.classes):
         warnings.append(f"only {counted(sessions, 'session')}: the intervals will be wide")
@@ -88,7 +89,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
             ("learned", f"{material.task.target}: {classes}"),
             ("left out", counted(left_out, "session")),
             ("shown", ", ".join(material.shown)),
-            ("cross-validation", f"{spec.folds} folds by subject; {', '.join(approaches)}"),
+            ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches)}"),
             *(covariates if columns else []),
             ("side by side", f"stacks and folds on {counted(cpus or cpus_here(), 'CPU')}"),
             ("memory", "a copy of the encoder and some hundreds of stacks for each worker; how much is not known yet"),
@@ -151,8 +152,8 @@ def execute(spec: Finetune, run: Run) -> None:
     results = results_of(study, judged, labelled, said)
     if (low := results.figures.get(f"auroc_{PERMUTED}_low")) is not None and float(low) > 0.5:
         run.warn(
-            f"heads that were told classes dealt out anew still tell the true ones (AUROC of {low:.2f} or more): by "
-            "chance in one study of forty, else a fault of the study; submit it with another name and another seed"
+            f"classes that were dealt out anew are told from the images (AUROC of {low:.2f} or more): by chance in one "
+            "study of forty, else a fault of the study; submit it with another name and another seed"
         )
     _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
     run.result(results.as_json())
@@ -194,13 +195,12 @@ def _vectors(
 
     machine = ray.cluster_resources()
     gpus = min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
-    describe: dict[str, Describe] = {MODEL: EncoderVectors(encoder)}
     approaches = _approaches(spec)
+    describe: dict[str, Describe] = {HISTOGRAMS: Histograms()} if HISTOGRAMS in approaches else {}  # cheap: goes first
+    describe[MODEL] = EncoderVectors(encoder)
     if UNTRAINED in approaches:
         describe[UNTRAINED] = EncoderVectors(untrained(encoder))
-    if HISTOGRAMS in approaches:
-        describe[HISTOGRAMS] = Histograms()
-    vectors = {}
+    vectors: dict[str, np.ndarray] = {}
     workers = spec.compute.workers or int(machine["CPU"])
     with Extraction(workers=workers, gpus=gpus, batch_size=spec.compute.batch_size) as extraction:
         for name, own in describe.items():
@@ -214,7 +214,7 @@ def _vectors(
                 on_done=run.progress,
                 stopping=lambda: run.stopping,
             )
-            if name == MODEL:
+            if not vectors:  # planes are the same in every table
                 _check_doubles(run, material, table)
             vectors[name] = pool_sessions(table, material.labelled.sessions, pooling)
     if COVARIATES in approaches:
@@ -223,7 +223,7 @@ def _vectors(
         vectors[PERMUTED] = vectors[MODEL]
     if material.oracle is not None:
         vectors[ORACLE] = covariate_vectors({ORACLE: material.oracle})
-    return vectors
+    return {name: vectors[name] for name in approaches}
 
 
 def _check_doubles(run: Run, material: Material, features: pa.Table) -> None:
@@ -275,6 +275,7 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
         },
         per_class=per_class(material),
         groups=material.groups,
+        dealt=", in folds that were given" if spec.splits else " and stratified by class and cohort",
         facts=[
             ("store", f"{store.place}, snapshot {store.snapshot}"),
             ("preprocessing", store.fingerprint),
@@ -284,6 +285,7 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
             ("architecture", f"{told['architecture']}, width {told['width']}, {told['depth']} blocks"),
             ("weights", told["weights"][:16]),
             ("tuned", spec.tune),
+            ("folds", f"as in {spec.splits}" if spec.splits else "dealt by the seed, stratified by class and cohort"),
             ("seed", spec.seed),
         ],
         methods=(

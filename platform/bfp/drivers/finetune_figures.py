@@ -2,18 +2,21 @@
 
 For machines: `auroc` of the model, `auroc_<approach>` of each baseline, and `above_<approach>`, by how much the model
 lies above it; the model's other figures (FURTHER), `calibration_slope` and `calibration_in_the_large`; each with `_low`
-and `_high`, the ends of the 95 % interval. `p_delong_<approach>` is of the difference, as adjusted by Holm.
+and `_high`, the ends of the 95 % interval. `p_corrected_t_<approach>` and, with two classes, `p_delong_<approach>` are
+of the difference, as adjusted by Holm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from bfp.finetuning.crossvalidation import Judged, Study
 from bfp.metrics.auroc import weighted_auroc
+from bfp.metrics.bootstrap import standard_error
 from bfp.metrics.calibration import Calibration, calibration
 from bfp.metrics.classification import (
     SPECIFICITY,
@@ -35,22 +38,26 @@ FURTHER: dict[str, tuple[str, Figure]] = {
 }
 """Beside the AUROC: how people call a figure, and what computes it."""
 BY_FOLD = ("average_precision",)
-"""Figures of an order, which are means of folds as the AUROC is, since heads of different folds order differently. A
-decision and a probability mean the same in each: figures of them are of all sessions at once, as a fold has too few."""
+"""Which are means of folds, as the AUROC is. The others are of all sessions at once: a decision and a probability mean
+the same in every fold, and at a specificity of 90 % a fold of twelve has no say (as means of such folds, intervals of
+balanced accuracy, sensitivity and Brier score held the truth in 84 to 91 % of 200 simulated studies)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """AUROC of each approach, by how much the model's lies above each rival's, and tests of that; all by approach.
 
-    further: the other figures by their names in FURTHER, of each approach. calibration: of the model, for each class;
-    with two classes of the second one alone.
+    adjusted: p values of the tests by Holm, over the rivals. further: the other figures by their names in FURTHER, of
+    each approach; in_folds: the same of the model in each fold. calibration: of the model, for each class; with two
+    classes of the second one alone.
     """
 
     auroc: dict[str, OverFolds]
     above: dict[str, OverFolds]
     tests: dict[str, PairedTests]
+    adjusted: dict[str, PairedP]
     further: dict[str, dict[str, OverFolds]]
+    in_folds: dict[str, list[float | None]]
     calibration: dict[str, Calibration]
 
 
@@ -63,31 +70,44 @@ class PairedTests:
     plain_t: Test
 
 
+class PairedP(NamedTuple):
+    """p values; None where undefined."""
+
+    corrected_t: float | None
+    delong: float | None
+
+
 def figures_of(
     study: Study, judged: Mapping[str, Judged], *, class_names: Sequence[str], model: str, no_rivals: Sequence[str]
 ) -> Figures:
     """judged: by approach. model: the one in question; no_rivals: those that it is not compared with."""
     classes, folds, persons, seed = study.classes, study.folds, study.persons, study.seed
-    said_of = {name: each.probabilities for name, each in judged.items()}
-    ours, rivals = said_of[model], [name for name in said_of if name not in (model, *no_rivals)]
+    ours = judged[model].probabilities
+    rivals = {name: each.probabilities for name, each in judged.items() if name not in (model, *no_rivals)}
 
     def of_each(figure: Figure, folds: np.ndarray) -> dict[str, OverFolds]:
         return {
-            name: over_folds(figure, classes, found, folds=folds, subjects=persons, seed=seed)
-            for name, found in said_of.items()
+            name: over_folds(figure, each.classes, each.probabilities, folds=folds, subjects=persons, seed=seed)
+            for name, each in judged.items()
         }
 
     above = {
-        name: difference(weighted_auroc, classes, ours, said_of[name], folds=folds, subjects=persons, seed=seed)
-        for name in rivals
+        name: difference(weighted_auroc, classes, ours, theirs, folds=folds, subjects=persons, seed=seed)
+        for name, theirs in rivals.items()
     }
+    tests = {name: _tests(study, ours, rivals[name], found) for name, found in above.items()}
     named = list(enumerate(class_names))
     return Figures(
         auroc=of_each(weighted_auroc, folds),
         above=above,
-        tests={name: _tests(study, ours, said_of[name], found.folds) for name, found in above.items()},
+        tests=tests,
+        adjusted=_adjusted(tests),
         further={
             name: of_each(figure, folds if name in BY_FOLD else np.zeros_like(folds))
+            for name, (_, figure) in FURTHER.items()
+        },
+        in_folds={
+            name: over_folds(figure, classes, ours, folds=folds, subjects=persons, seed=seed, replicates=1).folds
             for name, (_, figure) in FURTHER.items()
         },
         calibration={
@@ -97,15 +117,20 @@ def figures_of(
     )
 
 
-def _tests(study: Study, ours: np.ndarray, theirs: np.ndarray, differences: list[float | None]) -> PairedTests:
-    two = study.class_count == 2
+def _tests(study: Study, ours: np.ndarray, theirs: np.ndarray, found: OverFolds) -> PairedTests:
+    of_heads = UNDEFINED
+    if study.class_count == 2:
+        of_heads = delong(study.classes == 1, ours[:, 1], theirs[:, 1], folds=study.folds, subjects=study.persons)
     return PairedTests(
-        delong=delong(study.classes == 1, ours[:, 1], theirs[:, 1], folds=study.folds, subjects=study.persons)
-        if two
-        else UNDEFINED,
-        corrected_t=corrected_t(differences, tested=1 / study.fold_count),
-        plain_t=plain_t(differences),
+        delong=of_heads,
+        corrected_t=corrected_t(found.folds, folds=study.folds, least_error=standard_error(found.mean)),
+        plain_t=plain_t(found.folds),
     )
+
+
+def _adjusted(tests: Mapping[str, PairedTests]) -> dict[str, PairedP]:
+    columns = (holm([getattr(each, name).p for each in tests.values()]) for name in PairedP._fields)
+    return {name: PairedP(*p) for name, *p in zip(tests, *columns, strict=True)}
 
 
 def numbers_of(figures: Figures, *, model: str) -> dict[str, float | None]:
@@ -120,5 +145,7 @@ def numbers_of(figures: Figures, *, model: str) -> dict[str, float | None]:
     numbers: dict[str, float | None] = {}
     for key, interval in intervals.items():
         numbers |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
-    adjusted = holm([each.delong.p for each in figures.tests.values()])
-    return numbers | {f"p_delong_{name}": p for name, p in zip(figures.tests, adjusted, strict=True)}
+    for name, p in figures.adjusted.items():
+        numbers |= {f"p_corrected_t_{name}": p.corrected_t}
+        numbers |= {f"p_delong_{name}": p.delong} if len(figures.calibration) == 1 else {}
+    return numbers

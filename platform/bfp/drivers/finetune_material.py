@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bfp.store.reader import SliceStore
 
 
-GROUPS = ("sex", "age", "site")
+GROUPS, COHORT = ("sex", "age", "site"), "cohort"
 """Columns by which figures are given unasked, where a cohort carries them (BIDS `participants.tsv`)."""
 
 
@@ -80,12 +80,14 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
 
 def _groups(spec: Finetune, labelled: Labelled, *, source: str) -> dict[str, list[str]]:
     """What tells sessions apart, by column, where it does."""
-    if spec.groups is not None:
-        return {name: labelled.column(name, source=source) for name in spec.groups}
     carried = {name for labels in labelled.labels for name in labels}
-    found = {name: labelled.column(name, source=source) for name in GROUPS if name in carried}
-    found["cohort"] = [key.cohort for key in labelled.sessions]
-    return {name: values for name, values in found.items() if len(set(values)) > 1}
+    asked = [*(name for name in GROUPS if name in carried), COHORT] if spec.groups is None else spec.groups
+    cohorts = [key.cohort for key in labelled.sessions]
+    found = {
+        name: cohorts if name == COHORT and name not in carried else labelled.column(name, source=source)
+        for name in asked
+    }
+    return {name: values for name, values in found.items() if spec.groups or len(set(values)) > 1}
 
 
 def _folds(spec: Finetune, task: Classification, labelled: Labelled) -> np.ndarray:

@@ -15,7 +15,6 @@ from bfp.metrics.auroc import mean_roc_curve, weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.classification import confusion_of
 from bfp.metrics.over_folds import over_folds
-from bfp.metrics.paired import holm
 from bfp.reports.blocks import (
     Block,
     Cell,
@@ -34,8 +33,8 @@ from bfp.reports.numbers import interval_text
 from bfp.words import counted
 
 LIMITS = (
-    "For research; not a medical device: nothing here was tested for use on patients. The probabilities are not "
-    "calibrated: they put sessions in an order, which is what the AUROC judges, and are no risks."
+    "For research; not a medical device: nothing here was tested for use on patients. The probabilities were not "
+    "recalibrated: how far they are from what was seen, Calibration tells; until then they are an order and no risks."
 )
 
 
@@ -46,7 +45,7 @@ class Said:
     model: the approach that is the model; no_rivals: those that it is not to be better than (the oracle, labels dealt
     out anew). names: of each approach, for people. per_class: what there is of each class. groups: text of each session
     by column, for figures by group. facts: of store, encoder and settings. methods: how sessions became vectors and
-    heads.
+    heads. dealt: how subjects came into folds, as the end of a clause.
     """
 
     target: str
@@ -58,6 +57,7 @@ class Said:
     groups: dict[str, list[str]]
     facts: list[tuple[str, Cell]]
     methods: str
+    dealt: str
 
 
 def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said: Said) -> Results:
@@ -85,6 +85,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
         _confusion(study, judged, said),
         *([_by_group(study, judged, said)] if said.groups else []),
         _folds(study, judged, figures, said),
+        _further_in_folds(study, figures, said),
         Facts(
             title="What was learned from what",
             rows=[("target", said.target), *per_class, ("left out", counted(left_out, "session")), *said.facts],
@@ -137,23 +138,24 @@ def _differences(figures: Figures, said: Said) -> Intervals:
 
 
 def _paired_tests(figures: Figures, said: Said) -> Table:
-    tests = list(figures.tests.values())
-    columns = {
-        "DeLong, adjusted": holm([each.delong.p for each in tests]),
-        "DeLong": [each.delong.p for each in tests],
-        "corrected t": [each.corrected_t.p for each in tests],
-        "plain t": [each.plain_t.p for each in tests],
-    }
+    two = len(said.classes) == 2
+    rows: list[list[Cell]] = []
+    for name, each in figures.tests.items():
+        adjusted = figures.adjusted[name]
+        p = [adjusted.corrected_t, *([adjusted.delong] if two else []), each.plain_t.p]
+        rows.append([said.names[name], *map(_p_text, p)])
+    of_heads = (
+        "DeLong's test, which allows for several sessions of a subject, is of these heads alone: from other subjects "
+        "others would have come, of which it knows nothing. "
+    )
     return Table(
         title="Is the difference more than chance?",
-        columns=["above", *columns],
-        rows=[
-            [said.names[name], *(_p_text(column[row]) for column in columns.values())]
-            for row, name in enumerate(figures.tests)
-        ],
-        note="Two-sided p values of the differences above. DeLong's test allows for several sessions of a subject, and "
-        "is adjusted (Holm) for the rows of this table; the t tests are over folds, corrected for what their training "
-        "sets share (Nadeau and Bengio), and plain, as papers print it, which finds differences where there are none.",
+        columns=["above", "corrected t", *(["DeLong"] if two else []), "plain t"],
+        rows=rows,
+        note="Two-sided p values of the differences above. The corrected t test (Nadeau and Bengio) is over folds and "
+        f"allows for what their training sets share. {of_heads if two else ''}"
+        f"{'Both are' if two else 'It is'} adjusted (Holm) for the rows of this table. The plain t test is what papers "
+        "print; it finds differences where there are none.",
     )
 
 
@@ -170,7 +172,8 @@ def _further(figures: Figures, said: Said) -> Table:
             for name in figures.auroc
         ],
         note="With 95 % intervals over subjects; average precision is the mean of folds, the others are of all "
-        "sessions at once, each judged by the head that did not see its subject. "
+        "sessions at once, each judged by the head that did not see its subject (the threshold for the sensitivity is "
+        "chosen on them, too). "
         + ("Of each class against the rest, averaged" if len(said.classes) > 2 else f"Of {said.classes[1]}")
         + "; the decision is the likelier class. Brier score: squared error of the probabilities, 0 is best.",
     )
@@ -180,8 +183,8 @@ def _reliability(figures: Figures, said: Said) -> Reliability:
     curves = [
         ReliabilityCurve(
             name,
-            [bin.said for bin in each.curve],
-            *([getattr(bin.seen, end) for bin in each.curve] for end in ("value", "low", "high")),
+            [part.said for part in each.curve],
+            *([getattr(part.seen, end) for part in each.curve] for end in ("value", "low", "high")),
         )
         for name, each in figures.calibration.items()
     ]
@@ -240,6 +243,14 @@ def _folds(study: Study, judged: dict[str, Judged], figures: Figures, said: Said
     )
 
 
+def _further_in_folds(study: Study, figures: Figures, said: Said) -> Table:
+    return Table(
+        title=f"Further figures of the {said.names[said.model]} in each fold",
+        columns=["figure", *(f"fold {number + 1}" for number in range(study.fold_count))],
+        rows=[[label, *figures.in_folds[name]] for name, (label, _) in FURTHER.items()],
+    )
+
+
 def _roc_curves(study: Study, judged: dict[str, Judged], said: Said) -> list[RocCurve]:
     """Two classes: one curve for each approach. More: the model's curve for each class against the rest."""
     if study.class_count == 2:
@@ -263,17 +274,20 @@ def _methods(study: Study, said: Said) -> Text:
         f"logistic regression was fitted; its inverse strength (C of {strengths}) was chosen by AUROC in a "
         "cross-validation inside each fold's training subjects."
     )
-    tested = "differences were tested over folds by the corrected resampled t test (Nadeau and Bengio, 2003); "
+    tested = (
+        "differences of AUROC were tested over folds by the corrected resampled t test (Nadeau and Bengio, 2003), its "
+        "standard error being at least the bootstrap's"
+    )
     if study.class_count == 2:
-        tested = (
-            "differences of AUROC were tested within folds by DeLong's test for clustered data (DeLong et al., 1988; "
-            "Obuchowski, 1997), adjusted by Holm's procedure, and over folds by the corrected resampled t test (Nadeau "
-            "and Bengio, 2003); "
+        tested += (
+            ", and of the trained heads by DeLong's test for clustered data within folds (DeLong et al., 1988; "
+            "Obuchowski, 1997)"
         )
+    tested += "; p values were adjusted by Holm's procedure, and "
     judged = (
-        f"Performance was estimated by {study.fold_count}-fold cross-validation, grouped by subject and stratified by "
-        f"class and cohort. The area under the ROC curve{several} is the mean over folds; 95 % intervals are from "
+        f"Performance was estimated by {study.fold_count}-fold cross-validation, grouped by subject{said.dealt}. "
+        f"The area under the ROC curve{several} is the mean over folds; 95 % intervals are from "
         f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated). Baselines were judged on "
-        f"the same folds, by the same procedure; {tested}p values are two-sided. Software: bfp {__version__}."
+        f"the same folds, by the same procedure; {tested}are two-sided. Software: bfp {__version__}."
     )
     return Text(title="Methods", paragraphs=[learned, judged])

@@ -237,7 +237,7 @@ class _Follow:
     def hear(self, news: News) -> None:
         for step in news.starts:
             self._start(step)
-        self._told_to_end = news.finished is not None
+        self._told_to_end |= news.finished is not None
         for text in news.notes:
             self._run.note(text)
         for step, figures in news.figures:
@@ -254,7 +254,7 @@ class _Follow:
                 self._run.note(f"going on from the checkpoint of step {step:,}")
         elif self._told_to_end:
             self._run.note(f"the workers were told to end, and saved step {step:,}; training went on from there")
-            self._losses = 0
+            self._told_to_end, self._losses = False, 0
         else:
             self._losses += 1
             self._run.warn(

@@ -88,6 +88,7 @@ def train_on_ray(
     claims = {"CPU": task.threads, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
 
     def fit() -> int:
+        ray.get(board.begin.remote())
         with scratch() as folder:
             trainer = ray.train.torch.TorchTrainer(
                 _work,
@@ -118,9 +119,11 @@ def train_on_ray(
         assert news.finished is not None, "workers that end without an error say how far they came"
         return news.finished
 
-    while (done := fit()) < task.recipe.schedules.steps and not stopping():
-        pass  # its workers were told to end: others go on
-    ray.kill(board)
+    try:
+        while (done := fit()) < task.recipe.schedules.steps and not stopping():
+            pass  # its workers were told to end: others go on
+    finally:
+        ray.kill(board)
     return done
 
 

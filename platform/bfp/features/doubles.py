@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 LEAST_SHARE = 0.5  # of the planes of the one who has fewer: single planes may be equal where hardly anything is shown
+MOST_HOLDERS = 20  # of a plane that tells people apart: what more have in common is a test pattern or an empty frame
 
 
 class Double(NamedTuple):
@@ -36,13 +37,14 @@ def doubles(features: pa.Table) -> list[Double]:
     held = np.bincount(pairs[:, 1], minlength=len(people))
     _, first, count = np.unique(pairs[:, 0], return_index=True, return_counts=True)
     shared: Counter[tuple[int, int]] = Counter()
-    for at in np.flatnonzero(count > 1):
+    for at in np.flatnonzero((count > 1) & (count <= MOST_HOLDERS)):
         shared.update(combinations(pairs[first[at] : first[at] + count[at], 1].tolist(), 2))
     found = [
-        Double(str(people[one]), str(people[other]), number, int(min(held[one], held[other])))
+        Double(str(people[one]), str(people[other]), number, fewer)
         for (one, other), number in shared.items()
+        if number >= LEAST_SHARE * (fewer := int(min(held[one], held[other])))
     ]
-    return sorted((each for each in found if each.shared >= LEAST_SHARE * each.planes), key=lambda each: -each.shared)
+    return sorted(found, key=lambda each: -each.shared)
 
 
 def _columns(features: pa.Table, *names: str) -> list[list[str]]:

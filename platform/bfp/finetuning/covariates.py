@@ -27,8 +27,8 @@ def check_column(name: str, values: Sequence[str], *, subjects: Sequence[str], s
     subjects: whose value each is; source: where the column stands, for the message.
     """
     known = [(value, subject) for value, subject in zip(values, subjects, strict=True) if value]
-    odd = [(value, subject) for value, subject in known if _number(value) is None]
-    meant = sum(_number(value.replace(",", ".")) is not None for value, _ in known)
+    odd = [(value, subject) for value, subject in known if as_number(value) is None]
+    meant = sum(as_number(value.replace(",", ".")) is not None for value, _ in known)
     if odd and 2 * meant > len(known):
         value, subject = odd[0]
         raise InputError(
@@ -45,17 +45,11 @@ def in_words(values: Sequence[str]) -> str:
     return counted(len(set(values) - {""}), "category", "categories")
 
 
-def as_numbers(values: Sequence[str]) -> np.ndarray | None:
-    """float64 (n,), NaN where there is no value; None where one of them is no number."""
-    if not _is_number(values):
-        return None
-    return np.array([np.nan if (number := _number(value)) is None else number for value in values], dtype=np.float64)
-
-
 def _components(values: Sequence[str]) -> list[np.ndarray]:
     missing = np.array([value == "" for value in values])
-    if (numbers := as_numbers(values)) is not None:
-        components = [numbers]
+    if _is_number(values):
+        numbers = [as_number(value) for value in values]
+        components = [np.array([np.nan if number is None else number for number in numbers])]
     else:
         levels = sorted(set(values) - {""})
         components = [np.where(missing, np.nan, [float(value == level) for value in values]) for level in levels]
@@ -63,10 +57,11 @@ def _components(values: Sequence[str]) -> list[np.ndarray]:
 
 
 def _is_number(values: Sequence[str]) -> bool:
-    return all(_number(value) is not None for value in values if value)
+    return all(as_number(value) is not None for value in values if value)
 
 
-def _number(value: str) -> float | None:
+def as_number(value: str) -> float | None:
+    """The number that a cell holds; None for text, for nothing, and for what is not finite."""
     try:
         number = float(value)
     except ValueError:

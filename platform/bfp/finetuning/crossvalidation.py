@@ -29,7 +29,6 @@ class Study:
     """What every approach is judged on: n sessions of class_count classes, each tested in one fold.
 
     classes: int64 (n,); persons: whose session it is; folds: int64 (n,); strengths: the values of C to choose from.
-    learned: int64 (n,), classes that heads are told in place of the true ones (`permuted`); None: those.
     """
 
     classes: np.ndarray
@@ -38,7 +37,6 @@ class Study:
     class_count: int
     strengths: list[float]
     seed: int
-    learned: np.ndarray | None = None
 
     @property
     def fold_count(self) -> int:
@@ -46,10 +44,9 @@ class Study:
 
     def fit(self, vectors: np.ndarray, chosen: np.ndarray) -> FittedHead:
         """A head for some of the sessions. vectors: (n, F) of all; chosen: bool (n,)."""
-        classes = self.classes if self.learned is None else self.learned
         return fit_head(
             vectors[chosen],
-            classes[chosen],
+            self.classes[chosen],
             persons=[self.persons[n] for n in np.flatnonzero(chosen)],
             class_count=self.class_count,
             strengths=self.strengths,
@@ -71,9 +68,11 @@ class FoldResult:
 class Judged:
     """One approach over all folds.
 
-    probabilities: float64 (n, K), each session's from the head that did not see its subject.
+    classes: int64 (n,), what it is judged against; probabilities: float64 (n, K), each session's from the head that did
+    not see its subject.
     """
 
+    classes: np.ndarray
     probabilities: np.ndarray
     folds: list[FoldResult]
 
@@ -86,20 +85,24 @@ def run_fold(study: Study, vectors: np.ndarray, fold: int) -> FoldResult:
 
 
 def permuted(study: Study) -> Study:
-    """The same study, whose heads are told classes as if the subjects of each fold had drawn lots for them.
+    """The same study of classes for which the subjects of each fold have drawn lots.
 
-    A subject takes all of another one's classes, so that sessions stay as alike as they were; within folds, so that no
-    fold loses a class. What a head still tells of the true classes is chance, or a fault of the study.
+    A subject of one class takes that of another such subject; one of several classes takes those of another one with as
+    many sessions. So sessions stay as alike as they were, and each fold keeps its subjects of each class. Heads learn
+    the drawn classes and are judged against them: whatever they tell of those is chance, or a fault of the study.
     """
     random = np.random.default_rng([study.seed, study.fold_count])
     whose = np.unique(np.asarray(study.persons), return_inverse=True)[1]
-    learned = study.classes.copy()
-    for fold in range(study.fold_count):
-        people = np.unique(whose[study.folds == fold])
+    sessions_of = [np.flatnonzero(whose == person) for person in range(whose.max() + 1)]
+    alike: dict[tuple[int, int], list[int]] = {}
+    for person, own in enumerate(sessions_of):
+        several = len(set(study.classes[own].tolist())) > 1
+        alike.setdefault((int(study.folds[own[0]]), len(own) if several else 0), []).append(person)
+    classes = study.classes.copy()
+    for people in alike.values():
         for person, other in zip(people, random.permutation(people), strict=True):
-            own = whose == person
-            learned[own] = np.resize(study.classes[whose == other], own.sum())
-    return replace(study, learned=learned)
+            classes[sessions_of[person]] = np.resize(study.classes[sessions_of[other]], len(sessions_of[person]))
+    return replace(study, classes=classes)
 
 
 def cross_validate(
@@ -114,7 +117,7 @@ def cross_validate(
 ) -> dict[str, Judged]:
     """Every fold of every approach, `at_once` of them at a time, one CPU each.
 
-    approaches: name -> vectors (n, F); by_lot: those whose heads are told `permuted` classes. on_done hears how many
+    approaches: name -> vectors (n, F); by_lot: those that are of the `permuted` study. on_done hears how many
     folds are done.
     Raises Interrupted, with what stands kept, when `stopping` says so.
     """
@@ -144,7 +147,7 @@ def cross_validate(
             done[key] = ray.get(reference)
             files[key].write(dump_fold(done[key]))
             on_done(len(done))
-    return {name: gather([done[name, fold] for fold in range(study.fold_count)], study) for name in approaches}
+    return {name: gather([done[name, fold] for fold in range(study.fold_count)], studies[name]) for name in approaches}
 
 
 def gather(folds: Sequence[FoldResult], study: Study) -> Judged:
@@ -153,7 +156,7 @@ def gather(folds: Sequence[FoldResult], study: Study) -> Judged:
     for fold in folds:
         probabilities[fold.tested] = fold.probabilities
     assert np.isfinite(probabilities).all(), "a session was tested in no fold"
-    return Judged(probabilities, list(folds))
+    return Judged(study.classes, probabilities, list(folds))
 
 
 def dump_fold(fold: FoldResult) -> bytes:
@@ -169,8 +172,7 @@ def load_fold(data: bytes) -> FoldResult:
 
 def _digest(study: Study, vectors: np.ndarray) -> str:
     digest = hashlib.sha256()
-    learned = () if study.learned is None else (study.learned,)
-    for array in (vectors, study.classes, study.folds, *learned):
+    for array in (vectors, study.classes, study.folds):
         digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     digest.update(json.dumps([study.persons, study.class_count, study.strengths, study.seed]).encode())
     return digest.hexdigest()[:16]

@@ -1,7 +1,8 @@
 """Groups of sessions, by a column of their labels: in whom a model is good, and in whom it is not.
 
-Text makes a group of each value, the MOST_VALUES largest of them; numbers of more kinds than that make BANDS of about
-as many sessions each. Who lacks the value is a group of its own.
+Text makes a group of each value, the MOST_VALUES largest of them and one of all others. Where most values are numbers,
+of more kinds than that, they make BANDS of about as many sessions each, and what is no number ("90+") counts as not
+known. Every session is in one group.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bfp.finetuning.covariates import as_numbers
+from bfp.finetuning.covariates import as_number
+from bfp.words import counted
 
 MOST_VALUES = 10
 BANDS = 3
@@ -29,15 +31,18 @@ class Group(NamedTuple):
 
 def groups_of(values: Sequence[str]) -> list[Group]:
     """values: text of n sessions, "" where it is not known."""
-    numbers = as_numbers(values)
     known = Counter(value for value in values if value)
+    numbers = np.array([np.nan if (number := as_number(value)) is None else number for value in values])
     found = np.array(values)
-    if numbers is not None and len(known) > MOST_VALUES:
+    if len(known) > MOST_VALUES and 2 * np.isfinite(numbers).sum() > known.total():
         groups = _bands(numbers)
     else:
         largest = sorted(known.items(), key=lambda each: (-each[1], each[0]))[:MOST_VALUES]
         groups = [Group(value, found == value) for value, _ in largest]
-    missing = found == ""
+        rest = len(known) - len(largest)
+        others = ~np.isin(found, [value for value, _ in largest]) & (found != "")
+        groups += [Group(f"{counted(rest, 'other value')}", others)] * bool(rest)
+    missing = ~np.any([group.members for group in groups], axis=0)
     return [*groups, Group(UNKNOWN, missing)] if missing.any() else groups
 
 

@@ -80,14 +80,15 @@ def given_folds(
     fold, a subject has two, there are other than `folds` of them, or one of them tests or leaves no session of a class.
     """
     told = [present(rows[key].get(FOLD_COLUMN, "")) for key in sessions]
-    if without := [f"{key.cohort}/{key.subject}" for key, fold in zip(sessions, told, strict=True) if not fold]:
+    persons = [f"{key.cohort}/{key.subject}" for key in sessions]
+    if without := sorted({person for person, fold in zip(persons, told, strict=True) if not fold}):
         raise InputError(
-            f"{source}: says no fold of {_some(without)} ({counted(len(without), 'session')}); add them, or leave them "
-            "out (where.exclude_subjects)"
+            f"{source}: says no fold of {_some(without)} ({counted(len(without), 'subject')}); add them, or leave "
+            "them out (where.exclude_subjects)"
         )
     by_subject: dict[str, set[str]] = {}
-    for key, fold in zip(sessions, told, strict=True):
-        by_subject.setdefault(f"{key.cohort}/{key.subject}", set()).add(fold)
+    for person, fold in zip(persons, told, strict=True):
+        by_subject.setdefault(person, set()).add(fold)
     if torn := [f"{person} (folds {', '.join(sorted(own))})" for person, own in by_subject.items() if len(own) > 1]:
         raise InputError(
             f"{source}: {_some(torn)} would be learned from and tested on ({counted(len(torn), 'subject')}); put all "
@@ -95,16 +96,19 @@ def given_folds(
         )
     names = sorted(set(told), key=lambda name: (len(name), name))  # 2 before 10
     if len(names) != folds:
-        raise InputError(f"{source}: has {counted(len(names), 'fold')} ({_some(names)}); write folds: {len(names)}")
+        remedy = f"write folds: {len(names)}" if len(names) > 1 else "one fold leaves nobody to learn from"
+        raise InputError(
+            f"{source}: has {counted(len(names), 'fold')} ({_some(names)}), and folds is {folds}; {remedy}"
+        )
     assigned = np.array([names.index(fold) for fold in told], dtype=np.int64)
     for number, fold in enumerate(names):
         for k, name in enumerate(class_names):
             if not np.any((assigned == number) & (classes == k)):
+                tested = sorted({person for person, own in zip(persons, told, strict=True) if own == fold})
                 raise InputError(
-                    f"{source}: fold {fold} tests nobody of class {name}, so that its AUROC would be undefined; deal "
-                    "each class over all folds"
+                    f"{source}: fold {fold} ({_some(tested)}) tests nobody of class {name}, so that its AUROC would be "
+                    "undefined; deal each class over all folds"
                 )
-    _check_classes_in_training(assigned, classes, class_names, folds)
     return assigned
 
 

@@ -32,7 +32,7 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
 def predictions_parquet(
     judged: Mapping[str, Judged], labelled: Labelled, *, folds: np.ndarray, classes: Sequence[str]
 ) -> bytes:
-    """What every approach said of every session, each from the head that did not see its subject."""
+    """What every approach said of every session, from the head that did not see its subject; its class for it."""
     identity = [list(values) for values in zip(*labelled.sessions, strict=True)]
     schema = predictions_schema(classes)
     tables = []
@@ -41,7 +41,7 @@ def predictions_parquet(
             [name] * len(labelled.sessions),
             *identity,
             folds + 1,
-            [classes[k] for k in labelled.classes],
+            [classes[k] for k in each.classes],
             *each.probabilities.T,
             [classes[k] for k in each.probabilities.argmax(axis=1)],
         ]

@@ -34,6 +34,13 @@ class Interval(NamedTuple):
     high: float | None
 
 
+def standard_error(interval: Interval) -> float | None:
+    """About: a normal estimate's whose interval is as wide."""
+    if interval.low is None or interval.high is None:
+        return None
+    return (interval.high - interval.low) / (2 * float(ndtri((1 + LEVEL) / 2)))
+
+
 def subject_bootstrap(
     statistic: Statistic, *, subjects: Sequence[str], seed: int, replicates: int = REPLICATES
 ) -> Interval:

@@ -11,7 +11,7 @@ subjects. Letters: n sessions, R sets of weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from bfp.metrics.bootstrap import Interval, Statistic, subject_bootstrap
 
 BINS = 10
 BIN_SESSIONS = 20  # fewer in a bin tell little
+MOST_UNDEFINED = 0.02  # of the replicates of a slope
 _EXTREME = 1e-6  # probabilities nearer to 0 or 1 have no log odds to speak of
 _STEPS, _CLOSE, _STEEPEST = 50, 1e-8, 1e3
 
@@ -46,15 +47,31 @@ def calibration(positive: np.ndarray, probability: np.ndarray, *, subjects: Sequ
         return subject_bootstrap(statistic, subjects=subjects, seed=seed)
 
     def share_in(own: np.ndarray) -> Interval:
-        return interval(lambda weights: _mean(positive[own], weights[:, own]))
+        found = interval(lambda weights: _mean(positive[own], weights[:, own]))
+        # All alike: every replicate is too, and tells nothing of how far off their share may be.
+        return found if 0 < positive[own].mean() < 1 else Interval(found.value, None, None)
 
     bins = int(np.clip(len(positive) // BIN_SESSIONS, 1, BINS))
     parts = np.array_split(np.argsort(probability, kind="stable"), bins)
     return Calibration(
         in_the_large=interval(lambda weights: _mean(probability - positive, weights)),
-        slope=interval(lambda weights: slopes(positive, probability, weights)),
+        slope=_unless_often_undefined(lambda weights: slopes(positive, probability, weights), interval),
         curve=[Bin(float(probability[own].mean()), share_in(own), len(own)) for own in parts],
     )
+
+
+def _unless_often_undefined(statistic: Statistic, interval: Callable[[Statistic], Interval]) -> Interval:
+    """No ends where too many replicates are undefined: those of a slope are the steepest."""
+    undefined = []
+
+    def counted(weights: np.ndarray) -> np.ndarray:
+        values = statistic(weights)
+        undefined.append((np.isnan(values).sum(), len(values)))
+        return values
+
+    found = interval(counted)
+    bad, all_of_them = np.sum(undefined, axis=0)
+    return found if bad <= MOST_UNDEFINED * all_of_them else Interval(found.value, None, None)
 
 
 def slopes(positive: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 classes: int (n,); probabilities: float (n, K), rows adding up to 1; weights: float64 (R, n); values float64 (R,). With
 two classes a figure is that of the second one, with more the mean of each class against the rest (macro). Where a class
-or its rest has no weight a figure is undefined: NaN. The decision is the class of the largest probability.
+or, for what needs it, its rest has no weight a figure is undefined: NaN. The decision is the likeliest class.
 
     average_precision     area under the precision-recall curve, by steps: what precision costs each gain of recall
     balanced_accuracy     the mean of the classes' recalls

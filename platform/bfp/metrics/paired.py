@@ -1,11 +1,14 @@
 """Tests of whether one approach is better than another, both judged on the same sessions and folds.
 
-    delong          the difference of the folds' mean AUROC over its standard error, two classes. Within a fold the
-                    variance is DeLong's (DeLong et al. 1988, doi 10.2307/2531595) in Obuchowski's form for several
-                    sessions of a subject (Obuchowski 1997, doi 10.2307/2533958); folds share no subject, so variances
-                    of their differences add up. What training would be on other subjects is not in it.
-    corrected_t     Student's t over the folds' differences, its variance widened since the folds' training sessions
-                    are largely the same (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366)
+    delong          of these trained heads, two classes: the difference of the folds' mean AUROC over its standard
+                    error. Within a fold the variance is DeLong's (DeLong et al. 1988, doi 10.2307/2531595) in
+                    Obuchowski's form for several sessions of a subject (Obuchowski 1997, doi 10.2307/2533958); folds
+                    share no subject, so variances of their differences add up. What training on other subjects would
+                    have made of the heads is not in it: of approaches that are equally good it finds every fifth pair
+                    different.
+    corrected_t     of the approaches: Student's t over the folds' differences, its variance widened since the folds'
+                    training sessions are largely the same (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366). So few
+                    folds tell a variance badly: it is taken for no less than what the tested subjects alone make of it.
     plain_t         Student's t as if folds were independent, as papers often print it: it finds too much
     holm            p values of one table, adjusted for there being several (Holm 1979, Scand. J. Statist. 6:65)
 
@@ -30,6 +33,7 @@ class Test(NamedTuple):
 
 
 UNDEFINED = Test(None, None, None)
+_NOTHING = 1e-9  # of a standard error, beside the difference
 
 
 def delong(
@@ -37,18 +41,20 @@ def delong(
 ) -> Test:
     """positive: bool (n,); ours, theirs: scores float (n,); folds: int (n,); subjects: whose each session is.
 
-    Folds without two subjects of the class and two of the others are left out; without any the test is undefined.
+    Folds without a session of the class or of the others are left out, as from the mean AUROC. Undefined where another
+    one has a single subject of either, or no fold is left.
     """
     whose = np.unique(np.asarray(subjects), return_inverse=True)[1]
+    parts = [folds == fold for fold in np.unique(folds)]
     found = [
         _delong(positive[own], ours[own], theirs[own], whose[own])
-        for own in (folds == fold for fold in np.unique(folds))
+        for own in parts
+        if positive[own].any() and not positive[own].all()
     ]
-    defined = [each for each in found if each is not None]
-    if not defined:
+    if not found or None in found:
         return UNDEFINED
-    differences, variances = np.array(defined).T
-    difference, error = float(differences.mean()), float(np.sqrt(variances.sum()) / len(defined))
+    differences, variances = np.array(found).T
+    difference, error = float(differences.mean()), float(np.sqrt(variances.sum()) / len(found))
     return Test(difference, error, _two_sided(difference, error, norm.sf))
 
 
@@ -87,22 +93,27 @@ def _freed(count: int) -> float:
     return count / (count - 1)
 
 
-def corrected_t(differences: Sequence[float | None], *, tested: float) -> Test:
-    """differences: of each fold, undefined ones left out; tested: the share of the sessions that a fold tests."""
-    return _t(differences, beside=tested / (1 - tested))
+def corrected_t(differences: Sequence[float | None], *, folds: np.ndarray, least_error: float | None) -> Test:
+    """differences: of each fold, undefined ones left out; folds: int (n,), where each session was tested.
+
+    least_error: the standard error of the difference over tested subjects (of a bootstrap); None: not known.
+    """
+    sizes = np.unique(folds, return_counts=True)[1]
+    beside = float(np.mean(sizes / (len(folds) - sizes)))  # tested for each that is learned from
+    return _t(differences, beside=beside, least_error=least_error or 0.0)
 
 
 def plain_t(differences: Sequence[float | None]) -> Test:
-    """As `corrected_t`, without its correction."""
-    return _t(differences, beside=0.0)
+    """As `corrected_t`, without what is corrected."""
+    return _t(differences, beside=0.0, least_error=0.0)
 
 
-def _t(differences: Sequence[float | None], *, beside: float) -> Test:
+def _t(differences: Sequence[float | None], *, beside: float, least_error: float) -> Test:
     values = np.array([value for value in differences if value is not None])
     if len(values) < 2:
         return UNDEFINED
     difference = float(values.mean())
-    error = float(np.sqrt((1 / len(values) + beside) * values.var(ddof=1)))
+    error = max(float(np.sqrt((1 / len(values) + beside) * values.var(ddof=1))), least_error)
     return Test(difference, error, _two_sided(difference, error, lambda z: t.sf(z, len(values) - 1)))
 
 
@@ -115,7 +126,8 @@ def holm(found: Sequence[float | None]) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in adjusted]
 
 
-def _two_sided(difference: float, error: float, tail: Callable[[float], float]) -> float:
-    if error == 0:
-        return 1.0 if difference == 0 else 0.0
+def _two_sided(difference: float, error: float, tail: Callable[[float], float]) -> float | None:
+    """None where nothing varies and there is a difference nevertheless: that so few always agree proves nothing."""
+    if error <= _NOTHING * abs(difference):
+        return 1.0 if difference == 0 else None
     return float(2 * tail(abs(difference) / error))

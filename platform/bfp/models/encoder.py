@@ -231,6 +231,8 @@ def export(encoder: LoadedEncoder, folder: Place, *, card: str, provenance: Mapp
     (folder / WEIGHTS).write(safetensors.torch.save(weights, metadata={"format": "pt"}))
     if encoder.mask_token is not None:
         (folder / MASK_TOKEN).write(safetensors.torch.save({"mask_token": encoder.mask_token.cpu().contiguous()}))
+    elif (folder / MASK_TOKEN).exists():  # another encoder's, that was here before
+        (folder / MASK_TOKEN).delete()
     (folder / CARD).write(card.encode())
     (folder / CONFIG).write(json.dumps(config, indent=2, ensure_ascii=False).encode())
 
