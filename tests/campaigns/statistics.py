@@ -2,8 +2,8 @@
 
     python -m tests.campaigns.statistics [--studies 2000] [--subjects 60] [--seed 0]
 
-A study has so many subjects, half of them patients, of one to three sessions each which are alike (70 % of the variance
-is the subject's), in 5 folds by subject. Two kinds:
+A study has so many subjects, about half of them patients, of one to three sessions each which are alike (70 % of the
+variance is the subject's), in 5 folds by subject. Two kinds:
 
 given      scores as of a model that stands, of a known AUROC, 0.85, and of two models of the same one. Counted: how
            often the interval of each figure holds its expectation, and how often each test finds a difference (0.05).
@@ -69,8 +69,13 @@ class Design(NamedTuple):
 
 
 def designed(random: np.random.Generator, *, subjects: int) -> Design:
+    """Who is a patient is drawn too, as a cohort is; within each class subjects are dealt out over the folds."""
+    ill = (random.random(subjects) < 0.5).astype(np.int64)
+    fold = np.empty(subjects, np.int64)
+    for k in (0, 1):
+        fold[ill == k] = np.arange((ill == k).sum()) % FOLDS
     whose = np.repeat(np.arange(subjects), random.integers(1, 4, subjects))
-    return Design(whose, whose % 2, (whose // 2) % FOLDS)
+    return Design(whose, ill[whose], fold[whose])
 
 
 def noise(random: np.random.Generator, design: Design, *shape: int) -> np.ndarray:

@@ -83,7 +83,8 @@ def test_a_class_that_shows_in_the_images_is_found_and_age_and_sex_tell_nothing(
 
 def test_the_figures_are_those_of_the_written_predictions(run):
     table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
-    for approach, key in {"encoder": "auroc", "histograms": "auroc_histograms"}.items():
+    keys = {"encoder": "auroc", "histograms": "auroc_histograms", "permuted": "auroc_permuted"}
+    for approach, key in keys.items():  # of `permuted` the class is the one that was dealt
         rows = table[table.approach == approach]
         assert len(rows) == 30
         assert set(rows.fold) == {1, 2, 3}
@@ -114,7 +115,11 @@ def test_the_report_says_what_was_compared(run):
         "labels dealt out anew",
         "oracle (severity)",
     ]
-    groups = next(block for block in results.blocks if block.title == "In whom it is right")
+    curves = {curve.label: curve for curve in results.blocks[titles.index("ROC curves")].curves}
+    for label, key in {"untrained encoder": "auroc", "labels dealt out anew": "auroc_permuted"}.items():
+        area = np.trapezoid(curves[label].true_positive, curves[label].false_positive)
+        assert area == pytest.approx(results.figures[key])
+    groups = results.blocks[titles.index("In whom it is right")]
     assert [row[:2] for row in groups.rows if row[0] == "sex"] == [["sex", "F"], ["sex", "M"]]
     assert [row[0] for row in groups.rows].count("age") == 3
     assert sum(row[2] + row[3] for row in groups.rows if row[0] == "sex") == 30

@@ -34,7 +34,8 @@ from bfp.words import counted
 
 LIMITS = (
     "For research; not a medical device: nothing here was tested for use on patients. The probabilities were not "
-    "recalibrated: how far they are from what was seen, Calibration tells; until then they are an order and no risks."
+    "recalibrated: they are an order and no risks; how far they are from what was seen stands under Calibration in the "
+    "report of the run that made the model."
 )
 
 
@@ -254,13 +255,12 @@ def _further_in_folds(study: Study, figures: Figures, said: Said) -> Table:
 def _roc_curves(study: Study, judged: dict[str, Judged], said: Said) -> list[RocCurve]:
     """Two classes: one curve for each approach. More: the model's curve for each class against the rest."""
     if study.class_count == 2:
-        scored = [(said.names[name], 1, each.probabilities) for name, each in judged.items()]
+        scored = [(said.names[name], 1, each) for name, each in judged.items()]
     else:
-        ours = judged[said.model].probabilities
-        scored = [(f"{name} against the rest", k, ours) for k, name in enumerate(said.classes)]
+        scored = [(f"{name} against the rest", k, judged[said.model]) for k, name in enumerate(said.classes)]
     curves = []
-    for label, k, probabilities in scored:
-        points = mean_roc_curve(study.classes == k, probabilities[:, k], folds=study.folds)
+    for label, k, each in scored:
+        points = mean_roc_curve(each.classes == k, each.probabilities[:, k], folds=study.folds)
         curves.append(RocCurve(label, points.false_positive.tolist(), points.true_positive.tolist()))
     return curves
 

@@ -4,7 +4,7 @@
                     error. Within a fold the variance is DeLong's (DeLong et al. 1988, doi 10.2307/2531595) in
                     Obuchowski's form for several sessions of a subject (Obuchowski 1997, doi 10.2307/2533958); folds
                     share no subject, so variances of their differences add up. What training on other subjects would
-                    have made of the heads is not in it: of approaches that are equally good it finds every fifth pair
+                    have made of the heads is not in it: of approaches that are equally good it finds every fourth pair
                     different.
     corrected_t     of the approaches: Student's t over the folds' differences, its variance widened since the folds'
                     training sessions are largely the same (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366). So few
