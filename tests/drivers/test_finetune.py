@@ -112,11 +112,11 @@ def test_the_report_says_what_was_compared(run):
         "untrained encoder",
         "histograms of the slices",
         "covariates alone (age, sex)",
-        "labels dealt out anew",
+        "permuted labels",
         "oracle (severity)",
     ]
     curves = {curve.label: curve for curve in results.blocks[titles.index("ROC curves")].curves}
-    for label, key in {"untrained encoder": "auroc", "labels dealt out anew": "auroc_permuted"}.items():
+    for label, key in {"untrained encoder": "auroc", "permuted labels": "auroc_permuted"}.items():
         area = np.trapezoid(curves[label].true_positive, curves[label].false_positive)
         assert area == pytest.approx(results.figures[key])
     groups = results.blocks[titles.index("In whom it is right")]

@@ -152,7 +152,7 @@ def execute(spec: Finetune, run: Run) -> None:
     results = results_of(study, judged, labelled, said)
     if (low := results.figures.get(f"auroc_{PERMUTED}_low")) is not None and float(low) > 0.5:
         run.warn(
-            f"classes that were dealt out anew are told from the images (AUROC of {low:.2f} or more): by chance in one "
+            f"permuted labels are told from the images (AUROC of {low:.2f} or more): by chance in one "
             "study of forty, else a fault of the study; submit it with another name and another seed"
         )
     _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
@@ -270,7 +270,7 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
             UNTRAINED: "same encoder, untrained",
             HISTOGRAMS: "histograms of the slices",
             COVARIATES: f"covariates alone ({', '.join(spec.baselines.covariates)})",
-            PERMUTED: "labels dealt out anew",
+            PERMUTED: "permuted labels",
             ORACLE: f"oracle ({spec.baselines.oracle})",
         },
         per_class=per_class(material),

@@ -43,8 +43,8 @@ LIMITS = (
 class Said:
     """What the report must know of the study, in words.
 
-    model: the approach that is the model; no_rivals: those that it is not to be better than (the oracle, labels dealt
-    out anew). names: of each approach, for people. per_class: what there is of each class. groups: text of each session
+    model: the approach that is the model; no_rivals: those that it is not to be better than (the oracle, permuted
+    labels). names: of each approach, for people. per_class: what there is of each class. groups: text of each session
     by column, for figures by group. facts: of store, encoder and settings. methods: how sessions became vectors and
     heads. dealt: how subjects came into folds, as the end of a clause.
     """

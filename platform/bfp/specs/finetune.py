@@ -75,7 +75,7 @@ class Baselines(Strict):
     untrained: bool = Field(True, description="The same encoder with random weights.")
     permuted: bool = Field(
         True,
-        description="The same vectors, with labels that were dealt out anew among subjects: nothing is to be told.",
+        description="The same vectors, with labels permuted among subjects: nothing is to be told.",
     )
     histograms: bool = Field(True, description="Grey-value histograms of the slices, without any encoder.")
     covariates: list[Column] = Field(default_factory=list, description="These columns of the labels alone.")
