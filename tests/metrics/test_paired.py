@@ -3,7 +3,11 @@ import pauc
 import pytest
 from scipy.stats import ttest_rel
 
+from bfp.metrics.auroc import weighted_auroc
+from bfp.metrics.bootstrap import standard_error
+from bfp.metrics.over_folds import difference
 from bfp.metrics.paired import UNDEFINED, corrected_t, delong, holm, plain_t
+from tests.metrics.test_auroc import as_probabilities
 
 
 def a_case(seed: int, *, sessions: int = 80):
@@ -44,6 +48,21 @@ def test_the_same_session_twice_makes_nothing_surer():
         subjects=[str(n // 2) for n in range(160)],
     )
     assert twice == pytest.approx(once)
+
+
+def test_people_who_fall_ill_between_two_visits_are_in_both_classes_and_count_once():
+    random = np.random.default_rng(8)
+    whose = np.repeat(np.arange(200), 2)
+    ill = np.arange(400) % 2 == 1
+    own = random.normal(size=(200, 2))[whose]  # what each model makes of a person
+    ours, theirs = (ill[:, None] + 2 * own + random.normal(size=(400, 2))).T
+    found = delong(ill, ours, theirs, folds=np.zeros(400, int), subjects=[str(n) for n in whose])
+    pair = [as_probabilities(1 / (1 + np.exp(-scores))) for scores in (ours, theirs)]
+    drawn = difference(
+        weighted_auroc, ill.astype(int), *pair, folds=np.zeros(400, int), subjects=[str(n) for n in whose], seed=0
+    )
+    assert found.difference == pytest.approx(drawn.mean.value)
+    assert found.error == pytest.approx(standard_error(drawn.mean), rel=0.1)
 
 
 def test_a_fold_of_one_class_is_left_out_and_a_single_subject_of_one_leaves_nothing_to_test():

@@ -152,7 +152,7 @@ MEANINGS = {
         "approach": "what was classified: the encoder's vectors, or a baseline's",
         **IDENTITY,
         "fold": "in which the subject was tested, from 1",
-        "class": "the true class",
+        "class": "the true class; of the approach `permuted` the one that its permutation gave",
         **PREDICTION,
     },
     "infer-predictions": {

@@ -28,7 +28,8 @@ class Double(NamedTuple):
 
 def doubles(features: pa.Table) -> list[Double]:
     """Subjects who share planes, those who share most first. features: rows of `extraction.schema`."""
-    names = [f"{cohort}/{subject}" for cohort, subject in zip(*_columns(features, "cohort", "subject"), strict=True)]
+    identity = zip(features["cohort"].to_pylist(), features["subject"].to_pylist(), strict=True)
+    names = [f"{cohort}/{subject}" for cohort, subject in identity]
     people, whose = np.unique(np.array(names), return_inverse=True)
     planes = np.asarray(features["planes"].combine_chunks().flatten()).reshape(len(names), -1)  # (n, C), 0: empty
     pairs = np.unique(
@@ -45,7 +46,3 @@ def doubles(features: pa.Table) -> list[Double]:
         if number >= LEAST_SHARE * (fewer := int(min(held[one], held[other])))
     ]
     return sorted(found, key=lambda each: -each.shared)
-
-
-def _columns(features: pa.Table, *names: str) -> list[list[str]]:
-    return [features[name].to_pylist() for name in names]

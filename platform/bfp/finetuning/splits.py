@@ -77,7 +77,7 @@ def given_folds(
     """The fold of each session as a table's column `fold` says, int64 (n,), numbered in the order of their names.
 
     rows: what the table says of each session (`labels.of_table`). Raises InputError, with names, where a session has no
-    fold, a subject has two, there are other than `folds` of them, or one of them tests or leaves no session of a class.
+    fold, a subject has two, there are other than `folds` of them, or one of them tests no session of a class.
     """
     told = [present(rows[key].get(FOLD_COLUMN, "")) for key in sessions]
     persons = [f"{key.cohort}/{key.subject}" for key in sessions]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from bfp.finetuning.crossvalidation import Judged
 from bfp.finetuning.labels import Labelled
+from bfp.finetuning.splits import FOLD_COLUMN
 
 
 def predictions_schema(classes: Sequence[str]) -> pa.Schema:
@@ -59,7 +60,7 @@ def folds_csv(labelled: Labelled, *, folds: np.ndarray, classes: Sequence[str]) 
     """cohort, subject, session, class, fold (from 1): the split, for other studies to use."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cohort", "subject", "session", "class", "fold"])
+    writer.writerow(["cohort", "subject", "session", "class", FOLD_COLUMN])
     for key, number, fold in zip(labelled.sessions, labelled.classes, folds, strict=True):
         writer.writerow([*key, classes[number], fold + 1])
     return text.getvalue().encode()
