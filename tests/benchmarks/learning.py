@@ -48,6 +48,7 @@ from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.features.describe import Describe, EncoderVectors, Histograms
 from bfp.finetuning.covariates import covariate_vectors
 from bfp.finetuning.crossvalidation import Study, gather, run_fold
+from bfp.finetuning.logistic import Logistic
 from bfp.finetuning.splits import grouped_folds
 from bfp.metrics.auroc import auroc, weighted_auroc
 from bfp.metrics.bootstrap import Interval, subject_bootstrap
@@ -216,14 +217,13 @@ def tissue(cohort: Cohort, encoders: Mapping[str, LoadedEncoder], *, seed: int) 
 def disease(cohort: Cohort, vectors: Mapping[str, np.ndarray], *, seed: int) -> Answer:
     study = study_of(cohort, seed=seed)
     said = {
-        name: gather([run_fold(study, own, fold) for fold in range(FOLDS)], study).probabilities
-        for name, own in vectors.items()
+        name: gather([run_fold(study, own, fold) for fold in range(FOLDS)], study).said for name, own in vectors.items()
     }
     judged: dict[str, Any] = {"folds": study.folds, "subjects": cohort.subjects, "seed": seed}
     first, *others = said
     return Answer(
-        {name: over_folds(weighted_auroc, study.classes, own, **judged).mean for name, own in said.items()},
-        {name: difference(weighted_auroc, study.classes, said[first], said[name], **judged).mean for name in others},
+        {name: over_folds(weighted_auroc, study.targets, own, **judged).mean for name, own in said.items()},
+        {name: difference(weighted_auroc, study.targets, said[first], said[name], **judged).mean for name in others},
     )
 
 
@@ -238,7 +238,7 @@ def study_of(cohort: Cohort, *, seed: int) -> Study:
         seed=seed,
     )
     strengths = Finetune.model_fields["regularisation"].get_default(call_default_factory=True)
-    return Study(classes, cohort.subjects, folds, 2, strengths, seed)
+    return Study(Logistic(2), classes, cohort.subjects, folds, strengths, seed)
 
 
 def age(cohort: Cohort, vectors: Mapping[str, np.ndarray], *, seed: int) -> Answer:
@@ -278,12 +278,12 @@ def few_labels(cohort: Cohort, vectors: Mapping[str, np.ndarray], *, each: int, 
     scores: dict[str, list[float]] = {name: [] for name in vectors}
     for draw in range(DRAWS):
         random = np.random.default_rng([seed, each, draw])
-        chosen = np.zeros(len(study.classes), dtype=bool)
+        chosen = np.zeros(len(study.targets), dtype=bool)
         for k in range(2):
-            chosen[random.choice(np.flatnonzero(study.classes == k), each, replace=False)] = True
+            chosen[random.choice(np.flatnonzero(study.targets == k), each, replace=False)] = True
         for name, own in vectors.items():
             head = study.fit(own, chosen).head
-            scores[name].append(auroc(study.classes[~chosen], head.probabilities(own[~chosen])) or np.nan)
+            scores[name].append(auroc(study.targets[~chosen], head.probabilities(own[~chosen])) or np.nan)
 
     def middle(values: np.ndarray) -> Interval:
         return Interval(float(values.mean()), *map(float, np.quantile(values, (0.025, 0.975))))

@@ -3,6 +3,7 @@ import pytest
 
 from bfp.errors import Interrupted
 from bfp.finetuning.crossvalidation import Study, cross_validate, gather, permuted, run_fold
+from bfp.finetuning.logistic import Logistic
 from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.over_folds import over_folds
 from bfp.storage import place
@@ -13,10 +14,10 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 def study(seed=0):
     whose = np.repeat(np.arange(40), 2)
     return Study(
-        classes=whose % 2,
+        learner=Logistic(2),
+        targets=whose % 2,
         persons=[f"a/{n}" for n in whose],
         folds=(whose // 2) % 5,
-        class_count=2,
         strengths=[0.001, 0.1],
         seed=seed,
     )
@@ -25,7 +26,7 @@ def study(seed=0):
 def vectors(signal, length=30):
     random = np.random.default_rng(0)
     found = random.normal(size=(80, length))
-    found[:, 0] += signal * (study().classes - 0.5)
+    found[:, 0] += signal * (study().targets - 0.5)
     return found
 
 
@@ -47,9 +48,9 @@ def test_every_session_is_predicted_by_a_head_that_has_not_seen_its_subject(tmp_
     for fold in range(5):
         alone = run_fold(study(), vectors(4), fold)
         # not to the bit: a worker sums with another number of threads than this process
-        np.testing.assert_allclose(judged.probabilities[study().folds == fold], alone.probabilities, rtol=1e-3)
+        np.testing.assert_allclose(judged.said[study().folds == fold], alone.said, rtol=1e-3)
         np.testing.assert_allclose(judged.folds[fold].head.weights, alone.head.weights, atol=1e-4)
-    right = judged.probabilities.argmax(axis=1) == study().classes
+    right = judged.said.argmax(axis=1) == study().targets
     assert right.mean() > 0.8
 
 
@@ -69,9 +70,7 @@ def test_a_stopped_cross_validation_goes_on_with_the_folds_that_are_left(tmp_pat
     assert again[0] == len(kept)
     assert again[-1] == 10
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
-    np.testing.assert_array_equal(
-        judged["a"].probabilities, judge({"a": vectors(4)}, tmp_path / "new")["a"].probabilities
-    )
+    np.testing.assert_array_equal(judged["a"].said, judge({"a": vectors(4)}, tmp_path / "new")["a"].said)
 
 
 def test_a_kept_fold_of_other_inputs_is_not_used(tmp_path):
@@ -85,17 +84,17 @@ def test_a_kept_fold_of_other_inputs_is_not_used(tmp_path):
 
 def test_lots_are_drawn_by_subjects_within_folds_so_that_only_chance_is_left(tmp_path):
     own = study()
-    drawn = permuted(own).classes
-    assert (drawn != own.classes).any()
+    drawn = permuted(own).targets
+    assert (drawn != own.targets).any()
     assert (drawn[::2] == drawn[1::2]).all()  # both sessions of a subject
     for fold in range(5):
-        assert np.bincount(drawn[own.folds == fold]).tolist() == np.bincount(own.classes[own.folds == fold]).tolist()
-    assert (permuted(own).classes == drawn).all()
-    assert (permuted(study(seed=1)).classes != drawn).any()
+        assert np.bincount(drawn[own.folds == fold]).tolist() == np.bincount(own.targets[own.folds == fold]).tolist()
+    assert (permuted(own).targets == drawn).all()
+    assert (permuted(study(seed=1)).targets != drawn).any()
     judged = judge({"encoder": vectors(6), "lots": vectors(6)}, tmp_path, by_lot=["lots"])
-    assert (judged["lots"].classes == drawn).all()
-    assert (judged["encoder"].classes == own.classes).all()
-    right = {name: (each.probabilities.argmax(axis=1) == each.classes).mean() for name, each in judged.items()}
+    assert (judged["lots"].targets == drawn).all()
+    assert (judged["encoder"].targets == own.targets).all()
+    right = {name: (each.said.argmax(axis=1) == each.targets).mean() for name, each in judged.items()}
     assert right["encoder"] > 0.9
     assert 0.3 < right["lots"] < 0.7
 
@@ -105,8 +104,8 @@ def test_no_fold_loses_a_class_by_lots_though_somebody_fell_ill_between_two_visi
     whose = np.array([*range(16), 16, 16, 17, 17])
     classes = np.array([0] * 16 + [0, 1, 0, 1])
     for seed in range(50):
-        own = Study(classes, [f"a/{n}" for n in whose], whose % 2, 2, [0.1], seed)
-        drawn = permuted(own).classes
+        own = Study(Logistic(2), classes, [f"a/{n}" for n in whose], whose % 2, [0.1], seed)
+        drawn = permuted(own).targets
         for fold in (0, 1):
             assert drawn[own.folds == fold].sum() == 1
 
@@ -115,11 +114,11 @@ def test_lots_are_told_above_chance_as_seldom_as_intervals_allow():
     random, above = np.random.default_rng(0), 0
     for seed in range(40):
         own = study(seed=seed)
-        features = random.normal(size=(80, 10)) + 2.0 * (own.classes[:, None] - 0.5) * (np.arange(10) < 3)
+        features = random.normal(size=(80, 10)) + 2.0 * (own.targets[:, None] - 0.5) * (np.arange(10) < 3)
         lots = permuted(own)
         said = gather([run_fold(lots, features, fold) for fold in range(5)], lots)
         mean = over_folds(
-            weighted_auroc, said.classes, said.probabilities, folds=own.folds, subjects=own.persons, seed=seed
+            weighted_auroc, said.targets, said.said, folds=own.folds, subjects=own.persons, seed=seed
         ).mean
         above += mean.low > 0.5
     assert above <= 4  # one in forty is expected

@@ -3,7 +3,7 @@ import pytest
 from bfp.cohorts.labels import read_labels
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
-from bfp.finetuning.labels import assign_classes, of_table
+from bfp.finetuning.labels import assign_classes, assign_numbers, assign_times, of_table
 from bfp.storage import place
 
 A1, A2, B1 = Key("a", "01", "1"), Key("a", "02", ""), Key("b", "01", "1")
@@ -16,7 +16,7 @@ def assign(labels, target="diagnosis"):
 def test_sessions_of_a_class_are_found_in_order_of_their_keys():
     found = assign({B1: {"diagnosis": "CN"}, A2: {"diagnosis": "AD"}, A1: {"diagnosis": "AD"}})
     assert found.sessions == [A1, A2, B1]
-    assert found.classes.tolist() == [1, 1, 0]
+    assert found.targets.tolist() == [1, 1, 0]
 
 
 def test_a_subject_is_unique_within_its_cohort_only():
@@ -26,7 +26,7 @@ def test_a_subject_is_unique_within_its_cohort_only():
 def test_a_table_of_the_user_speaks_of_sessions_with_or_without_bids_prefixes(tmp_path):
     (tmp_path / "diagnoses.csv").write_text("subject,session,diagnosis\nsub-01,ses-1,AD\n02,,CN\n")
     found = assign(of_table(read_labels(place(str(tmp_path / "diagnoses.csv"))), [A1, A2, Key("a", "03", "")]))
-    assert (found.sessions, found.classes.tolist()) == ([A1, A2], [1, 0])
+    assert (found.sessions, found.targets.tolist()) == ([A1, A2], [1, 0])
     assert found.left_out == {"no labels": 1}
 
 
@@ -109,3 +109,19 @@ def test_of_many_reasons_a_message_names_the_most_frequent():
     message = r"\(4 sessions: diagnosis is 1\.5; (1 session: [^;]*; ){4}and 12 other reasons\)"
     with pytest.raises(InputError, match=message):
         assign(labels)
+
+
+def test_numbers_are_read_and_what_is_none_is_left_out_with_its_reason():
+    rows = {A1: {"age": "61.5"}, A2: {"age": "89+"}, B1: {"age": ""}}
+    found = assign_numbers(rows, target="age", source="ages.csv")
+    assert (found.sessions, found.targets.tolist()) == ([A1], [61.5])
+    assert found.left_out == {"age is 89+, which is no number": 1, "no value of age": 1}
+
+
+def test_times_and_events_are_read_together():
+    rows = {A1: {"months": "12", "converted": "1"}, A2: {"months": "24", "converted": "0"}}
+    found = assign_times(rows, time="months", event="converted", source="visits.csv")
+    assert found.targets.tolist() == [[12.0, 1.0], [24.0, 0.0]]
+    odd = {A1: {"months": "0", "converted": "1"}, A2: {"months": "3", "converted": "yes"}}
+    with pytest.raises(InputError, match="no session of the store has a time in months and 0 or 1 in converted"):
+        assign_times(odd, time="months", event="converted", source="visits.csv")

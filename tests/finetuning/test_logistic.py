@@ -3,7 +3,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from bfp.finetuning.logistic import fit_head
+from bfp.finetuning.heads import fit_head
+from bfp.finetuning.logistic import Logistic
 
 
 def sessions(random, *, count, length, signal, classes=2):
@@ -15,7 +16,7 @@ def sessions(random, *, count, length, signal, classes=2):
 
 
 def fit(vectors, truth, persons, strengths=(0.01,), classes=2):
-    return fit_head(vectors, truth, persons=persons, class_count=classes, strengths=list(strengths), seed=0)
+    return fit_head(Logistic(classes), vectors, truth, persons=persons, strengths=list(strengths), seed=0)
 
 
 @pytest.mark.parametrize(("length", "classes"), [(5, 2), (300, 2), (300, 3)])

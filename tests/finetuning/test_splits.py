@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
-from bfp.finetuning.splits import given_folds, grouped_folds
+from bfp.finetuning.splits import bands_of, few, given_folds, grouped_folds
 
 
 def split(persons, classes, *, folds=5, seed=0, strata=None, names=("control", "disease")):
@@ -128,3 +128,37 @@ def test_a_given_split_is_taken_with_its_folds_in_the_order_of_their_names():
 def test_a_given_split_that_cannot_be_used_is_refused_with_names(told, classes, folds, message):
     with pytest.raises(InputError, match=rf"splits: own\.csv: .*{message}"):
         given_as(told, classes, folds=folds)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), fraction=st.floats(0.01, 1))
+def test_few_labels_are_a_share_of_the_subjects_of_each_class_and_part_of_what_more_would_be(seed, fraction):
+    persons, classes = cohort(np.random.default_rng(seed))
+    whose, among = np.array(persons), np.random.default_rng(seed).random(len(persons)) < 2
+    among &= ~np.isin(whose, ["site/00", "site/01"])  # who is tested
+    taken, more = (
+        few(classes, persons=persons, among=among, fraction=share, seed=seed)
+        for share in (fraction, min(1, 2 * fraction))
+    )
+    assert not (taken & ~more).any()
+    assert not (taken & ~among).any()
+    for k in (0, 1):
+        there, kept = (len(set(whose[own & (classes == k)])) for own in (among, taken))
+        assert kept == max(1, round(fraction * there))
+    assert (taken == (among & np.isin(whose, whose[taken]))).all()  # whole subjects
+
+
+def test_all_labels_are_all_of_them_and_another_seed_takes_other_few():
+    persons, classes = cohort(np.random.default_rng(0))
+    among = np.ones(len(persons), dtype=bool)
+    assert few(classes, persons=persons, among=among, fraction=1.0, seed=0).all()
+    one, other = (few(classes, persons=persons, among=among, fraction=0.3, seed=seed) for seed in (0, 1))
+    assert (one != other).any()
+
+
+def test_bands_of_a_number_are_about_as_large_and_equal_numbers_stand_together():
+    numbers = np.array([60.0] * 10 + list(range(61, 81)))
+    bands = bands_of(numbers, 3)
+    assert sorted(np.bincount(bands).tolist()) == [10, 10, 10]
+    assert len(set(bands[:10])) == 1
+    assert set(bands_of(np.full(7, 70.0))) == {0}

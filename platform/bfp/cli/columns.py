@@ -49,8 +49,16 @@ TABLES = {
     "finetune-predictions": TableContract(
         "<run>/predictions/predictions.parquet",
         "an approach and a session, judged by the fold that did not see its subject",
-        tables.predictions_schema([CLASS]),
+        tables.predictions_schema(tables.columns_of("classification", [CLASS])),
     ),
+    **{
+        f"finetune-predictions-{kind}": TableContract(
+            "<run>/predictions/predictions.parquet",
+            f"as in finetune-predictions, of a {kind}",
+            tables.predictions_schema(tables.columns_of(kind)),
+        )
+        for kind in ("regression", "survival")
+    },
     "infer-predictions": TableContract(
         "<run>/predictions/predictions.parquet", "a session", kept.predictions_schema([CLASS], embedding=True)
     ),
@@ -67,6 +75,12 @@ PREDICTION = {
     f"prob_{CLASS}": "probability of the class; a column for each class of the model",
     "predicted": "the likeliest class",
 }
+JUDGED = {
+    "approach": "what was judged: the encoder's vectors, or a baseline's",
+    **IDENTITY,
+    "fold": "in which the subject was tested, from 1",
+}
+LOT = "of the approach `permuted` the one that its permutation gave"
 REJECTED = {
     **IDENTITY,
     **SCAN,
@@ -148,12 +162,17 @@ MEANINGS = {
         "detail": "what was found and what was expected; null where it was used",
         "warnings": "sentences for a person",
     },
-    "finetune-predictions": {
-        "approach": "what was classified: the encoder's vectors, or a baseline's",
-        **IDENTITY,
-        "fold": "in which the subject was tested, from 1",
-        "class": "the true class; of the approach `permuted` the one that its permutation gave",
-        **PREDICTION,
+    "finetune-predictions": {**JUDGED, "class": f"the true class; {LOT}", **PREDICTION},
+    "finetune-predictions-regression": {
+        **JUDGED,
+        "target": f"the true number; {LOT}",
+        "predicted": "the number that was predicted, in the same unit",
+    },
+    "finetune-predictions-survival": {
+        **JUDGED,
+        "time": f"to the event, or to where the subject was last seen without it; {LOT}",
+        "event": "1 where the event came at that time, else 0; likewise",
+        "risk": "logarithm of the relative hazard: the higher, the sooner",
     },
     "infer-predictions": {
         **IDENTITY,

@@ -1,11 +1,12 @@
-"""kind: finetune — a store, an encoder and labels become a classifier of sessions, with its cross-validated figures.
+"""kind: finetune — a store, an encoder and labels become a model of sessions, with its cross-validated figures.
 
 1. each stack becomes a vector: the spread of the encoder's patch tokens (frozen), kept
 2. the vectors of a session are pooled by slice position to one
-3. folds: subjects dealt out, stratified by class and cohort
-4. for each fold a logistic regression, its strength chosen inside the training subjects; the same for
-   every baseline, on the same folds
-5. AUROC of each fold, their mean with its 95 % interval over subjects, and paired differences
+3. folds: subjects dealt out, stratified by class (or by parts of a number, or by event) and cohort
+4. for each fold a linear head (logistic, ridge or Cox), its strength chosen inside the training subjects; the same
+   for every baseline, on the same folds
+5. AUROC (absolute error, concordance) of each fold, their mean with its 95 % interval over subjects, and paired
+   differences
 6. one more head on all sessions: the model folder, with the heads of the folds for the spread
 
 <run>/features/      vectors of stacks          <run>/folds.csv        the split
@@ -15,11 +16,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
-from bfp.drivers.finetune_material import Material, material_of, per_class
+from bfp.drivers.finetune_material import (
+    Material,
+    classes_of,
+    learned_in_words,
+    learner_of,
+    material_of,
+    target_of,
+)
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.errors import InputError
@@ -36,10 +45,10 @@ if TYPE_CHECKING:
 
     from bfp.drivers.finetune_results import Said
     from bfp.finetuning.crossvalidation import Judged
-    from bfp.finetuning.logistic import FittedHead
+    from bfp.finetuning.heads import FittedHead
     from bfp.models.encoder import LoadedEncoder
     from bfp.models.pooling import Pooling
-    from bfp.reports.blocks import Results
+    from bfp.reports.blocks import Cell, Results
     from bfp.store.reader import SliceStore
 
 POSITION_BANDS = 20
@@ -49,6 +58,9 @@ MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms",
 PERMUTED, ORACLE = "permuted", "oracle"
 NO_RIVALS = (PERMUTED, ORACLE)
 """Approaches that are there to be compared with and not to be beaten."""
+
+ALIKE = {"classification": "class", "regression": "parts of the number", "survival": "event"}
+"""By the type of the task: what folds are dealt alike by."""
 
 MOST_NAMED = 20
 """Pairs of subjects that a run names."""
@@ -71,7 +83,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     run = place(spec.output) / spec.name
     material = material_of(spec, run=run)
     stacks, sessions = material.index.num_rows, len(material.labelled.sessions)
-    classes = ", ".join(f"{name} ({text})" for name, text in per_class(material).items())
+    counts = ", ".join(f"{name} ({text})" for name, text in learned_in_words(material.task, material.labelled).items())
     approaches = [name for name in _approaches(spec) if name not in NO_RIVALS]
     left_out = sum(material.labelled.left_out.values())
     columns = {**material.covariates}
@@ -80,13 +92,13 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     covariates = [("covariates", "; ".join(f"{name}: {in_words(values)}" for name, values in columns.items()))]
     dealt = f"as in {spec.splits}" if spec.splits else "by subject"
     warnings = warnings_of([material.store], spec.where)
-    if sessions < 10 * len(material.task.classes):
+    if sessions < 10 * max(2, len(classes_of(material.task))):
         warnings.append(f"only {counted(sessions, 'session')}: the intervals will be wide")
     return Plan(
         rows=[
             ("store", f"{material.store.place}, snapshot {material.store.snapshot}: {counted(stacks, 'stack')}"),
             ("encoder", spec.encoder),
-            ("learned", f"{material.task.target}: {classes}"),
+            ("learned", f"{target_of(material.task)}: {counts}"),
             ("left out", counted(left_out, "session")),
             ("shown", ", ".join(material.shown)),
             ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches)}"),
@@ -108,6 +120,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
 
 def execute(spec: Finetune, run: Run) -> None:
     """Run it to its end, or to where the user stops it; Ray is up already."""
+    import numpy as np
     import ray
 
     from bfp.drivers.finetune_results import results_of
@@ -117,8 +130,8 @@ def execute(spec: Finetune, run: Run) -> None:
 
     material = material_of(spec, run=run.folder)
     pin_inputs([material.store], spec.where, run=run.folder)
-    labelled, classes = material.labelled, material.task.classes
-    (run.folder / "folds.csv").write(folds_csv(labelled, folds=material.folds, classes=classes))
+    labelled, kind, classes = material.labelled, material.task.type, classes_of(material.task)
+    (run.folder / "folds.csv").write(folds_csv(labelled, folds=material.folds, kind=kind, classes=classes))
     for reason, count in labelled.left_out.items():
         run.note(f"{counted(count, 'session')} left out: {reason}")
 
@@ -126,10 +139,10 @@ def execute(spec: Finetune, run: Run) -> None:
     pooling = _pooling(spec, material)
     vectors = _vectors(spec, run, material, encoder, pooling)
     study = Study(
-        classes=labelled.classes,
+        learner=learner_of(material.task),
+        targets=labelled.targets,
         persons=labelled.persons,
         folds=material.folds,
-        class_count=len(classes),
         strengths=list(spec.regularisation),
         seed=spec.seed,
     )
@@ -143,20 +156,31 @@ def execute(spec: Finetune, run: Run) -> None:
         stopping=lambda: run.stopping,
         at_once=spec.compute.workers or int(ray.cluster_resources()["CPU"]),
     )
-    predictions = predictions_parquet(judged, labelled, folds=material.folds, classes=classes)
+    predictions = predictions_parquet(judged, labelled, folds=material.folds, kind=kind, classes=classes)
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
     run.phase("figures and model")
-    head = study.fit(vectors[MODEL], labelled.classes >= 0)
+    head = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
     said = _said(spec, material, encoder)
     results = results_of(study, judged, labelled, said)
-    if (low := results.figures.get(f"auroc_{PERMUTED}_low")) is not None and float(low) > 0.5:
-        run.warn(
-            f"permuted labels are told from the images (AUROC of {low:.2f} or more): by chance in one "
-            "study of forty, else a fault of the study; submit it with another name and another seed"
-        )
+    if told_by_lot := permuted_are_told(results.figures, kind=kind):
+        run.warn(told_by_lot)
     _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
     run.result(results.as_json())
+
+
+def permuted_are_told(figures: Mapping[str, Cell], *, kind: str) -> str | None:
+    """A warning, where permuted labels are told better than chance has it."""
+    from bfp.metrics.measures import MEASURES
+
+    first, chance = MEASURES[kind].first, MEASURES[kind].chance
+    low = figures.get(f"{first.name}_{PERMUTED}_low")
+    if chance is None or not isinstance(low, float) or low <= chance:
+        return None
+    return (
+        f"permuted labels are told from the images ({first.label} of {low:.2f} or more): by chance in one "
+        "study of forty, else a fault of the study; submit it with another name and another seed"
+    )
 
 
 def _approaches(spec: Finetune) -> list[str]:
@@ -261,8 +285,9 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
         f"averaged in {POSITION_BANDS} bands of height" if spec.pooling == "position" else "averaged over all slices"
     )
     return Said(
-        target=material.task.target,
-        classes=material.task.classes,
+        kind=material.task.type,
+        target=target_of(material.task),
+        classes=classes_of(material.task),
         model=MODEL,
         no_rivals=NO_RIVALS,
         names={
@@ -273,9 +298,11 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
             PERMUTED: "permuted labels",
             ORACLE: f"oracle ({spec.baselines.oracle})",
         },
-        per_class=per_class(material),
+        counts=learned_in_words(material.task, material.labelled),
         groups=material.groups,
-        dealt=", in folds that were given" if spec.splits else " and stratified by class and cohort",
+        dealt=", in folds that were given"
+        if spec.splits
+        else f" and stratified by {ALIKE[material.task.type]} and cohort",
         facts=[
             ("store", f"{store.place}, snapshot {store.snapshot}"),
             ("preprocessing", store.fingerprint),
@@ -285,7 +312,12 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
             ("architecture", f"{told['architecture']}, width {told['width']}, {told['depth']} blocks"),
             ("weights", told["weights"][:16]),
             ("tuned", spec.tune),
-            ("folds", f"as in {spec.splits}" if spec.splits else "dealt by the seed, stratified by class and cohort"),
+            (
+                "folds",
+                f"as in {spec.splits}"
+                if spec.splits
+                else f"dealt by the seed, stratified by {ALIKE[material.task.type]} and cohort",
+            ),
             ("seed", spec.seed),
         ],
         methods=(
@@ -322,8 +354,8 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
     classifier = Classifier(
-        target=material.task.target,
-        classes=tuple(material.task.classes),
+        target=target_of(material.task),
+        classes=tuple(classes_of(material.task)),
         pooling=fitted.pooling,
         shown=material.shown,
         preprocessing=store.preprocessing,

@@ -1,17 +1,18 @@
-"""What a finetune spec comes down to: the stacks that are used, the sessions with a class, their folds, the covariates.
+"""What finetune and benchmark specs come down to: the stacks that are used, the sessions with a target, their folds.
 
 Found without torch; whatever is wrong with the store, the encoder or the labels is said here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
 from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
 from bfp.errors import InputError
-from bfp.specs.finetune import Classification, Finetune
+from bfp.specs.finetune import Classification, Finetune, Regression, Survival, Task
 from bfp.storage import Place, place
 from bfp.words import counted
 
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from bfp.cohorts.sessions import Key
+    from bfp.finetuning.heads import Learner
     from bfp.finetuning.labels import Labelled
     from bfp.store.reader import SliceStore
 
+Learned = Classification | Regression | Survival
+"""The tasks whose heads take a session's vector."""
 
 GROUPS, COHORT = ("sex", "age", "site"), "cohort"
 """Columns by which figures are given unasked, where a cohort carries them (BIDS `participants.tsv`)."""
@@ -29,7 +34,7 @@ GROUPS, COHORT = ("sex", "age", "site"), "cohort"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """index: the stacks that are used, of sessions with a class; shown: the modalities; folds: int, of each session.
+    """index: the stacks that are used, of sessions with a target; shown: the modalities; folds: int, of each session.
 
     covariates, oracle, groups: text of each session, by column, "" where it is not known.
     """
@@ -37,7 +42,7 @@ class Material:
     store: SliceStore
     index: pa.Table
     shown: tuple[str, ...]
-    task: Classification
+    task: Learned
     labelled: Labelled
     folds: np.ndarray
     covariates: dict[str, list[str]]
@@ -50,14 +55,17 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     from bfp.finetuning.covariates import check_column
     from bfp.store.where import select
 
-    task = _available(spec)
+    task = available(spec.task, tune=spec.tune)
+    if not isinstance(task, Classification):
+        raise InputError(f"task.type: {task.type} is not available in bfp {__version__}; classification is")
     (store,) = open_stores([spec.store], spec.where, run=run)
     check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
-    shown = _shown(spec, store)
+    shown = shown_of(spec.modalities, store)
     index = select(wanted_stacks(store, spec.where), modalities=shown)
     source = spec.labels or spec.store
-    labelled, index = _labelled(spec, task, store, index, source=source)
-    folds = _folds(spec, task, labelled)
+    labelled = labelled_of(task, keys_of(index), store=store, labels=spec.labels)
+    index = of_sessions(index, labelled)
+    folds = folds_of(task, labelled, folds=spec.folds, seed=spec.seed, splits=spec.splits)
     oracle = spec.baselines.oracle
     columns = {
         name: labelled.column(name, source=source)
@@ -74,93 +82,174 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
         folds=folds,
         covariates={name: columns[name] for name in spec.baselines.covariates},
         oracle=columns[oracle] if oracle else None,
-        groups=_groups(spec, labelled, source=source),
+        groups=groups_of(spec.groups, labelled, source=source),
     )
 
 
-def _groups(spec: Finetune, labelled: Labelled, *, source: str) -> dict[str, list[str]]:
-    """What tells sessions apart, by column, where it does."""
+def groups_of(columns: Sequence[str] | None, labelled: Labelled, *, source: str) -> dict[str, list[str]]:
+    """What tells sessions apart, by column, where it does. columns: None for what cohorts usually carry."""
     carried = {name for labels in labelled.labels for name in labels}
-    asked = [*(name for name in GROUPS if name in carried), COHORT] if spec.groups is None else spec.groups
+    asked = [*(name for name in GROUPS if name in carried), COHORT] if columns is None else columns
     cohorts = [key.cohort for key in labelled.sessions]
     found = {
         name: cohorts if name == COHORT and name not in carried else labelled.column(name, source=source)
         for name in asked
     }
-    return {name: values for name, values in found.items() if spec.groups or len(set(values)) > 1}
+    return {name: values for name, values in found.items() if columns or len(set(values)) > 1}
 
 
-def _folds(spec: Finetune, task: Classification, labelled: Labelled) -> np.ndarray:
+def folds_of(task: Learned, labelled: Labelled, *, folds: int, seed: int, splits: str | None) -> np.ndarray:
+    """int64 (n,): dealt by the seed, or as the table `splits` says. Raises InputError."""
     from bfp.cohorts.labels import read_labels
     from bfp.finetuning.labels import of_table
     from bfp.finetuning.splits import given_folds, grouped_folds
 
-    if spec.splits is None:
+    sorts, names = _sorts(task, labelled, folds=folds)
+    if splits is None:
         return grouped_folds(
             persons=labelled.persons,
-            classes=labelled.classes,
+            classes=sorts,
             strata=[key.cohort for key in labelled.sessions],
-            class_names=task.classes,
-            folds=spec.folds,
-            seed=spec.seed,
+            class_names=names,
+            folds=folds,
+            seed=seed,
         )
+    if isinstance(task, Regression):
+        sorts, names = 0 * sorts, ["any"]  # a fold may test whom it will
     return given_folds(
-        of_table(read_labels(place(spec.splits)), labelled.sessions),
+        of_table(read_labels(place(splits)), labelled.sessions),
         sessions=labelled.sessions,
-        classes=labelled.classes,
-        class_names=task.classes,
-        folds=spec.folds,
-        source=f"splits: {spec.splits}",
+        classes=sorts,
+        class_names=names,
+        folds=folds,
+        source=f"splits: {splits}",
     )
 
 
-def per_class(material: Material) -> dict[str, str]:
-    """Sessions and subjects of each class, in words."""
-    counts = {}
-    for number, name in enumerate(material.task.classes):
-        persons = [p for p, k in zip(material.labelled.persons, material.labelled.classes, strict=True) if k == number]
-        counts[name] = f"{counted(len(persons), 'session')} of {counted(len(set(persons)), 'subject')}"
-    return counts
+def _sorts(task: Learned, labelled: Labelled, *, folds: int) -> tuple[np.ndarray, list[str]]:
+    """Of which sort each session is, over which folds are dealt alike, int64 (n,), and how sorts are called."""
+    import numpy as np
+
+    from bfp.finetuning.splits import BANDS, bands_of
+
+    match task:
+        case Classification():
+            return labelled.targets, task.classes
+        case Survival():
+            came = labelled.targets[:, 1].astype(np.int64)
+            if came.all():
+                return 0 * came, [f"{task.event} 1"]
+            return came, [f"{task.event} 0", f"{task.event} 1"]
+    whose = np.array(labelled.persons, dtype=object)
+    for bands in range(BANDS, 0, -1):  # each needs a subject for every fold
+        sorts = bands_of(labelled.targets, bands)
+        if min(len(set(whose[sorts == sort])) for sort in range(sorts.max() + 1)) >= folds:
+            break
+    return sorts, [f"{task.target}, part {sort + 1}" for sort in range(sorts.max() + 1)]
 
 
-def _available(spec: Finetune) -> Classification:
+def learner_of(task: Learned) -> Learner:
+    """How a head for the task is learned."""
+    match task:
+        case Classification():
+            from bfp.finetuning.logistic import Logistic
+
+            return Logistic(len(task.classes))
+        case Regression():
+            from bfp.finetuning.ridge import Ridge
+
+            return Ridge()
+        case Survival():
+            from bfp.finetuning.cox import Cox
+
+            return Cox()
+
+
+def classes_of(task: Learned) -> list[str]:
+    """Of a classification; [] of others."""
+    return task.classes if isinstance(task, Classification) else []
+
+
+def target_of(task: Learned) -> str:
+    """What is learned, in the columns' words."""
+    return f"{task.time} to {task.event}" if isinstance(task, Survival) else task.target
+
+
+def learned_in_words(task: Learned, labelled: Labelled) -> dict[str, str]:
+    """How many sessions and subjects there are of what, by what."""
+    import numpy as np
+
+    targets, persons = labelled.targets, np.array(labelled.persons, dtype=object)
+
+    def many(own: np.ndarray) -> str:
+        return f"{counted(int(own.sum()), 'session')} of {counted(len(set(persons[own])), 'subject')}"
+
+    match task:
+        case Classification():
+            return {name: many(targets == k) for k, name in enumerate(task.classes)}
+        case Survival():
+            came, span = targets[:, 1] == 1, f"{task.time} {targets[:, 0].min():g} to {targets[:, 0].max():g}"
+            return {f"{task.event}, {span}": many(came), "not seen": many(~came)}
+    span = f"{targets.min():g} to {targets.max():g}, mean {targets.mean():.3g}"
+    return {span: many(np.ones(len(targets), dtype=bool))}
+
+
+def available(task: Task, *, tune: str) -> Learned:
     """The task, where it is one that this version can learn."""
-    if not isinstance(spec.task, Classification):
-        raise InputError(f"task.type: {spec.task.type} is not available in bfp {__version__}; classification is")
-    if spec.tune != "frozen":
-        raise InputError(f"tune: {spec.tune} is not available in bfp {__version__}; frozen is")
-    return spec.task
+    if not isinstance(task, Learned):
+        raise InputError(
+            f"task.type: {task.type} is not available in bfp {__version__}; classification, regression and survival are"
+        )
+    if tune != "frozen":
+        raise InputError(f"tune: {tune} is not available in bfp {__version__}; frozen is")
+    return task
 
 
-def _shown(spec: Finetune, store: SliceStore) -> tuple[str, ...]:
+def shown_of(modalities: Sequence[str] | None, store: SliceStore, *, field: str = "modalities") -> tuple[str, ...]:
+    """The modalities that an encoder is shown; None: all that the store has. field: of the spec, for the message."""
     stacks = store.preprocessing["stacks"]
     held = tuple(stacks["modalities"] if store.form == "neighbours" else stacks["channels"])
-    unknown = [name for name in spec.modalities or () if name not in held]
+    unknown = [name for name in modalities or () if name not in held]
     if unknown:
-        raise InputError(f"modalities: {', '.join(unknown)}: the store {store.place} has {', '.join(held)}")
-    return tuple(spec.modalities or held)
+        raise InputError(f"{field}: {', '.join(unknown)}: the store {store.place} has {', '.join(held)}")
+    return tuple(modalities or held)
 
 
-def _labelled(
-    spec: Finetune, task: Classification, store: SliceStore, index: pa.Table, *, source: str
-) -> tuple[Labelled, pa.Table]:
-    """The sessions that have stacks and a class, and the stacks of these alone."""
+def keys_of(index: pa.Table) -> list[Key]:
+    """Of each row of an index, whose session it is."""
+    from bfp.cohorts.sessions import Key
+
+    return [Key(*key) for key in zip(*(index[name].to_pylist() for name in Key._fields), strict=True)]
+
+
+def of_sessions(index: pa.Table, labelled: Labelled) -> pa.Table:
+    """The stacks of labelled sessions alone."""
     import pyarrow as pa
 
+    used = set(labelled.sessions)
+    return index.filter(pa.array([key in used for key in keys_of(index)]))
+
+
+def labelled_of(task: Learned, sessions: Collection[Key], *, store: SliceStore, labels: str | None) -> Labelled:
+    """Those of the sessions that have a target. labels: a table; None: what the store carries."""
     from bfp.cohorts.labels import read_labels
     from bfp.cohorts.sessions import Key
-    from bfp.finetuning.labels import assign_classes, of_table
+    from bfp.finetuning.labels import assign_classes, assign_numbers, assign_times, of_table
 
-    identity = [Key(*key) for key in zip(*(index[name].to_pylist() for name in Key._fields), strict=True)]
-    with_stacks = set(identity)
+    with_stacks = set(sessions)
     if not with_stacks:
-        raise InputError(f"{spec.store}: no stack is left by `where` and `modalities`")
-    if spec.labels:
-        labels = of_table(read_labels(place(spec.labels)), with_stacks)
+        raise InputError(f"{store.place}: no stack is left by `where` and `modalities`")
+    if labels:
+        found = of_table(read_labels(place(labels)), with_stacks)
     else:
         rows = store.sessions().to_pylist(maps_as_pydicts="strict")
         carried = {Key(row["cohort"], row["subject"], row["session"]): row["labels"] for row in rows}
-        labels = {key: carried.get(key, {}) for key in with_stacks}
-    labelled = assign_classes(labels, target=task.target, classes=task.classes, source=source)
-    used = set(labelled.sessions)
-    return labelled, index.filter(pa.array([key in used for key in identity]))
+        found = {key: carried.get(key, {}) for key in with_stacks}
+    source = labels or str(store.place)
+    match task:
+        case Classification():
+            return assign_classes(found, target=task.target, classes=task.classes, source=source)
+        case Regression():
+            return assign_numbers(found, target=task.target, source=source)
+        case Survival():
+            return assign_times(found, time=task.time, event=task.event, source=source)

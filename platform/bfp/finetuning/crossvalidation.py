@@ -15,40 +15,52 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import ray
 import safetensors.numpy
 
-from bfp.errors import Interrupted
-from bfp.finetuning.logistic import FittedHead, fit_head
+from bfp.finetuning.heads import FittedHead, Learner, fit_head
+from bfp.finetuning.side_by_side import Job, side_by_side
+from bfp.finetuning.splits import few
 from bfp.models.linear import LinearHead
 from bfp.storage import Place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Study:
-    """What every approach is judged on: n sessions of class_count classes, each tested in one fold.
+    """What every approach is judged on: n sessions, each tested in one fold.
 
-    classes: int64 (n,); persons: whose session it is; folds: int64 (n,); strengths: the values of C to choose from.
+    targets: what is learned of each, as `learner` takes it, (n,) or (n, …); persons: whose session it is; folds: int64
+    (n,); strengths: the values of C to choose from; fraction: of the training subjects, whose labels are used.
     """
 
-    classes: np.ndarray
+    learner: Learner
+    targets: np.ndarray
     persons: list[str]
     folds: np.ndarray
-    class_count: int
     strengths: list[float]
     seed: int
+    fraction: float = 1.0
 
     @property
     def fold_count(self) -> int:
         return int(self.folds.max()) + 1
 
+    def learned_from(self, fold: int) -> np.ndarray:
+        """bool (n,): the sessions that the head of a fold learns from."""
+        others = self.folds != fold
+        if self.fraction == 1:
+            return others
+        kept = few(
+            self.learner.dealt(self.targets), persons=self.persons, among=others, fraction=self.fraction, seed=self.seed
+        )
+        return others & kept
+
     def fit(self, vectors: np.ndarray, chosen: np.ndarray) -> FittedHead:
         """A head for some of the sessions. vectors: (n, F) of all; chosen: bool (n,)."""
         return fit_head(
+            self.learner,
             vectors[chosen],
-            self.classes[chosen],
+            self.targets[chosen],
             persons=[self.persons[n] for n in np.flatnonzero(chosen)],
-            class_count=self.class_count,
             strengths=self.strengths,
             seed=self.seed,
         )
@@ -56,53 +68,56 @@ class Study:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoldResult:
-    """One fold of one approach. tested: int64 (t,), which sessions; probabilities: float64 (t, K)."""
+    """One fold of one approach. tested: int64 (t,), which sessions; said: float64 (t, K), what the head says of
+    them."""
 
     head: LinearHead
     strength: float
     tested: np.ndarray
-    probabilities: np.ndarray
+    said: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
     """One approach over all folds.
 
-    classes: int64 (n,), what it is judged against; probabilities: float64 (n, K), each session's from the head that did
-    not see its subject.
+    targets: (n, …), what it is judged against; said: float64 (n, K), of each session by the head that did not see its
+    subject.
     """
 
-    classes: np.ndarray
-    probabilities: np.ndarray
+    targets: np.ndarray
+    said: np.ndarray
     folds: list[FoldResult]
 
 
 def run_fold(study: Study, vectors: np.ndarray, fold: int) -> FoldResult:
     """Fit without one fold and predict it."""
     tested = study.folds == fold
-    head, strength = study.fit(vectors, ~tested)
-    return FoldResult(head, strength, np.flatnonzero(tested), head.probabilities(vectors[tested]))
+    head, strength = study.fit(vectors, study.learned_from(fold))
+    return FoldResult(head, strength, np.flatnonzero(tested), study.learner.say(head, vectors[tested]))
 
 
 def permuted(study: Study) -> Study:
-    """The same study of classes for which the subjects of each fold have drawn lots.
+    """The same study of targets for which the subjects of each fold have drawn lots.
 
-    A subject of one class takes that of another such subject; one of several classes takes those of another one with as
-    many sessions. So sessions stay as alike as they were, and each fold keeps its subjects of each class. Heads learn
-    the drawn classes and are judged against them: whatever they tell of those is chance, or a fault of the study.
+    A subject whose sessions are all alike takes the target of another such subject; one of several targets takes those
+    of another one with as many sessions. So sessions stay as alike as they were, and each fold keeps its subjects of
+    each class. Heads learn the drawn targets and are judged against them: whatever they tell of those is chance, or a
+    fault of the study.
     """
     random = np.random.default_rng([study.seed, study.fold_count])
     whose = np.unique(np.asarray(study.persons), return_inverse=True)[1]
     sessions_of = [np.flatnonzero(whose == person) for person in range(whose.max() + 1)]
     alike: dict[tuple[int, int], list[int]] = {}
     for person, own in enumerate(sessions_of):
-        several = len(set(study.classes[own].tolist())) > 1
+        several = len(np.unique(study.targets[own], axis=0)) > 1
         alike.setdefault((int(study.folds[own[0]]), len(own) if several else 0), []).append(person)
-    classes = study.classes.copy()
+    targets = study.targets.copy()
     for people in alike.values():
         for person, other in zip(people, random.permutation(people), strict=True):
-            classes[sessions_of[person]] = np.resize(study.classes[sessions_of[other]], len(sessions_of[person]))
-    return replace(study, classes=classes)
+            own, theirs = sessions_of[person], sessions_of[other]
+            targets[own] = study.targets[theirs[np.arange(len(own)) % len(theirs)]]
+    return replace(study, targets=targets)
 
 
 def cross_validate(
@@ -122,57 +137,50 @@ def cross_validate(
     Raises Interrupted, with what stands kept, when `stopping` says so.
     """
     studies = {name: permuted(study) if name in by_lot else study for name in approaches}
-    files = {
-        (name, fold): kept / f"{name}-{fold}-{digest}.safetensors"
+    jobs = {
+        (name, fold): Job(kept / f"{name}-{fold}-{digest}.safetensors", (studies[name], vectors, fold))
         for name, vectors in approaches.items()
-        for digest in [_digest(studies[name], vectors)]
+        for digest in [digest_of(studies[name], vectors)]
         for fold in range(study.fold_count)
     }
-    done = {key: load_fold(file.read()) for key, file in files.items() if file.exists()}
-    on_done(len(done))
-    waiting = [key for key in files if key not in done]
-    shared_studies = {name: ray.put(own) for name, own in studies.items()}
-    shared_vectors = {name: ray.put(approaches[name]) for name in dict.fromkeys(name for name, _ in waiting)}
-    remote_fold = ray.remote(num_cpus=1)(run_fold)
-    running: dict[ray.ObjectRef, tuple[str, int]] = {}
-    while waiting or running:
-        if stopping():
-            raise Interrupted(f"stopped after {len(done)} of {len(files)} folds; submit it again to go on")
-        while waiting and len(running) < at_once:
-            name, fold = waiting.pop(0)
-            running[remote_fold.remote(shared_studies[name], shared_vectors[name], fold)] = (name, fold)
-        ready, _ = ray.wait(list(running), timeout=0.5)
-        for reference in ready:
-            key = running.pop(reference)
-            done[key] = ray.get(reference)
-            files[key].write(dump_fold(done[key]))
-            on_done(len(done))
+    done = side_by_side(
+        run_fold,
+        jobs,
+        dump=dump_fold,
+        load=load_fold,
+        unit="fold",
+        on_done=on_done,
+        stopping=stopping,
+        at_once=at_once,
+    )
     return {name: gather([done[name, fold] for fold in range(study.fold_count)], studies[name]) for name in approaches}
 
 
 def gather(folds: Sequence[FoldResult], study: Study) -> Judged:
     """The folds' predictions in the order of the sessions."""
-    probabilities = np.full((len(study.classes), study.class_count), np.nan)
+    said = np.full((len(study.persons), folds[0].said.shape[1]), np.nan)
     for fold in folds:
-        probabilities[fold.tested] = fold.probabilities
-    assert np.isfinite(probabilities).all(), "a session was tested in no fold"
-    return Judged(study.classes, probabilities, list(folds))
+        said[fold.tested] = fold.said
+    assert np.isfinite(said).all(), "a session was tested in no fold"
+    return Judged(study.targets, said, list(folds))
 
 
 def dump_fold(fold: FoldResult) -> bytes:
-    own = {"tested": fold.tested, "probabilities": fold.probabilities, "strength": np.array([fold.strength])}
+    own = {"tested": fold.tested, "said": fold.said, "strength": np.array([fold.strength])}
     return safetensors.numpy.save({**fold.head.tensors(), **own})
 
 
 def load_fold(data: bytes) -> FoldResult:
     tensors = safetensors.numpy.load(data)
     head = LinearHead.from_tensors(tensors)
-    return FoldResult(head, float(tensors["strength"][0]), tensors["tested"], tensors["probabilities"])
+    return FoldResult(head, float(tensors["strength"][0]), tensors["tested"], tensors["said"])
 
 
-def _digest(study: Study, vectors: np.ndarray) -> str:
+def digest_of(study: Study, *arrays: np.ndarray) -> str:
+    """A hash of all that comes of a study on these vectors."""
     digest = hashlib.sha256()
-    for array in (vectors, study.classes, study.folds):
+    for array in (*arrays, study.targets, study.folds):
         digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    digest.update(json.dumps([study.persons, study.class_count, study.strengths, study.seed]).encode())
+    told = [study.persons, repr(study.learner), study.strengths, study.seed, study.fraction]
+    digest.update(json.dumps(told).encode())
     return digest.hexdigest()[:16]

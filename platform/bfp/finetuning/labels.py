@@ -1,19 +1,21 @@
-"""Labels: which session is of which class, from what the store carries of it or from a table of the user's.
+"""Labels: what is to be learned of which session, from what the store carries of it or from a table of the user's.
 
-Labels are text by column. Sessions that get no class are left out, counted and said, never guessed.
+Labels are text by column. Sessions that get no target are left out, counted and said, never guessed.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from bfp.cohorts.labels import Labels, present
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
+from bfp.finetuning.covariates import as_number
 from bfp.words import counted
 
 _REASONS = 5  # that a message names
@@ -21,14 +23,15 @@ _REASONS = 5  # that a message names
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """Sessions with a class, in order of their keys.
+    """Sessions with a target, in order of their keys.
 
-    classes: int64 (n,), indices into the classes that were asked for. labels: of each, by column, for covariates.
-    left_out: why sessions were, and how many of them.
+    targets: int64 (n,), indices into the classes that were asked for; or float64 (n,), a number; or float64 (n, 2), the
+    time and whether the event came then (1) or not (0). labels: of each, by column, for covariates. left_out: why
+    sessions were, and how many of them.
     """
 
     sessions: list[Key]
-    classes: np.ndarray
+    targets: np.ndarray
     labels: list[Mapping[str, str]]
     left_out: dict[str, int]
 
@@ -68,6 +71,10 @@ def of_table(labels: Labels, sessions: Collection[Key]) -> dict[Key, Mapping[str
     return {key: labels.of(key) for key in sessions}
 
 
+class _Unknown(Exception):
+    """A session has no target; why, in a few words that others share."""
+
+
 def assign_classes(
     labels: Mapping[Key, Mapping[str, str]], *, target: str, classes: Sequence[str], source: str
 ) -> Labelled:
@@ -76,24 +83,86 @@ def assign_classes(
     source: where the labels come from, for messages.
     Raises InputError where nobody has the column, or no session gets a class.
     """
-    _check_column(target, list(labels.values()), source=source)
+
+    def read(row: Mapping[str, str]) -> int:
+        value = _known(row, target)
+        if value not in classes:
+            raise _Unknown(f"{target} is {value}")
+        return list(classes).index(value)
+
+    wanted = f"is of one of the classes {', '.join(classes)}"
+    return _assign(labels, read, columns=[target], dtype=np.int64, wanted=wanted, source=source)
+
+
+def assign_numbers(labels: Mapping[Key, Mapping[str, str]], *, target: str, source: str) -> Labelled:
+    """The sessions whose labels give a number in the column `target`; errors as of `assign_classes`."""
+
+    def read(row: Mapping[str, str]) -> float:
+        return _number(row, target)
+
+    wanted = f"has a number in {target}"
+    return _assign(labels, read, columns=[target], dtype=np.float64, wanted=wanted, source=source)
+
+
+def assign_times(labels: Mapping[Key, Mapping[str, str]], *, time: str, event: str, source: str) -> Labelled:
+    """The sessions whose labels give a time above 0 and whether the event came then, 1 or 0; errors as above."""
+
+    def read(row: Mapping[str, str]) -> tuple[float, float]:
+        found, came = _number(row, time), _number(row, event)
+        if found <= 0:
+            raise _Unknown(f"{time} is not above 0")
+        if came not in (0, 1):
+            raise _Unknown(f"{event} is neither 0 nor 1")
+        return found, came
+
+    wanted = f"has a time in {time} and 0 or 1 in {event}"
+    return _assign(labels, read, columns=[time, event], dtype=np.float64, wanted=wanted, source=source)
+
+
+def _known(row: Mapping[str, str], column: str) -> str:
+    if not row:
+        raise _Unknown("no labels")
+    if not (value := present(row.get(column, ""))):
+        raise _Unknown(f"no value of {column}")
+    return value
+
+
+def _number(row: Mapping[str, str], column: str) -> float:
+    value = _known(row, column)
+    if (number := as_number(value)) is None:
+        raise _Unknown(f"{column} is {value}, which is no number")
+    return number
+
+
+def _assign(
+    labels: Mapping[Key, Mapping[str, str]],
+    read: Callable[[Mapping[str, str]], Any],
+    *,
+    columns: Sequence[str],
+    dtype: type,
+    wanted: str,
+    source: str,
+) -> Labelled:
+    """read: a session's target from its labels; raises _Unknown. wanted: what none does where all are left out."""
+    for column in columns:
+        _check_column(column, list(labels.values()), source=source)
     kept: list[Key] = []
+    targets: list[Any] = []
     left_out: dict[str, int] = {}
     for key in sorted(labels):
-        value = present(labels[key].get(target, ""))
-        if value in classes:
+        try:
+            targets.append(read(labels[key]))
+        except _Unknown as unknown:
+            left_out[str(unknown)] = left_out.get(str(unknown), 0) + 1
+        else:
             kept.append(key)
-            continue
-        reason = "no labels" if not labels[key] else f"{target} is {value}" if value else f"no value of {target}"
-        left_out[reason] = left_out.get(reason, 0) + 1
     if not kept:
         most = sorted(left_out.items(), key=lambda each: (-each[1], each[0]))
         why = "; ".join(f"{counted(count, 'session')}: {reason}" for reason, count in most[:_REASONS])
         if len(most) > _REASONS:
             why += f"; and {counted(len(most) - _REASONS, 'other reason')}"
-        raise InputError(f"{source}: no session of the store is of one of the classes {', '.join(classes)} ({why})")
-    numbers = [list(classes).index(labels[key][target]) for key in kept]
-    return Labelled(kept, np.array(numbers, dtype=np.int64), [labels[key] for key in kept], left_out)
+        raise InputError(f"{source}: no session of the store {wanted} ({why})")
+    return Labelled(kept, np.array(targets, dtype=dtype), [labels[key] for key in kept], left_out)
 
 
 def _check_column(name: str, labels: Sequence[Mapping[str, str]], *, source: str) -> None:

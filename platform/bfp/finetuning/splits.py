@@ -20,6 +20,8 @@ from bfp.errors import InputError
 from bfp.words import counted
 
 FOLD_COLUMN = "fold"
+BANDS = 5
+"""Of a number, over which folds are dealt alike."""
 _NAMES = 5  # that a message names
 
 
@@ -110,6 +112,32 @@ def given_folds(
                     "undefined; deal each class over all folds"
                 )
     return assigned
+
+
+def bands_of(numbers: np.ndarray, bands: int = BANDS) -> np.ndarray:
+    """The band of each of n numbers, int64 (n,), of at most so many of about equal size, numbered without a gap."""
+    edges = np.quantile(numbers, np.linspace(0, 1, bands + 1)[1:-1])
+    return np.unique(np.searchsorted(edges, numbers, side="left"), return_inverse=True)[1].astype(np.int64)
+
+
+def few(dealt: np.ndarray, *, persons: Sequence[str], among: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """bool (n,): the sessions of a share of the subjects of each sort, at least one of each.
+    What a smaller share takes, a larger one takes too.
+
+    dealt: int (n,), the sort of each session; a subject of several counts as the rarest. among: bool (n,), the sessions
+    that are chosen from.
+    """
+    whose = np.asarray(persons)
+    sizes = {int(sort): len(np.unique(whose[among & (dealt == sort)])) for sort in np.unique(dealt[among])}
+    kept: set[str] = set()
+    taken: set[str] = set()
+    random = np.random.default_rng([seed, len(persons)])
+    ranks = dict(zip(sorted(set(persons)), random.permutation(len(set(persons))).tolist(), strict=True))
+    for sort in sorted(sizes, key=lambda sort: (sizes[sort], sort)):
+        hand = sorted(set(whose[among & (dealt == sort)].tolist()) - taken, key=ranks.__getitem__)
+        taken.update(hand)
+        kept.update(hand[: max(1, round(fraction * len(hand)))])
+    return among & np.isin(whose, sorted(kept))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,52 +16,71 @@ from bfp.finetuning.labels import Labelled
 from bfp.finetuning.splits import FOLD_COLUMN
 
 
-def predictions_schema(classes: Sequence[str]) -> pa.Schema:
-    """One row per approach and session: fold (from 1), the true class, the probability of each class, the likeliest."""
+class Columns(NamedTuple):
+    """What the tables tell of a task: its targets and what is said of them.
+
+    targets: name and type of each column of what is true; said: likewise of what a head says.
+    """
+
+    targets: list[pa.Field]
+    said: list[pa.Field]
+
+
+def columns_of(kind: str, classes: Sequence[str] = ()) -> Columns:
+    """kind: of the task: classification (of these classes), regression or survival."""
+    number = pa.float64()
+    if kind == "classification":
+        said = [pa.field(f"prob_{name}", number) for name in classes]
+        return Columns([pa.field("class", pa.string())], [*said, pa.field("predicted", pa.string())])
+    if kind == "regression":
+        return Columns([pa.field("target", number)], [pa.field("predicted", number)])
+    return Columns([pa.field("time", number), pa.field("event", number)], [pa.field("risk", number)])
+
+
+def predictions_schema(columns: Columns) -> pa.Schema:
+    """One row per approach and session: fold (from 1), what is true, what the head said."""
     text = [pa.field(name, pa.string()) for name in ("approach", "cohort", "subject", "session")]
-    probabilities = [pa.field(f"prob_{name}", pa.float64()) for name in classes]
-    return pa.schema(
-        [
-            *text,
-            pa.field("fold", pa.int32()),
-            pa.field("class", pa.string()),
-            *probabilities,
-            pa.field("predicted", pa.string()),
-        ]
-    )
+    return pa.schema([*text, pa.field("fold", pa.int32()), *columns.targets, *columns.said])
 
 
 def predictions_parquet(
-    judged: Mapping[str, Judged], labelled: Labelled, *, folds: np.ndarray, classes: Sequence[str]
+    judged: Mapping[str, Judged], labelled: Labelled, *, folds: np.ndarray, kind: str, classes: Sequence[str]
 ) -> bytes:
-    """What every approach said of every session, from the head that did not see its subject; its class for it."""
+    """What every approach said of every session, from the head that did not see its subject; its target for it."""
     identity = [list(values) for values in zip(*labelled.sessions, strict=True)]
-    schema = predictions_schema(classes)
+    schema = predictions_schema(columns_of(kind, classes))
     tables = []
     for name, each in judged.items():
-        columns = [
+        values = [
             [name] * len(labelled.sessions),
             *identity,
             folds + 1,
-            [classes[k] for k in each.classes],
-            *each.probabilities.T,
-            [classes[k] for k in each.probabilities.argmax(axis=1)],
+            *_targets(each.targets, classes),
+            *each.said.T,
+            *([[classes[k] for k in each.said.argmax(axis=1)]] if classes else []),
         ]
-        tables.append(
-            pa.table(
-                [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
-            )
-        )
+        arrays = [pa.array(own, field.type) for own, field in zip(values, schema, strict=True)]
+        tables.append(pa.table(arrays, schema=schema))
     buffer = io.BytesIO()
     pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def folds_csv(labelled: Labelled, *, folds: np.ndarray, classes: Sequence[str]) -> bytes:
-    """cohort, subject, session, class, fold (from 1): the split, for other studies to use."""
+def folds_csv(labelled: Labelled, *, folds: np.ndarray, kind: str, classes: Sequence[str]) -> bytes:
+    """cohort, subject, session, what is true, fold (from 1): the split, for other studies to use."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cohort", "subject", "session", "class", FOLD_COLUMN])
-    for key, number, fold in zip(labelled.sessions, labelled.classes, folds, strict=True):
-        writer.writerow([*key, classes[number], fold + 1])
+    targets = _targets(labelled.targets, classes)
+    writer.writerow(
+        ["cohort", "subject", "session", *(field.name for field in columns_of(kind, classes).targets), FOLD_COLUMN]
+    )
+    for key, fold, *target in zip(labelled.sessions, folds, *targets, strict=True):
+        writer.writerow([*key, *target, fold + 1])
     return text.getvalue().encode()
+
+
+def _targets(targets: np.ndarray, classes: Sequence[str]) -> list[list[Any]]:
+    """A column each of what is true."""
+    if classes:
+        return [[classes[k] for k in targets]]
+    return [column.tolist() for column in targets.reshape(len(targets), -1).T]

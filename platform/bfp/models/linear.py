@@ -28,9 +28,13 @@ class LinearHead:
         """float (n, F) to float64 (n, F) without NaN."""
         return np.nan_to_num((vectors - self.centre) / self.scale, nan=0.0)
 
+    def logits(self, vectors: np.ndarray) -> np.ndarray:
+        """float (n, F) to float64 (n, K)."""
+        return self.standardise(vectors) @ self.weights.T + self.bias
+
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
         """float (n, F) to float64 (n, K), each row summing to 1."""
-        logits = self.standardise(vectors) @ self.weights.T + self.bias
+        logits = self.logits(vectors)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 

@@ -102,6 +102,18 @@ class Reliability:
 
 
 @dataclass(frozen=True, slots=True)
+class Scatter:
+    """What was said of each session against what is so, both in one unit; on the diagonal both are equal."""
+
+    title: str
+    true: list[float]
+    said: list[float]
+    x_label: str
+    y_label: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """How one figure is spread over scans or sessions; `flag_above` marks where a value is an outlier."""
 
@@ -130,11 +142,11 @@ class Text:
     paragraphs: list[str]
 
 
-Block = Facts | Table | Curves | Intervals | Roc | Reliability | Histogram | Picture | Text
+Block = Facts | Table | Curves | Intervals | Roc | Reliability | Scatter | Histogram | Picture | Text
 
 _KINDS: dict[str, type[Block]] = {
     kind.__name__.lower(): kind
-    for kind in (Facts, Table, Curves, Intervals, Roc, Reliability, Histogram, Picture, Text)
+    for kind in (Facts, Table, Curves, Intervals, Roc, Reliability, Scatter, Histogram, Picture, Text)
 }
 
 

@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bfp.reports.blocks import Curves, Histogram, Intervals, Reliability, Roc
+from bfp.reports.blocks import Curves, Histogram, Intervals, Reliability, Roc, Scatter
 from bfp.reports.numbers import interval_text, number_text
 
+Chartable = Curves | Intervals | Roc | Reliability | Scatter | Histogram
 Points = Mapping[str, Sequence[tuple[int, float]]]  # of each metric's name: (step, value), in any order
 
 WIDTH = 460
@@ -107,7 +108,7 @@ class _Drawn(NamedTuple):
     says: str
 
 
-def draw(block: Curves | Intervals | Roc | Reliability | Histogram, points: Points) -> Chart:
+def draw(block: Chartable, points: Points) -> Chart:
     """The chart of a block; `points` are the run's figures, of which curves are made."""
     with mpl.rc_context(STYLE):
         match block:
@@ -119,6 +120,8 @@ def draw(block: Curves | Intervals | Roc | Reliability | Histogram, points: Poin
                 drawn = _roc(block)
             case Reliability():
                 drawn = _reliability(block)
+            case Scatter():
+                drawn = _scatter(block)
             case Histogram():
                 drawn = _histogram(block)
         return Chart(_svg(drawn), drawn.says)
@@ -200,6 +203,22 @@ def _reliability(block: Reliability) -> _Drawn:
     if drawn:
         _legend(figure, drawn, [curve.label for curve in block.curves])
     return _Drawn(figure, f"Reliability curves: {'; '.join(told) or 'none'}.")
+
+
+def _scatter(block: Scatter) -> _Drawn:
+    """A point a session, the same span both ways, with the diagonal."""
+    figure, axes = _axes(height=400, x_label=block.x_label, y_label=block.y_label)
+    low, high = _span(np.array([*block.true, *block.said]))
+    room = 0.04 * (high - low)
+    axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
+    axes.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle=DASHED)
+    axes.plot(block.true, block.said, "o", color=SERIES[0].colour, markersize=4, alpha=0.5, markeredgewidth=0)
+    axes.grid()
+    ends = " and ".join(
+        f"{label} from {number_text(min(values))} to {number_text(max(values))}"
+        for label, values in ((block.x_label, block.true), (block.y_label, block.said))
+    )
+    return _Drawn(figure, f"{len(block.true)} points: {ends}.")
 
 
 def _histogram(block: Histogram) -> _Drawn:

@@ -29,6 +29,7 @@ from bfp.reports.blocks import (
     Reliability,
     Results,
     Roc,
+    Scatter,
     Table,
     Text,
     results_from_json,
@@ -175,7 +176,7 @@ def _block(block: Block, points: dict[str, list[tuple[int, float]]], run: RunFol
             table = _table(block.title, block.columns, block.rows) if block.rows else Markup("")
             note = block.note or ("" if block.rows else "None.")
             return Section(block.title, join(table, _note(note)), half=_is_narrow(block))
-        case Curves() | Intervals() | Roc() | Reliability() | Histogram():
+        case Curves() | Intervals() | Roc() | Reliability() | Scatter() | Histogram():
             from bfp.reports import figures  # matplotlib takes half a second, and a page without charts needs none
 
             chart = figures.draw(block, points)
@@ -195,7 +196,7 @@ def _is_narrow(table: Table) -> bool:
     return sum(widest) <= NARROW_CHARACTERS
 
 
-def _how_to_read(block: Curves | Intervals | Roc | Reliability | Histogram) -> str:
+def _how_to_read(block: Block) -> str:
     if isinstance(block, Reliability):
         return "Bars: 95 % intervals; dashed: what is said is what is seen."
     if not isinstance(block, Intervals):

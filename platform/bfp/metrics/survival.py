@@ -1,0 +1,20 @@
+"""Concordance of survival (Harrell et al. 1982, doi 10.1001/jama.1982.03320430047030), for R sets of weights at once.
+
+Of all pairs of sessions of which one is known to have had the event before the other, the share in which it is said
+to be at the higher risk; equal risks count half. Of equal times a pair is comparable where one had the event and the
+other was last seen then. Undefined (NaN) where no pair is comparable.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def concordance(targets: np.ndarray, said: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """targets: float64 (n, 2), time and event; said: (n, 1), the higher the sooner; weights: float64 (R, n)."""
+    time, event, risk = targets[:, 0], targets[:, 1] == 1, said[:, 0]
+    sooner = (time[:, None] < time) | ((time[:, None] == time) & ~event)
+    comparable = (event[:, None] & sooner).astype(np.float64)  # (n, n): of a pair, the one that is known to be first
+    right = comparable * ((risk[:, None] > risk) + 0.5 * (risk[:, None] == risk))
+    with np.errstate(invalid="ignore"):
+        return np.sum(weights @ right * weights, axis=1) / np.sum(weights @ comparable * weights, axis=1)

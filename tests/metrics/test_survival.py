@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from bfp.metrics.survival import concordance
+
+
+def by_pairs(time, event, risk):
+    right = comparable = 0.0
+    for i in range(len(time)):
+        for j in range(len(time)):
+            if i != j and event[i] and (time[i] < time[j] or (time[i] == time[j] and not event[j])):
+                comparable += 1
+                right += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
+    return right / comparable
+
+
+def test_concordance_is_counted_over_the_pairs_whose_order_is_known_for_each_set_of_weights():
+    random = np.random.default_rng(0)
+    time, event = random.integers(1, 15, 40).astype(float), random.integers(0, 2, 40)
+    risk = np.round(random.normal(size=40) - 0.1 * time, 1)  # with equal ones
+    weights = random.integers(0, 3, (4, 40)).astype(float)
+    found = concordance(np.stack([time, event], axis=1), risk[:, None], weights)
+    for value, own in zip(found, weights, strict=True):
+        drawn = np.repeat(np.arange(40), own.astype(int))
+        assert value == pytest.approx(by_pairs(time[drawn], event[drawn], risk[drawn]), abs=1e-12)
+
+
+def test_risks_in_the_order_of_events_are_fully_concordant_and_a_constant_is_half():
+    targets = np.array([[1, 1], [2, 1], [3, 0], [4, 1.0]])
+    once = np.ones((1, 4))
+    assert concordance(targets, np.array([[4.0], [3], [2], [1]]), once) == 1
+    assert concordance(targets, np.zeros((4, 1)), once) == 0.5
+
+
+def test_without_an_event_there_is_nothing_to_compare():
+    assert np.isnan(concordance(np.array([[1, 0], [2, 0.0]]), np.zeros((2, 1)), np.ones((1, 2)))).all()
