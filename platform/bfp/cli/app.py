@@ -285,6 +285,9 @@ def demo(
     seed: Annotated[
         int | None, typer.Option(min=0, max=999, metavar="N", help="Another cohort than the usual one.")
     ] = None,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Then the paper's comparison too, small: some 10 minutes more.")
+    ] = False,
     cpus: Cpus = None,
     as_json: Json = False,
 ) -> None:
@@ -292,7 +295,11 @@ def demo(
     from bfp.cli.demo import demo_text, run_demo
     from bfp.cli.output import show
 
-    show(run_demo(output, subjects=subjects, seed=seed, cpus=cpus), as_json=as_json, text=demo_text)
+    show(
+        run_demo(output, subjects=subjects, seed=seed, cpus=cpus, benchmark=benchmark),
+        as_json=as_json,
+        text=demo_text,
+    )
 
 
 @app.command()

@@ -31,7 +31,6 @@ from bfp.drivers.finetune_material import (
 )
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
-from bfp.errors import InputError
 from bfp.models.folders import encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
@@ -41,7 +40,6 @@ from bfp.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
     from bfp.drivers.finetune_results import Said
     from bfp.finetuning.crossvalidation import Judged
@@ -61,9 +59,6 @@ NO_RIVALS = (PERMUTED, ORACLE)
 
 ALIKE = {"classification": "class", "regression": "parts of the number", "survival": "event"}
 """By the type of the task: what folds are dealt alike by."""
-
-MOST_NAMED = 20
-"""Pairs of subjects that a run names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,6 +207,7 @@ def _vectors(
     import ray
 
     from bfp.features.describe import Describe, EncoderVectors, Histograms
+    from bfp.features.doubles import check_parted, doubles
     from bfp.features.kept import Extraction
     from bfp.features.sessions import pool_sessions
     from bfp.finetuning.covariates import covariate_vectors
@@ -239,7 +235,9 @@ def _vectors(
                 stopping=lambda: run.stopping,
             )
             if not vectors:  # planes are the same in every table
-                _check_doubles(run, material, table)
+                homes = dict(zip(material.labelled.persons, material.folds.tolist(), strict=True))
+                source = str(material.store.place)
+                check_parted(doubles(table), homes, source=source, note=run.note, warn=run.warn)
             vectors[name] = pool_sessions(table, material.labelled.sessions, pooling)
     if COVARIATES in approaches:
         vectors[COVARIATES] = covariate_vectors(material.covariates)
@@ -248,30 +246,6 @@ def _vectors(
     if material.oracle is not None:
         vectors[ORACLE] = covariate_vectors({ORACLE: material.oracle})
     return {name: vectors[name] for name in approaches}
-
-
-def _check_doubles(run: Run, material: Material, features: pa.Table) -> None:
-    """Raise InputError where somebody is learned from under one name and tested under another."""
-    from bfp.features.doubles import doubles
-
-    fold_of = dict(zip(material.labelled.persons, material.folds.tolist(), strict=True))
-    found = doubles(features)
-    torn = [each for each in found if fold_of[each.one] != fold_of[each.other]]
-    for each in found[:MOST_NAMED]:
-        run.note(f"the same scans: {each.one} and {each.other} share {each.shared} of {each.planes} planes")
-    if torn:
-        first, *others = torn
-        more = f"; and so are {counted(len(others), 'other pair')}" if others else ""
-        raise InputError(
-            f"{material.store.place}: {first.one} and {first.other} are the same scans under two names ({first.shared} "
-            f"of {counted(first.planes, 'plane')} are equal), one of which would be learned from and the other tested "
-            f"on{more}; leave one of each out (where.exclude_subjects), or put both in one fold (splits)"
-        )
-    if found:
-        run.warn(
-            f"{counted(len(found), 'pair')} of subjects are the same scans under two names, in one fold each: they "
-            "count twice (the notes name them)"
-        )
 
 
 # what is said of it --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ there is one worker for each. Starting one costs seconds, so several description
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ import ray
 
 from bfp.errors import Interrupted
 from bfp.features.describe import Describe
-from bfp.features.extraction import Chunk, describe_chunk, plan_chunks
+from bfp.features.extraction import Chunk, describe_chunk, plan_chunks, seconds_of, with_seconds
 from bfp.storage import Place
 from bfp.store.reader import SliceStore
 
@@ -37,7 +38,9 @@ class _Worker:
         if identity != self._identity:
             self._describe: Describe = ray.get(boxed[0]).to(self._device)
             self._identity = identity
+        began = time.perf_counter()
         table = describe_chunk(store, chunk, self._describe, shown=shown, batch_size=self._batch_size)
+        table = with_seconds(table, time.perf_counter() - began)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         _file(kept, chunk).write(buffer.getvalue())
@@ -98,7 +101,9 @@ class Extraction:
                 idle.append(running.pop(reference))
                 done += ray.get(reference)
                 on_done(done)
-        return pa.concat_tables([_read(_file(kept, chunk)) for chunk in chunks])
+        tables = [_read(_file(kept, chunk)) for chunk in chunks]
+        whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+        return with_seconds(whole, sum(map(seconds_of, tables)))
 
     def _start(self, chunks: int) -> None:
         """See that there are workers for so many chunks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +24,9 @@ from bfp.specs.fields import (
 )
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]
+Pooling = Literal["position", "mean"]
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
+"""Of regularisation, inverse: what a head chooses from unless a spec says otherwise."""
 
 
 class Classification(Strict):
@@ -124,16 +128,15 @@ class Finetune(Job):
         None, min_length=1, description="Only these modalities are shown to the encoder. null: all of the store."
     )
     tune: Literal["frozen", "lora", "full"] = Field("frozen", description="What is trained beside the head.")
-    pooling: Literal["position", "mean"] = Field(
+    pooling: Pooling = Field(
         "position",
         description="From the stacks of a session to one vector. position: the mean of the slices in each of several "
         "bands of height; mean: one mean of all.",
     )
     regularisation: list[Positive] = Field(
-        default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0],
+        default_factory=lambda: list(STRENGTHS),
         min_length=1,
-        description="Inverse strengths C of the logistic regression; one is chosen inside each fold's training "
-        "subjects.",
+        description="Inverse strengths C of the heads; one is chosen inside each fold's training subjects.",
     )
     folds: int = Field(5, ge=2, le=50, description="Folds of the cross-validation, grouped by subject.")
     splits: Shipped | None = Field(
@@ -155,15 +158,19 @@ class Finetune(Job):
         clashes = [
             *shape_clashes(self.encoder, self.encoder_shape),
             *run_in_store(self, [self.store]),
-            *self._baselines_that_are_told_the_answer(),
+            *answers_told(self.task, self._baseline_columns(), field="task"),
         ]
         if clashes:
             raise Misfit(*clashes)
         return self
 
-    def _baselines_that_are_told_the_answer(self) -> list[Clash]:
-        learned = [getattr(self.task, name) for name in ("target", "time", "event") if hasattr(self.task, name)]
+    def _baseline_columns(self) -> dict[str, str | None]:
         columns = {"baselines.oracle": self.baselines.oracle}
-        columns |= {f"baselines.covariates[{n}]": name for n, name in enumerate(self.baselines.covariates)}
-        expected = "is what the task learns: the baseline would be told the answer; leave it out"
-        return [Clash(path, expected, ("task",)) for path, name in columns.items() if name in learned]
+        return columns | {f"baselines.covariates[{n}]": name for n, name in enumerate(self.baselines.covariates)}
+
+
+def answers_told(task: Task, columns: Mapping[str, str | None], *, field: str) -> list[Clash]:
+    """Baselines whose column is what the task learns. columns: of each field; field: where the task stands."""
+    learned = [getattr(task, name) for name in ("target", "time", "event") if hasattr(task, name)]
+    expected = "is what the task learns: the baseline would be told the answer; leave it out"
+    return [Clash(path, expected, (field,)) for path, name in columns.items() if name in learned]
