@@ -230,6 +230,20 @@ def test_a_subject_under_two_names_is_refused_where_folds_would_part_them(tmp_pa
     assert "the same scans: made/02 and made/10 share" in told
 
 
+def test_a_site_that_alone_tells_the_class_is_a_baseline_and_is_warned_of(store, tmp_path):
+    labels = tmp_path / "labels.csv"
+    rows = [f"{n:02},{('CN', 'AD')[n % 2]},{'XY'[(n + (n % 7 == 0)) % 2]}" for n in range(30)]
+    labels.write_text("subject,diagnosis,site\n" + "\n".join(rows) + "\n")
+    heard = []
+    spec = a_spec(store, tmp_path / "runs", labels=str(labels), baselines={"untrained": False, "histograms": False})
+    folder = place(spec.output) / spec.name
+    with Run(folder, spec_yaml="", kind="finetune", version="0", listener=heard.append) as run:
+        finetune.execute(spec, run)
+    assert figures(folder)["auroc_site_low"] > 0.5
+    (warning,) = [event["message"] for event in heard if event["event"] == "warning"]
+    assert warning.startswith("site tells diagnosis by itself (AUROC of 0.")
+
+
 def test_the_plan_counts_what_will_be_used(store, tmp_path):
     planned = finetune.plan(a_spec(store, tmp_path, modalities=["FLAIR"]))
     assert planned.figures["sessions"] == 20

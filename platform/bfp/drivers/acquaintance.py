@@ -36,33 +36,47 @@ class Acquaintance(NamedTuple):
 
 def write_seen_by(spec: Pretrain, material: Material, folder: Place) -> None:
     """Beside the exported encoder: the scans that it was trained on, and those that its start was."""
-    from bfp.models.seen import fingerprints, read_seen, write_seen
+    from bfp.models.seen import fingerprints, write_seen
 
     tables = [
         fingerprints(scans_of(store, _keys(index)))
         for store, index in zip(material.stores, material.training, strict=True)
     ]
-    start = parse_encoder(spec.encoder)
-    if start.origin == "folder" and (before := read_seen(encoder_folder(place(spec.encoder)))) is not None:
+    if (before := _seen_by(spec.encoder)) is not None:
         tables.append(before)
     write_seen(folder, tables)
+
+
+def keep_acquaintances(encoder: str, folder: Place) -> None:
+    """Beside an encoder that is exported as it was: whom it has met, where that is known."""
+    from bfp.models.seen import write_seen
+
+    if (before := _seen_by(encoder)) is not None:
+        write_seen(folder, [before])
 
 
 def acquaintance(encoder: str, scans: Sequence[pa.Table]) -> Acquaintance:
     """encoder: as a spec names it; scans: of the sessions that are judged, a table for each store."""
     import pyarrow as pa
 
-    from bfp.models.seen import met, read_seen
+    from bfp.models.seen import met
 
     reference, own = parse_encoder(encoder), pa.concat_tables(scans)
     subjects = len(set(zip(own["cohort"].to_pylist(), own["subject"].to_pylist(), strict=True)))
     if reference.origin == "random":
         return Acquaintance(None, "untrained: it has met nobody", subjects)
-    seen = read_seen(encoder_folder(place(encoder))) if reference.origin == "folder" else None
-    if seen is None:
+    if (seen := _seen_by(encoder)) is None:
         return Acquaintance(None, "not known: no list of what it was pretrained on stands beside it", subjects)
     found = met(seen, own)
     return Acquaintance(found, _in_words(found, subjects), subjects)
+
+
+def _seen_by(encoder: str) -> pa.Table | None:
+    from bfp.models.seen import read_seen
+
+    if parse_encoder(encoder).origin != "folder":
+        return None
+    return read_seen(encoder_folder(place(encoder)))
 
 
 def _in_words(found: Met, subjects: int) -> str:

@@ -213,7 +213,7 @@ def _judge(
         keys += keys_of(spec, material, PERMUTED)
     run.phase(f"cells: {name}", total=len(keys), unit="cells")
     found.cells.update(run_cells(spec, run, material, keys, given, at_once=at_once))
-    with_sites = {task.name: given[task.name, material.everything.name].own for task in material.tasks if task.sites}
+    with_sites = {task.name: given[task.name, material.everything.name].own for task in material.tasks if task.site}
     if with_sites:
         run.phase(f"sites: {name}", total=len(with_sites), unit="probes")
         found.sites.update(probe_sites(spec, run, material, name, with_sites, at_once=at_once))

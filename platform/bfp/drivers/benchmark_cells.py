@@ -62,7 +62,7 @@ def beside(spec: Benchmark, material: Material) -> list[str]:
     asked = {
         HISTOGRAMS: spec.baselines.histograms,
         COVARIATES: bool(spec.baselines.covariates),
-        SITE: any(task.sites for task in material.tasks),
+        SITE: any(task.site for task in material.tasks),
         PERMUTED: spec.baselines.permuted,
     }
     return [name for name, wanted in asked.items() if wanted]
@@ -75,7 +75,7 @@ def keys_of(spec: Benchmark, material: Material, approach: str) -> Iterator[Cell
         fractions = fractions[-1:]
     shown = [NOTHING_SHOWN] if approach in (COVARIATES, SITE) else [own.name for own in material.sets]
     for task in material.tasks:
-        if approach == SITE and not task.sites:
+        if approach == SITE and not task.site:
             continue
         for seed in range(spec.seeds):
             for fraction in fractions:
@@ -127,7 +127,7 @@ def run_cells(
 
 def without_images(task: TaskMaterial, approach: str) -> Given:
     """The vectors of covariates or of the site."""
-    columns = task.covariates if approach == COVARIATES else {task.site_column: task.sites}
+    columns = task.covariates if approach == COVARIATES else task.site
     return Given(covariate_vectors(columns), {}, {})
 
 
@@ -144,7 +144,7 @@ def probe_sites(
     jobs = {}
     for name, own in vectors.items():
         key = CellKey(approach, name, 0, 1.0, material.everything.name)
-        study, (sites, _) = study_of(spec, material, key), numbered(material.task(name).sites)
+        study, (sites, _) = study_of(spec, material, key), numbered(*material.task(name).site.values())
         digest = digest_of(study, own, sites)
         jobs[approach, name] = Job(run.folder / "sites" / f"{approach}-{digest}.safetensors", (study, sites, own))
     return side_by_side(

@@ -14,11 +14,11 @@ from bfp.drivers.finetune_material import (
     Learned,
     available,
     folds_of,
-    groups_of,
     keys_of,
     labelled_of,
     learned_in_words,
     shown_of,
+    site_of,
     target_of,
 )
 from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
@@ -64,7 +64,7 @@ class Stacks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskMaterial:
-    """name: in tables. folds: of each seed, int64 (n,). sites: text of each session, [] where all are of one.
+    """name: in tables. folds: of each seed, int64 (n,). site: as in `finetune_material.Material`.
 
     outside: the sessions of each outside cohort that have a target. covariates: text of each session, by column.
     """
@@ -73,8 +73,7 @@ class TaskMaterial:
     task: Learned
     labelled: Labelled
     folds: list[np.ndarray]
-    sites: list[str]
-    site_column: str
+    site: dict[str, list[str]]
     outside: dict[str, Labelled]
     covariates: dict[str, list[str]]
 
@@ -191,7 +190,6 @@ def _task(spec: Benchmark, name: str, task: Learned, stacks: Stacks, outside: di
     covariates = {column: labelled.column(column, source=source) for column in spec.baselines.covariates}
     for column, values in covariates.items():
         check_column(column, values, subjects=[key.subject for key in labelled.sessions], source=source)
-    column, sites = _sites(spec, labelled, source=source)
     return TaskMaterial(
         name=name,
         task=task,
@@ -200,8 +198,7 @@ def _task(spec: Benchmark, name: str, task: Learned, stacks: Stacks, outside: di
             folds_of(task, labelled, folds=spec.folds, seed=spec.seed + number, splits=spec.splits)
             for number in range(spec.seeds)
         ],
-        sites=sites,
-        site_column=column,
+        site=site_of(spec.site, labelled, source=source),
         outside={
             other: _outside(spec, task, own, name=other, within=labelled.sessions) for other, own in outside.items()
         },
@@ -230,18 +227,6 @@ def _outside(spec: Benchmark, task: Learned, stacks: Stacks, *, name: str, withi
         return labelled_of(task, sessions, store=stacks.store, labels=spec.labels if spoken_of else None)
     except InputError as error:
         raise InputError(f"external.{name}: {error}") from error
-
-
-def _sites(spec: Benchmark, labelled: Labelled, *, source: str) -> tuple[str, list[str]]:
-    """The column and the site of each session, "not known" where that is empty; [] where all are of one."""
-    if spec.site:
-        column, values = spec.site, labelled.column(spec.site, source=source)
-    else:
-        found = groups_of(None, labelled, source=source)
-        column = next((name for name in ("site", "cohort") if name in found), "")
-        values = found.get(column, [])
-    values = [value or "not known" for value in values]
-    return column, values if len(set(values)) > 1 else []
 
 
 def in_words(task: TaskMaterial) -> str:

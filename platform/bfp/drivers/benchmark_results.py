@@ -68,7 +68,7 @@ def results_of(
         blocks += _figures(spec, material, task, own)
         warnings += _warnings(spec, material, task, own)
     if found.sites:
-        blocks += [_sites(spec, material, found, task) for task in material.tasks if task.sites]
+        blocks += [_sites(spec, material, found, task) for task in material.tasks if task.site]
     blocks += [
         _guard(spec, met),
         _cost(spec, found),
@@ -224,7 +224,8 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
 
 
 def _sites(spec: Benchmark, material: Material, found: Found, task: TaskMaterial) -> Table:
-    sites, names = numbered(task.sites)
+    ((column, values),) = task.site.items()
+    sites, names = numbered(values)
     measures, folds, persons = MEASURES[task.task.type], task.folds[0], task.labelled.persons
 
     def site(said: np.ndarray) -> str:
@@ -263,7 +264,7 @@ def _sites(spec: Benchmark, material: Material, found: Found, task: TaskMaterial
             f"{label}, without",
         ],
         rows=rows,
-        note=f"AUROC of {task.site_column} ({counted(len(names), 'site')}, one against the rest) on the folds of the "
+        note=f"AUROC of {column} ({counted(len(names), 'site')}, one against the rest) on the folds of the "
         "first seed, by a linear head and by the nearest neighbours; 0.5: nothing. Without: once what parts the means "
         "of the sites of the training sessions is taken away, of which a linear head can say nothing more; what the "
         f"neighbours still tell is left in the features. {label}: of the task, before and after.",
@@ -292,7 +293,7 @@ def _warnings(spec: Benchmark, material: Material, task: TaskMaterial, rows: Seq
         told = interval_text(*row.judged.figure.mean)
         if row.where.approach == SITE:
             found.append(
-                f"{task.name}: {task.site_column} alone tells it ({measures.first.label} {told}): what images add "
+                f"{task.name}: {next(iter(task.site))} alone tells it ({measures.first.label} {told}): what images add "
                 "must be read beside that; compare within sites, or leave sites out that have one class"
             )
         if row.where.approach == PERMUTED:

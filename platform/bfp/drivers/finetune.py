@@ -16,11 +16,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
+from bfp.drivers.acquaintance import Acquaintance, acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import (
     Material,
     classes_of,
@@ -31,7 +32,6 @@ from bfp.drivers.finetune_material import (
 )
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
-from bfp.models.folders import encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
 from bfp.specs.finetune import Finetune
@@ -47,13 +47,12 @@ if TYPE_CHECKING:
     from bfp.models.encoder import LoadedEncoder
     from bfp.models.pooling import Pooling
     from bfp.reports.blocks import Cell, Results
-    from bfp.store.reader import SliceStore
 
 POSITION_BANDS = 20
 """Bands of height, about 7 mm each. Of 8 and 20 the better on the sessions that chose `EncoderVectors`."""
 
 MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms", "covariates"
-PERMUTED, ORACLE = "permuted", "oracle"
+SITE, PERMUTED, ORACLE = "site", "permuted", "oracle"
 NO_RIVALS = (PERMUTED, ORACLE)
 """Approaches that are there to be compared with and not to be beaten."""
 
@@ -79,7 +78,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     material = material_of(spec, run=run)
     stacks, sessions = material.index.num_rows, len(material.labelled.sessions)
     counts = ", ".join(f"{name} ({text})" for name, text in learned_in_words(material.task, material.labelled).items())
-    approaches = [name for name in _approaches(spec) if name not in NO_RIVALS]
+    approaches = [name for name in _approaches(spec, material) if name not in NO_RIVALS]
     left_out = sum(material.labelled.left_out.values())
     columns = {**material.covariates}
     if spec.baselines.oracle and material.oracle:
@@ -156,34 +155,45 @@ def execute(spec: Finetune, run: Run) -> None:
 
     run.phase("figures and model")
     head = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
-    said = _said(spec, material, encoder)
+    met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
+    said = _said(spec, material, encoder, met)
     results = results_of(study, judged, labelled, said)
-    if told_by_lot := permuted_are_told(results.figures, kind=kind):
-        run.warn(told_by_lot)
+    for warning in _faults(results.figures, material):
+        run.warn(warning)
+    if met.is_met:
+        run.warn(f"encoder: its pretraining has met {met.told}")
     _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
     run.result(results.as_json())
 
 
-def permuted_are_told(figures: Mapping[str, Cell], *, kind: str) -> str | None:
-    """A warning, where permuted labels are told better than chance has it."""
+def _faults(figures: Mapping[str, Cell], material: Material) -> Iterator[str]:
+    """What is wrong with the study, where lots or the site alone are told better than chance has it."""
     from bfp.metrics.measures import MEASURES
 
-    first, chance = MEASURES[kind].first, MEASURES[kind].chance
-    low = figures.get(f"{first.name}_{PERMUTED}_low")
-    if chance is None or not isinstance(low, float) or low <= chance:
-        return None
-    return (
-        f"permuted labels are told from the images ({first.label} of {low:.2f} or more): by chance in one "
-        "study of forty, else a fault of the study; submit it with another name and another seed"
-    )
+    first, chance = MEASURES[material.task.type].first, MEASURES[material.task.type].chance
+    for approach in (SITE, PERMUTED):
+        low = figures.get(f"{first.name}_{approach}_low")
+        if chance is None or not isinstance(low, float) or low <= chance:
+            continue
+        if approach == PERMUTED:
+            yield (
+                f"permuted labels are told from the images ({first.label} of {low:.2f} or more): by chance in one "
+                "study of forty, else a fault of the study; submit it with another name and another seed"
+            )
+        else:
+            yield (
+                f"{', '.join(material.site)} tells {target_of(material.task)} by itself ({first.label} of {low:.2f}): "
+                "read what images add beside that; compare within sites, or leave sites out that have one class"
+            )
 
 
-def _approaches(spec: Finetune) -> list[str]:
+def _approaches(spec: Finetune, material: Material) -> list[str]:
     """The model and its baselines, in the order in which they are shown."""
     asked = {
         UNTRAINED: spec.baselines.untrained and parse_encoder(spec.encoder).origin != "random",
         HISTOGRAMS: spec.baselines.histograms,
         COVARIATES: bool(spec.baselines.covariates),
+        SITE: bool(material.site),
         PERMUTED: spec.baselines.permuted,
         ORACLE: spec.baselines.oracle is not None,
     }
@@ -215,7 +225,7 @@ def _vectors(
 
     machine = ray.cluster_resources()
     gpus = min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
-    approaches = _approaches(spec)
+    approaches = _approaches(spec, material)
     describe: dict[str, Describe] = {HISTOGRAMS: Histograms()} if HISTOGRAMS in approaches else {}  # cheap: goes first
     describe[MODEL] = EncoderVectors(encoder)
     if UNTRAINED in approaches:
@@ -241,6 +251,8 @@ def _vectors(
             vectors[name] = pool_sessions(table, material.labelled.sessions, pooling)
     if COVARIATES in approaches:
         vectors[COVARIATES] = covariate_vectors(material.covariates)
+    if SITE in approaches:
+        vectors[SITE] = covariate_vectors(material.site)
     if PERMUTED in approaches:
         vectors[PERMUTED] = vectors[MODEL]
     if material.oracle is not None:
@@ -251,7 +263,7 @@ def _vectors(
 # what is said of it --------------------------------------------------------------------------------------------------
 
 
-def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
+def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acquaintance) -> Said:
     from bfp.drivers.finetune_results import Said
 
     told, store = encoder.description, material.store
@@ -268,6 +280,7 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
             MODEL: "untrained encoder" if told["origin"] == "random" else "pretrained encoder",
             UNTRAINED: "same encoder, untrained",
             HISTOGRAMS: "histograms of the slices",
+            SITE: f"the site alone ({', '.join(material.site)})",
             COVARIATES: f"covariates alone ({', '.join(spec.baselines.covariates)})",
             PERMUTED: "permuted labels",
             ORACLE: f"oracle ({spec.baselines.oracle})",
@@ -299,21 +312,9 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
             f"{told['architecture']} "
             f"({told['parameters'] / 1e6:.1f} million parameters; {spec.encoder}). The standard deviations over the "
             f"patch tokens of each stack were {pooled}; what a session lacked took the training mean."
-            f"{_seen_before(spec, store)}"
+            f" Subjects whom its pretraining had met, without labels: {met.told}."
         ),
     )
-
-
-def _seen_before(spec: Finetune, store: SliceStore) -> str:
-    """What must be said of the subjects that are tested: whether the encoder has met them."""
-    reference = parse_encoder(spec.encoder)
-    if reference.origin == "random":
-        return ""
-    if reference.uri is not None and reference.origin == "folder":
-        told = read_config(encoder_folder(place(reference.uri))).get("bfp", {})
-        if str(store.place) in [entry["uri"] for entry in told.get("stores", [])]:
-            return " The encoder was pretrained on stacks of this store, without labels, of subjects tested here too."
-    return " Whether the encoder's pretraining saw subjects who are tested here was not checked."
 
 
 def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, results: Results, said: Said) -> None:
@@ -327,6 +328,7 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     card = model_card(run.name, results, said)
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
+    keep_acquaintances(spec.encoder, folder / "encoder")
     classifier = Classifier(
         target=target_of(material.task),
         classes=tuple(classes_of(material.task)),

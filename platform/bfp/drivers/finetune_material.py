@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 Learned = Classification | Regression | Survival
 """The tasks whose heads take a session's vector."""
 
-GROUPS, COHORT = ("sex", "age", "site"), "cohort"
+SITE, COHORT = "site", "cohort"
+UNKNOWN_SITE = "not known"
+GROUPS = ("sex", "age", SITE)
 """Columns by which figures are given unasked, where a cohort carries them (BIDS `participants.tsv`)."""
 
 
@@ -36,7 +38,8 @@ GROUPS, COHORT = ("sex", "age", "site"), "cohort"
 class Material:
     """index: the stacks that are used, of sessions with a target; shown: the modalities; folds: int, of each session.
 
-    covariates, oracle, groups: text of each session, by column, "" where it is not known.
+    covariates, oracle, groups: text of each session, by column, "" where it is not known. site: likewise, of the column
+    that says where a session was scanned; none where all are of one.
     """
 
     store: SliceStore
@@ -48,6 +51,7 @@ class Material:
     covariates: dict[str, list[str]]
     oracle: list[str] | None
     groups: dict[str, list[str]]
+    site: dict[str, list[str]]
 
 
 def material_of(spec: Finetune, *, run: Place) -> Material:
@@ -83,6 +87,7 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
         covariates={name: columns[name] for name in spec.baselines.covariates},
         oracle=columns[oracle] if oracle else None,
         groups=groups_of(spec.groups, labelled, source=source),
+        site=site_of(None, labelled, source=source),
     )
 
 
@@ -96,6 +101,17 @@ def groups_of(columns: Sequence[str] | None, labelled: Labelled, *, source: str)
         for name in asked
     }
     return {name: values for name, values in found.items() if columns or len(set(values)) > 1}
+
+
+def site_of(column: str | None, labelled: Labelled, *, source: str) -> dict[str, list[str]]:
+    """Where each session was scanned, by the column that says so; {} where all are of one site.
+
+    column: None for `site` where labels have it, else the cohort.
+    """
+    found = groups_of([column] if column else None, labelled, source=source)
+    name = column or next((name for name in (SITE, COHORT) if name in found), None)
+    values = [value or UNKNOWN_SITE for value in found[name]] if name else []
+    return {name: values} if name and len(set(values)) > 1 else {}
 
 
 def folds_of(task: Learned, labelled: Labelled, *, folds: int, seed: int, splits: str | None) -> np.ndarray:
