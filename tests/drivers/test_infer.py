@@ -230,4 +230,4 @@ def test_predictions_that_were_damaged_are_made_again_with_a_warning(model, bids
     assert f"damaged predictions are made again: {part.name}" in warnings
     assert [each.message for each in recwarn if "ray_remote_args" in str(each.message)] == []
     blocks = {block.title: block for block in results_from_json(json.loads((run / "results.json").read_text())).blocks}
-    assert "The probabilities are not calibrated" in blocks["Limits"].paragraphs[0]
+    assert "The probabilities put sessions in an order" in blocks["Limits"].paragraphs[0]

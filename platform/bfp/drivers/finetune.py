@@ -56,12 +56,14 @@ MOST_NAMED = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What was made of the material: the encoder, how its vectors are pooled, and the head on all sessions."""
+    """What was made of the material: the encoder, how its vectors are pooled, the head on all sessions, what those of
+    the folds said, and the vectors, float32 (n, F)."""
 
     encoder: LoadedEncoder
     pooling: Pooling
     head: FittedHead
     folds: Judged
+    vectors: np.ndarray
 
 
 def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
@@ -155,7 +157,7 @@ def execute(spec: Finetune, run: Run) -> None:
             f"permuted labels are told from the images (AUROC of {low:.2f} or more): by chance in one "
             "study of forty, else a fault of the study; submit it with another name and another seed"
         )
-    _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
+    _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL], vectors[MODEL]), results, said)
     run.result(results.as_json())
 
 
@@ -314,13 +316,16 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     """The model folder: the head that was fitted on all sessions, beside the encoder that it needs."""
     from bfp.drivers.finetune_results import model_card
     from bfp.imaging import IMAGING_VERSION
+    from bfp.metrics.recalibration import recalibration_of, threshold_of
     from bfp.models.classifier import Classifier, save_classifier
     from bfp.models.encoder import export
+    from bfp.models.typical import fit_typical
 
     folder, store = run.folder / "model", material.store
     card = model_card(run.name, results, said)
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
+    held_out, two = fitted.folds, len(material.task.classes) == 2
     classifier = Classifier(
         target=material.task.target,
         classes=tuple(material.task.classes),
@@ -329,6 +334,9 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
         preprocessing=store.preprocessing,
         head=fitted.head.head,
         fold_heads=tuple(fold.head for fold in fitted.folds.folds),
+        typical=fit_typical(fitted.vectors, material.folds),
+        recalibration=recalibration_of(held_out.classes, held_out.probabilities),
+        threshold=threshold_of(held_out.classes == 1, held_out.probabilities[:, 1]) if two else None,
         facts={
             **provenance,
             "imaging": IMAGING_VERSION,

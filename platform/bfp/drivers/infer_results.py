@@ -22,8 +22,9 @@ from bfp.specs.infer import Infer
 SHOWN_ROWS = 50
 PICTURE = "pictures/sessions.png"
 LIMITS = (
-    "For research; not a medical device. The probabilities are not calibrated: they put sessions in an order, and 0.9 "
-    "does not mean that nine of ten are of that class. The spread tells how far the heads of the folds are apart; it "
+    "For research; not a medical device. The probabilities put sessions in an order; 0.9 does not mean that nine of "
+    "ten are of that class. The recalibrated ones in the table come near to that, where the classes are as frequent "
+    "and the scans as alike as in the model's training. The spread tells how far the heads of the folds are apart; it "
     "is no interval around the probability."
 )
 

@@ -67,18 +67,27 @@ class Predictor:
         prediction, classes = self._classifier.predict(pooled), self._classifier.classes
         probabilities = prediction.probabilities[0]
         modalities = sorted({scan.modality for scan in session.scans})
+        missing = [name for name in self._classifier.shown if name not in modalities]
+        atypical = float(prediction.atypical[0])
+        of_session = [f"no {name}, which the model was trained with" for name in missing]
+        of_session += filter(None, [self._classifier.typical.warning(atypical)])
+        of_scans = [f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings]
         shifts = [scan.shift_mm for scan in session.scans if scan.shift_mm is not None]
         row = {
             **session.key._asdict(),
             "predicted": classes[int(probabilities.argmax())],
             **{f"prob_{name}": float(value) for name, value in zip(classes, probabilities, strict=True)},
+            **{f"recalibrated_{name}": float(p) for name, p in zip(classes, prediction.recalibrated[0], strict=True)},
+            "positive_at_90_specificity": None if prediction.positive is None else bool(prediction.positive[0]),
             "spread": float(prediction.spread[0]),
+            "distance": float(prediction.distances[0]),
+            "atypical": atypical,
             "modalities": modalities,
-            "missing": [name for name in self._classifier.shown if name not in modalities],
+            "missing": missing,
             "stacks": len(vectors),
             "shift_mm": max(shifts, default=None),
             "foreground": min(scan.foreground for scan in session.scans),
-            "warnings": [f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings],
+            "warnings": [*of_session, *of_scans],
             "scans": [scan.uri for scan in session.scans],
             "embedding": vectors.mean(axis=0, dtype=np.float64).astype(np.float32),
             "inputs": session.inputs,
