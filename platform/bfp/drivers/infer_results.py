@@ -29,7 +29,7 @@ LIMITS = (
 )
 
 
-def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Results:
+def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_pictures: bool) -> Results:
     """Figures and blocks, of everything that stands in the two tables."""
     rows = kept.predictions.to_pylist()
     classes: list[str] = told["classes"]
@@ -53,7 +53,7 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Resul
     if shifts := [row["shift_mm"] for row in rows if row["shift_mm"] is not None]:
         axis = "largest shift within a session, mm"
         blocks.append(Histogram("Registration", shifts, axis, "sessions", flag_above=SUSPICIOUS_SHIFT_MM))
-    if spec.pictures and (run.folder / PICTURE).exists():
+    if with_pictures and (run.folder / PICTURE).exists():
         caption = "Slices as the model saw them, in their order, one row for each channel. "
         axis = told["preprocessing"].get("slice_axis", "axial")
         blocks.append(Picture("Sessions", PICTURE, caption + orientation(axis)))

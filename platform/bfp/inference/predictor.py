@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,10 +58,13 @@ class Predictor:
         self._describe = EncoderVectors(encoder).to(device)
         self._batch_size = batch_size
 
-    def predict(self, session: Ready) -> Outcome:
+    def predict(self, session: Ready, vectors: np.ndarray) -> Outcome:
+        """vectors: float32 (n, D) of its n stacks.
+
+        Raises InputError where they are no numbers.
+        """
         if not len(session.pixels):
             return Outcome(session.inputs, None, session.left_out, None, session.passing)
-        vectors = self._vectors(session)
         if not np.isfinite(vectors).all():  # a head would take them for what a session lacks
             raise InputError("the encoder gave numbers that are not finite; its weights are damaged, or the model is")
         pooled = self._classifier.pooling.pool(vectors, heights=session.heights, parts=session.parts)[None]
@@ -94,11 +98,31 @@ class Predictor:
         }
         return Outcome(session.inputs, row, session.left_out, _preview(session), session.passing)
 
-    def _vectors(self, session: Ready) -> np.ndarray:
-        """Of each stack, float32 (n, D)."""
-        pixels, visible = torch.from_numpy(session.pixels), torch.from_numpy(session.visible)
-        batches = zip(pixels.split(self._batch_size), visible.split(self._batch_size), strict=True)
-        return np.concatenate([self._describe(fill_absent(own, seen)) for own, seen in batches])
+    def vectors(self, sessions: Sequence[Ready]) -> list[np.ndarray]:
+        """Of each session float32 (n, D), one row a stack; batches are filled across sessions."""
+        counts = [len(session.pixels) for session in sessions]
+        made = [self._describe(fill_absent(*batch)) for batch in self._batches(sessions)]
+        return np.split(np.concatenate(made), np.cumsum(counts)[:-1]) if made else [np.zeros((0, 0))] * len(sessions)
+
+    def _batches(self, sessions: Sequence[Ready]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Pixels and what is visible of them, `batch_size` stacks at a time; no more than a batch is copied at once."""
+        waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        for session in sessions:
+            pixels, visible = session.pixels, session.visible
+            while len(pixels):
+                lacking = self._batch_size - sum(len(own) for own, _ in waiting)
+                waiting.append((pixels[:lacking], visible[:lacking]))
+                pixels, visible = pixels[lacking:], visible[lacking:]
+                if sum(len(own) for own, _ in waiting) == self._batch_size:
+                    yield _joined(waiting)
+                    waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels, visible = (np.concatenate(own) for own in zip(*parts, strict=True))
+    return torch.from_numpy(pixels), torch.from_numpy(visible)
 
 
 def _preview(session: Ready) -> Preview:

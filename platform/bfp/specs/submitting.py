@@ -17,6 +17,7 @@ FREE = {
     "output",  # the folder was found under it, whatever path led there
     "max_rejected",
     "pictures",
+    "privacy.pictures",
     "preprocessing.preset",  # the fields that it sets are compared
     "probe.every",
     "probe.on_worse",
