@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.infer MODEL SCANS [--sessions 50] [--repeats 3] [--memory 50 200 1000] [--workers 2]
 
-MODEL: a finetune run or a model folder of stacks of the form modalities without registration beyond headers or a brain
-mask, or the loop would not do the same. SCANS: a BIDS folder, whose whole sessions are repeated under new names by
-links until there are so many; MONAI is installed from requirements.txt.
+MODEL: a finetune run or a model folder of stacks of the form modalities; a copy of it is used whose preprocessing
+registers by headers and cuts out no brain, or the loop would not do the same. SCANS: a BIDS folder, whose whole
+sessions are repeated under new names by links until there are so many; MONAI is installed from requirements.txt.
 
 The loop, as tutorials have it, in one process that may use all cores: for each session and modality nibabel reads the
 file, MONAI orients it, brings it to the model's spacing, onto the first modality's grid, scales it between percentiles
@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from bfp.models.classifier import load_classifier, model_folder
@@ -53,7 +55,25 @@ class Took(NamedTuple):
 def whole_sessions(scans: Path, modalities: tuple[str, ...]) -> list[list[Path]]:
     folders = sorted(folder for folder in scans.glob("sub-*/anat") if folder.is_dir())
     found = [[next(folder.glob(f"*_{name}.nii.gz"), None) for name in modalities] for folder in folders]
-    return [[file for file in files if file] for files in found if all(files)]
+    return [[file for file in files if file] for files in found if all(map(readable, files))]
+
+
+def readable(file: Path | None) -> bool:
+    import nibabel as nib
+
+    try:
+        return file is not None and np.asanyarray(nib.load(file).dataobj).size > 0
+    except (EOFError, OSError, nib.filebasedimages.ImageFileError):
+        return False
+
+
+def by_headers(model: Path, folder: Path) -> Path:
+    """A copy of the model that prepares scans as the loop does."""
+    shutil.copytree(model_folder(place(str(model))).path, folder)
+    told = json.loads((folder / "model.json").read_text())
+    told["preprocessing"] |= {"register": "header", "brain": "none"}
+    (folder / "model.json").write_text(json.dumps(told))
+    return folder
 
 
 def repeat(sessions: list[list[Path]], folder: Path, *, count: int) -> Path:
@@ -127,7 +147,6 @@ def by_a_loop(model: Path, bids: Path) -> Took:
 
 def loop(model: Path, bids: Path) -> None:
     """The peer. Says `done SECONDS PROBABILITY` after each session."""
-    import numpy as np
     import timm
     import torch
     from monai import transforms
@@ -184,11 +203,11 @@ def main() -> None:
     if given.loop:
         loop(given.model, given.scans)
         return
-    model = given.model.resolve()
-    channels = tuple(load_classifier(model_folder(place(str(model)))).preprocessing["stacks"]["channels"])
-    sessions = whole_sessions(given.scans.resolve(), channels)
     with tempfile.TemporaryDirectory() as made:
         here = Path(made)
+        model = by_headers(given.model.resolve(), here / "model")
+        channels = tuple(load_classifier(place(str(model))).preprocessing["stacks"]["channels"])
+        sessions = whole_sessions(given.scans.resolve(), channels)
         ours, theirs = list[Took](), list[Took]()
         if given.repeats:
             bids = repeat(sessions, here / f"sessions-{given.sessions}", count=given.sessions)

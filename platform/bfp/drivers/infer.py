@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 SESSIONS_PER_PART = 64
 SECONDS_PER_PART = 30.0
 SHOWN_SESSIONS = 8
+SHOWN_SUBJECTS = 5
 
 FACTS = ("run", "bfp", "imaging", "encoder", "weights", "figures")  # of model.json, told on the page
 
@@ -81,7 +82,7 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
     check_available(_preprocessing(told), spec.cohorts)
     _brain_program(told, profile)
     _pseudonyms(spec)
-    sessions = [each for each in sessions_of(spec.cohorts, _preprocessing(told)) if each.scans]
+    sessions = [each for each in _sessions(spec, told) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
     begun = bool((place(spec.output) / spec.name / "predictions").names())
@@ -176,7 +177,7 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     folder, told = _model(spec)
     brain_program = _brain_program(told, profile)
     run.phase("listing", unit="sessions")
-    sessions = sessions_of(spec.cohorts, _preprocessing(told))
+    sessions = _sessions(spec, told)
     run.progress(len(sessions))
     by_inputs, kept, todo = _work(spec, folder, told, sessions)
     if damaged := kept.damaged():
@@ -239,6 +240,18 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
             f"{IMAGING_VERSION}: fine-tune again, or predict with bfp {told['facts']['bfp']}"
         )
     return folder, told
+
+
+def _sessions(spec: Infer, told: dict[str, Any]) -> list[Session]:
+    """The sessions that are asked for. Raises InputError where a subject that is asked for has none."""
+    found = sessions_of(spec.cohorts, _preprocessing(told))
+    if spec.subjects is None:
+        return found
+    there = {session.key.subject for session in found}
+    if absent := [subject for subject in spec.subjects if subject not in there]:
+        known = ", ".join(sorted(there)[:SHOWN_SUBJECTS]) + (", …" if len(there) > SHOWN_SUBJECTS else "")
+        raise InputError(f"subjects: {', '.join(absent)}: in no cohort; there are {known}")
+    return [session for session in found if session.key.subject in spec.subjects]
 
 
 def _check_masks(spec: Infer, told: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from bfp.specs.cohorts import Cohort, in_cohorts, same_names
 from bfp.specs.fields import Job, Misfit, Positive, Share, Strict, Uri, Workers
 
+Label = Annotated[str, Field(pattern=r"^[^/\s]+$")]
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -58,6 +59,9 @@ class Infer(Job):
     model: Uri = Field(description="A finetune run, or a model folder.", examples=["runs/my-classifier"])
     cohorts: list[Cohort] = Field(
         min_length=1, description="Where the scans come from.", examples=[[{"name": "my-cohort", "bids": "data/bids"}]]
+    )
+    subjects: list[Label] | None = Field(
+        None, min_length=1, description="Only subjects with these labels, without `sub-`. null: all.", examples=[["01"]]
     )
     embedding: bool = Field(True, description="Write each session's embedding beside its probabilities.")
     max_rejected: Share | None = Field(

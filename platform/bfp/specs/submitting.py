@@ -86,5 +86,5 @@ _GROWING: dict[str, dict[str, Callable[[Any, Any], bool]]] = {
         "modalities": _more,
         "seeds": _longer,
     },
-    "infer": {"cohorts": _more},
+    "infer": {"cohorts": _more, "subjects": _more},
 }
