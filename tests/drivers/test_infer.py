@@ -75,12 +75,22 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
     assert [row["subject"] for row in rows] == ["01", "02", "03", "04"]
     assert all(row["prob_CN"] + row["prob_AD"] == pytest.approx(1) for row in rows)
     assert rows[3]["missing"] == ["FLAIR"]
-    assert "1 session has no FLAIR" in next(event["message"] for event in events if event["event"] == "warning")
+    assert rows[3]["warnings"][0] == "no FLAIR, which the model was trained with"
+    said = [event["message"] for event in events if event["event"] == "warning"]
+    assert any("1 session has no FLAIR" in message for message in said)
+    # The training sessions of this model are noise: every real scan lies far from them.
+    assert all(row["atypical"] == 1 and row["distance"] > 1 for row in rows)
+    assert all("all 40 training sessions lie less far" in "".join(row["warnings"]) for row in rows)
+    assert "4 sessions lie beyond 99 % of the training sessions: the model was trained on nothing like it" in said
     (rejected,) = pq.read_table(run / "rejected" / "rejected.parquet").to_pylist()
     assert (rejected["subject"], rejected["modality"], rejected["reason"]) == ("05", "T1w", "file ends early")
     results = results_from_json(json.loads((run / "results.json").read_text()))
     assert (results.figures["sessions"], results.figures["rejected"]) == (4, 1)
+    assert results.figures["atypical"] == 4
     assert results.blocks[0].title == "Predictions"
+    look = next(block for block in results.blocks if block.title == "Sessions to look at")
+    assert sorted(row[1] for row in look.rows) == ["01", "02", "03", "04"]
+    assert all("unlike the training sessions" in row[3] for row in look.rows)
     assert (run / "pictures" / "sessions.png").exists()
 
     stamps = {file: file.stat().st_mtime_ns for file in run.glob("*/part-*.parquet")}

@@ -72,7 +72,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
         preprocessing=told,
         head=_a_head(random, length),
         fold_heads=tuple(_a_head(random, length) for _ in range(3)),
-        typical=fit_typical(random.normal(size=(40, length)), np.arange(40) % 4),
+        typical=fit_typical(random.normal(loc=5, size=(40, length)), np.arange(40) % 4),
         recalibration=Platt(0.5, 0.1),
         threshold=Threshold(0.7, 0.9, 0.5),
         facts=facts,

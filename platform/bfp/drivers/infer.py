@@ -173,6 +173,7 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
 def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Predict what is new, and say what stands of all."""
     from bfp.drivers.infer_results import results_of, write_pictures
+    from bfp.models.typical import WARNED_FROM
 
     folder, told = _model(spec)
     brain_program = _brain_program(told, profile)
@@ -200,6 +201,10 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     run.note(f"{counted(predicted, 'session')} predicted, {counted(rejected, 'scan')} rejected")
     if passing:
         run.warn(f"scans of {counted(len(passing), 'session')} {TRIED_AGAIN}")
+    far = sum(atypical >= WARNED_FROM for atypical in united.predictions["atypical"].to_pylist())
+    if far:
+        lie = counted(far, "session lies", "sessions lie")
+        run.warn(f"{lie} beyond 99 % of the training sessions: the model was trained on nothing like it")
     for name in told["shown"]:
         lacking = sum(name in missing for missing in united.predictions["missing"].to_pylist())
         if lacking:

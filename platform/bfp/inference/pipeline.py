@@ -78,7 +78,7 @@ def predict_sessions(
                 max_retries=0,
             )
             rows = prepared.map_batches(
-                PredictRows,  # type: ignore[arg-type]  # Ray Data takes a class for actors
+                PredictRows,  # Ray Data takes a class for actors
                 batch_size=SESSIONS_TOGETHER,
                 fn_constructor_kwargs={"model": model, "device": device, "batch_size": machine.batch_size},
                 num_cpus=0,
