@@ -28,7 +28,7 @@ def a_classifier(folds=4):
         preprocessing={"size": 28, "window": [0.5, 99.5]},
         head=a_head(random),
         fold_heads=tuple(a_head(random) for _ in range(folds)),
-        typical=fit_typical(random.normal(size=(30, 6)), np.arange(30) % 5),
+        typical=fit_typical(random.normal(size=(30, 6)), np.arange(30) % 5, complete=np.ones(30, dtype=bool)),
         recalibration=Temperature(1.5),
         threshold=None,
         facts={"run": "ad-vs-cn"},

@@ -19,8 +19,8 @@ class Population:
         return self._random.normal(size=(count, RANK)) @ self._mixed + noise
 
 
-def folds_of(count, folds=5):
-    return np.arange(count) % folds
+def fitted(training, folds=5):
+    return fit_typical(training, np.arange(len(training)) % folds, complete=np.ones(len(training), dtype=bool))
 
 
 @pytest.mark.parametrize("sessions", [30, 100])
@@ -28,7 +28,7 @@ def test_one_new_session_in_twenty_lies_beyond_95_percent_of_the_training_sessio
     beyond = []
     for seed in range(40):
         population = Population(seed)
-        typical = fit_typical(population.draw(sessions), folds_of(sessions))
+        typical = fitted(population.draw(sessions))
         beyond.append((typical.atypical(typical.distances(population.draw(100))) > 0.95).mean())
     assert np.mean(beyond) == pytest.approx(0.05, abs=0.02)
 
@@ -45,8 +45,8 @@ def test_shifting_and_scaling_each_component_changes_no_distance():
     population, random = Population(), np.random.default_rng(1)
     training, new = population.draw(60), population.draw(20)
     shift, scale = random.normal(size=LENGTH), random.uniform(0.1, 10, LENGTH)
-    plain = fit_typical(training, folds_of(60))
-    moved = fit_typical(training * scale + shift, folds_of(60))
+    plain = fitted(training)
+    moved = fitted(training * scale + shift)
     np.testing.assert_allclose(moved.distances(new * scale + shift), plain.distances(new), rtol=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_shifting_and_scaling_each_component_changes_no_distance():
 def test_a_session_of_another_sort_is_farther_than_all_training_sessions(kind):
     population = Population()
     training, new = population.draw(100), population.draw(10)
-    typical = fit_typical(training, folds_of(100))
+    typical = fitted(training)
     direction = typical.space.components[-1] * np.where(np.isfinite(typical.space.scale), typical.space.scale, 0)
     other = {
         "shifted along a component": new + 40 * direction,
@@ -71,7 +71,7 @@ def test_a_component_that_is_absent_counts_as_the_training_mean():
     population = Population()
     training = population.draw(50)
     training[:20, :100] = np.nan
-    typical = fit_typical(training, folds_of(50))
+    typical = fitted(training)
     (new,) = population.draw(1)
     absent, mean = new.copy(), new.copy()
     absent[:100], mean[:100] = np.nan, typical.space.centre[:100]
@@ -87,6 +87,19 @@ def test_what_does_not_vary_gives_finite_distances(case):
         training[:, 5] = 3.0
     if case == "sessions that are all alike":
         training[:] = training[0]
-    typical = fit_typical(training, folds_of(len(training), 2))
+    typical = fitted(training, 2)
     assert np.isfinite(typical.distances(training + 1)).all()
     assert typical.fault(length=LENGTH) == ""
+
+
+def test_sessions_that_lack_a_modality_do_not_hide_others_that_lie_far():
+    population = Population()
+    training, far = population.draw(100), population.draw(10) + 3
+    training[:20] += 30
+    complete = np.arange(100) >= 20
+    typical = fit_typical(training, np.arange(100) % 5, complete=complete)
+    assert len(typical.held_out) == 80
+    assert (typical.atypical(typical.distances(far)) == 1).all()
+    everybody = fit_typical(training, np.arange(100) % 5, complete=np.ones(100, dtype=bool))
+    assert (everybody.atypical(everybody.distances(far)) < 1).all()
+    assert len(fit_typical(training, np.arange(100) % 5, complete=~complete).held_out) == 100

@@ -163,8 +163,8 @@ MEANINGS = {
         "positive_at_90_specificity": "whether the probability of the second of two classes is at least the one "
         "that 90 % of held-out training sessions of the first stay below; null with more classes",
         "spread": "standard deviation, over the fold heads, of the predicted class's probability",
-        "distance": "from the training sessions; 1 is that of a usual one",
-        "atypical": "share of the training sessions, each held out, whose distance is smaller; from 0.99 on the row "
+        "distance": "from the training sessions that lack no modality; 1 is that of a usual one",
+        "atypical": "share of these training sessions, each held out, whose distance is smaller; from 0.99 on the row "
         "has a warning",
         "modalities": "that the model saw",
         "missing": "that the model was trained with and did not see",

@@ -314,6 +314,7 @@ def _seen_before(spec: Finetune, store: SliceStore) -> str:
 
 def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, results: Results, said: Said) -> None:
     """The model folder: the head that was fitted on all sessions, beside the encoder that it needs."""
+    from bfp.drivers.finetune_material import complete_sessions
     from bfp.drivers.finetune_results import model_card
     from bfp.imaging import IMAGING_VERSION
     from bfp.metrics.recalibration import recalibration_of, threshold_of
@@ -334,7 +335,7 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
         preprocessing=store.preprocessing,
         head=fitted.head.head,
         fold_heads=tuple(fold.head for fold in fitted.folds.folds),
-        typical=fit_typical(fitted.vectors, material.folds),
+        typical=fit_typical(fitted.vectors, material.folds, complete=complete_sessions(material)),
         recalibration=recalibration_of(held_out.classes, held_out.probabilities),
         threshold=threshold_of(held_out.classes == 1, held_out.probabilities[:, 1]) if two else None,
         facts={

@@ -164,3 +164,17 @@ def _labelled(
     labelled = assign_classes(labels, target=task.target, classes=task.classes, source=source)
     used = set(labelled.sessions)
     return labelled, index.filter(pa.array([key in used for key in identity]))
+
+
+def complete_sessions(material: Material) -> np.ndarray:
+    """Whether each session has a stack of every modality that is shown: bool (n,)."""
+    import numpy as np
+
+    from bfp.cohorts.sessions import Key
+
+    names = (*Key._fields, "modalities", "present")
+    seen: dict[Key, set[str]] = {}
+    for *key, modalities, present in zip(*(material.index[name].to_pylist() for name in names), strict=True):
+        there = (name for name, here in zip(modalities, present, strict=True) if here)
+        seen.setdefault(Key(*key), set()).update(there)
+    return np.array([seen[key] >= set(material.shown) for key in material.labelled.sessions], dtype=bool)

@@ -1,8 +1,7 @@
 """How far a session lies from those that a model was trained on: what infer calls `distance` and `atypical`.
 
 A head says something of any vector, also of a scanner, a contrast or a side up that it never met. A vector (F,) is
-standardised as the head does it (what is absent counts as the training mean, so a missing modality alone makes nobody
-atypical: that stands in a column of its own), then
+standardised as the head does it (a component that is absent counts as the training mean), then
 
     within      Mahalanobis distance in the first components of the training sessions, squared
     outside     what these components leave of it: squared norm of the rest
@@ -14,6 +13,9 @@ and Wolf do (2004, doi 10.1016/S0047-259X(03)00096-4), for the smallest ones loo
 Both parts are measured on training sessions too, each from the sessions of the other folds, as a new one would be: by
 itself a session always lies near the components that it shaped. `distance` is the mean of the two parts, each in units
 of the median of these held-out ones: 1 is usual. `atypical` is the share of the held-out ones that lie less far.
+The measure is of complete sessions, unless fewer than half are: in stacks of several modalities an empty channel moves
+a vector far, and with the sixth of the demo's sessions that lack one among the measured, 5 % of scans of an unseen
+scanner and of inverted ones were beyond 95 % of them, which are told from usual ones with AUROCs of 0.96 and 1.00.
 Neither changes when components of all vectors are shifted or scaled.
 """
 
@@ -111,9 +113,12 @@ class Typical:
         return "" if positive else "training sessions described by a scale that is not positive"
 
 
-def fit_typical(vectors: np.ndarray, folds: np.ndarray) -> Typical:
+def fit_typical(vectors: np.ndarray, folds: np.ndarray, *, complete: np.ndarray) -> Typical:
     """vectors: float (n, F) of the training sessions, NaN where one lacks a component; folds: int (n,), at least two,
-    those of the cross-validation, so that a subject is never its own measure."""
+    those of the cross-validation, so that a subject is never its own measure; complete: bool (n,), whether a session
+    has all modalities."""
+    if 2 * complete.sum() >= len(vectors) and len(np.unique(folds[complete])) > 1:
+        vectors, folds = vectors[complete], folds[complete]
     within, outside = np.empty(len(vectors)), np.empty(len(vectors))
     fewest = min(int((folds != fold).sum()) for fold in np.unique(folds))
     components = max(1, min(fewest // SESSIONS_PER_COMPONENT, MOST_COMPONENTS))  # in every space: distances compare
