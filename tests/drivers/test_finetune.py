@@ -135,6 +135,20 @@ def test_the_model_folder_predicts_without_the_run(run):
     assert classifier.facts["figures"]["auroc"] == figures(run)["auroc"]
 
 
+def test_the_model_folder_holds_what_its_held_out_sessions_say_of_it(run):
+    classifier = load_classifier(model_folder(run))
+    table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
+    held_out = table[table.approach == "encoder"]
+    called = held_out.prob_AD >= classifier.threshold.probability
+    positive = held_out["class"] == "AD"
+    assert called[positive].mean() == pytest.approx(classifier.threshold.sensitivity)
+    assert (~called[~positive]).mean() == pytest.approx(classifier.threshold.specificity)
+    assert classifier.threshold.specificity >= 0.9
+    recalibrated = classifier.recalibration(held_out[["prob_CN", "prob_AD"]].to_numpy())[:, 1]
+    assert recalibrated.mean() == pytest.approx(positive.mean(), abs=0.02)
+    assert 15 <= len(classifier.typical.held_out) <= 30
+
+
 def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself_untrained(run, store, tmp_path):
     again = execute(a_spec(store, tmp_path, encoder=run.uri, encoder_shape=None, baselines={"histograms": False}))
     found = figures(again)

@@ -177,13 +177,20 @@ MEANINGS = {
     "infer-predictions": {
         **IDENTITY,
         **PREDICTION,
+        f"recalibrated_{CLASS}": "the probability, recalibrated on held-out training sessions; it holds where "
+        "classes are as frequent as there",
+        "positive_at_90_specificity": "whether the probability of the second of two classes is at least the one "
+        "that 90 % of held-out training sessions of the first stay below; null with more classes",
         "spread": "standard deviation, over the fold heads, of the predicted class's probability",
+        "distance": "from the training sessions that lack no modality; 1 is that of a usual one",
+        "atypical": "share of these training sessions, each held out, whose distance is smaller; from 0.99 on the row "
+        "has a warning",
         "modalities": "that the model saw",
         "missing": "that the model was trained with and did not see",
         "stacks": "how many were seen",
         "shift_mm": "the largest header offset within the session, mm; null with one scan",
         "foreground": "the smallest share of a scan that is head",
-        "warnings": "sentences for a person, each after its modality",
+        "warnings": "sentences for a person: of the session, then of its scans, each after its modality",
         "scans": "the files that were used",
         "embedding": "mean over stacks of the spread of their patch tokens; only with `embedding: true`",
         "model": "hash of the model that predicted",

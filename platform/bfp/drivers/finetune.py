@@ -62,12 +62,14 @@ ALIKE = {"classification": "class", "regression": "parts of the number", "surviv
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What was made of the material: the encoder, how its vectors are pooled, and the head on all sessions."""
+    """What was made of the material: the encoder, how its vectors are pooled, the head on all sessions, what those of
+    the folds said, and the vectors, float32 (n, F)."""
 
     encoder: LoadedEncoder
     pooling: Pooling
     head: FittedHead
     folds: Judged
+    vectors: np.ndarray
 
 
 def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
@@ -162,7 +164,7 @@ def execute(spec: Finetune, run: Run) -> None:
         run.warn(warning)
     if met.is_met:
         run.warn(f"encoder: its pretraining has met {met.told}")
-    _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
+    _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL], vectors[MODEL]), results, said)
     run.result(results.as_json())
 
 
@@ -319,24 +321,31 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acqua
 
 def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, results: Results, said: Said) -> None:
     """The model folder: the head that was fitted on all sessions, beside the encoder that it needs."""
+    from bfp.drivers.finetune_material import complete_sessions
     from bfp.drivers.finetune_results import model_card
     from bfp.imaging import IMAGING_VERSION
+    from bfp.metrics.recalibration import recalibration_of, threshold_of
     from bfp.models.classifier import Classifier, save_classifier
     from bfp.models.encoder import export
+    from bfp.models.typical import fit_typical
 
     folder, store = run.folder / "model", material.store
     card = model_card(run.name, results, said)
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
     keep_acquaintances(spec.encoder, folder / "encoder")
+    held_out, classes = fitted.folds, classes_of(material.task)
     classifier = Classifier(
         target=target_of(material.task),
-        classes=tuple(classes_of(material.task)),
+        classes=tuple(classes),
         pooling=fitted.pooling,
         shown=material.shown,
         preprocessing=store.preprocessing,
         head=fitted.head.head,
         fold_heads=tuple(fold.head for fold in fitted.folds.folds),
+        typical=fit_typical(fitted.vectors, material.folds, complete=complete_sessions(material)),
+        recalibration=recalibration_of(held_out.targets, held_out.said),
+        threshold=threshold_of(held_out.targets == 1, held_out.said[:, 1]) if len(classes) == 2 else None,
         facts={
             **provenance,
             "imaging": IMAGING_VERSION,

@@ -269,3 +269,17 @@ def labelled_of(task: Learned, sessions: Collection[Key], *, store: SliceStore, 
             return assign_numbers(found, target=task.target, source=source)
         case Survival():
             return assign_times(found, time=task.time, event=task.event, source=source)
+
+
+def complete_sessions(material: Material) -> np.ndarray:
+    """Whether each session has a stack of every modality that is shown: bool (n,)."""
+    import numpy as np
+
+    from bfp.cohorts.sessions import Key
+
+    names = (*Key._fields, "modalities", "present")
+    seen: dict[Key, set[str]] = {}
+    for *key, modalities, present in zip(*(material.index[name].to_pylist() for name in names), strict=True):
+        there = (name for name, here in zip(modalities, present, strict=True) if here)
+        seen.setdefault(Key(*key), set()).update(there)
+    return np.array([seen[key] >= set(material.shown) for key in material.labelled.sessions], dtype=bool)

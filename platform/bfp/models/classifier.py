@@ -1,8 +1,10 @@
 """The model folder of a classifier: an encoder, a head, and all that is needed to use them on raw scans.
 
     <folder>/encoder/            the encoder as plain timm loads it (`bfp.models.encoder`)
-    <folder>/head.safetensors    the head, and one head for each fold of its cross-validation
-    <folder>/model.json          classes, pooling, modalities, preprocessing, figures, hash of the head; written last
+    <folder>/head.safetensors    the head, one head for each fold of its cross-validation, and where training sessions
+                                 lie (`bfp.models.typical`)
+    <folder>/model.json          classes, pooling, modalities, preprocessing, recalibration, threshold, figures, hash of
+                                 the head; written last
     <folder>/README.md           the model card
 
 The head names its classes too, so neither of the two files can be exchanged without the other. `infer` needs nothing
@@ -20,14 +22,16 @@ from typing import Annotated, Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from bfp.errors import InputError
 from bfp.models.linear import LinearHead
 from bfp.models.pooling import Pooling
+from bfp.models.recalibration import Recalibration, Threshold
+from bfp.models.typical import Typical
 from bfp.storage import Place
 
-CONTRACT = 2
+CONTRACT = 3
 """The version of the folder's files, and of the vectors that a head takes; another one is refused."""
 
 
@@ -40,19 +44,28 @@ class _Told(BaseModel):
     shown: Annotated[list[str], Field(min_length=1)]
     preprocessing: dict[str, Any]
     folds: Annotated[int, Field(ge=1)]
+    recalibration: Recalibration
+    threshold: Threshold | None
     head_sha256: str
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """Of n sessions: probabilities float64 (n, K) of the classes, and how far the fold heads are apart.
+    """Of n sessions: probabilities float64 (n, K) of the classes, as the head says them and recalibrated, and how far
+    the fold heads are apart.
 
     spread: float64 (n,), the standard deviation over the fold heads of the predicted class's probability.
+    positive: bool (n,), at or above the threshold; None with more than two classes. distances, atypical: float64 (n,),
+    as of `bfp.models.typical`.
     """
 
     probabilities: np.ndarray
+    recalibrated: np.ndarray
     spread: np.ndarray
+    positive: np.ndarray | None
+    distances: np.ndarray
+    atypical: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +73,9 @@ class Classifier:
     """The head and how it is used.
 
     target: the column that was learned. shown: the modalities that the encoder was shown.
-    preprocessing: as in the store that it was trained on. facts: plain values for a reader (data, figures, versions).
+    preprocessing: as in the store that it was trained on. typical: where the training sessions lie. recalibration,
+    threshold: from held-out sessions; None with more than two classes. facts: plain values for a reader (data, figures,
+    versions).
     """
 
     target: str
@@ -70,6 +85,9 @@ class Classifier:
     preprocessing: Mapping[str, Any]
     head: LinearHead
     fold_heads: tuple[LinearHead, ...]
+    typical: Typical
+    recalibration: Recalibration
+    threshold: Threshold | None
     facts: Mapping[str, Any]
 
     def predict(self, vectors: np.ndarray) -> Prediction:
@@ -77,7 +95,15 @@ class Classifier:
         probabilities = self.head.probabilities(vectors)
         chosen = probabilities.argmax(axis=1)
         by_fold = [head.probabilities(vectors)[np.arange(len(vectors)), chosen] for head in self.fold_heads]
-        return Prediction(probabilities, np.std(by_fold, axis=0))
+        distances = self.typical.distances(vectors)
+        return Prediction(
+            probabilities=probabilities,
+            recalibrated=self.recalibration(probabilities),
+            spread=np.std(by_fold, axis=0),
+            positive=probabilities[:, 1] >= self.threshold.probability if self.threshold else None,
+            distances=distances,
+            atypical=self.typical.atypical(distances),
+        )
 
 
 def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None:
@@ -85,6 +111,7 @@ def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None
     tensors = classifier.head.tensors("head.")
     for number, head in enumerate(classifier.fold_heads):
         tensors |= head.tensors(f"folds.{number}.")
+    tensors |= classifier.typical.tensors("typical.")
     weights = safetensors.numpy.save(tensors, metadata={"classes": json.dumps(classifier.classes)})
     told = {
         "contract": CONTRACT,
@@ -95,6 +122,8 @@ def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None
         "shown": list(classifier.shown),
         "preprocessing": dict(classifier.preprocessing),
         "folds": len(classifier.fold_heads),
+        "recalibration": asdict(classifier.recalibration),
+        "threshold": asdict(classifier.threshold) if classifier.threshold else None,
         "head_sha256": hashlib.sha256(weights).hexdigest(),
         "facts": dict(classifier.facts),
     }
@@ -127,8 +156,8 @@ def read_description(folder: Place) -> dict[str, Any]:
         )
     if contract < CONTRACT:
         raise InputError(
-            f"{file}: written by an older bfp (contract {contract}; this one is {CONTRACT}), which made other vectors "
-            "of a session; fine-tune again"
+            f"{file}: written by an older bfp (contract {contract}; this one is {CONTRACT}), which made other "
+            "vectors of a session or kept less of its training; fine-tune again"
         )
     if kind != "classification":
         raise InputError(f"{file}: a model for {kind}; this bfp predicts with classifiers only")
@@ -166,6 +195,9 @@ def load_classifier(folder: Place) -> Classifier:
             preprocessing=told["preprocessing"],
             head=LinearHead.from_tensors(tensors, "head."),
             fold_heads=tuple(LinearHead.from_tensors(tensors, f"folds.{number}.") for number in range(told["folds"])),
+            typical=Typical.from_tensors(tensors, "typical."),
+            recalibration=TypeAdapter(Recalibration).validate_python(told["recalibration"]),
+            threshold=TypeAdapter(Threshold | None).validate_python(told["threshold"]),
             facts=told["facts"],
         )
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
@@ -173,6 +205,8 @@ def load_classifier(folder: Place) -> Classifier:
     for head in (classifier.head, *classifier.fold_heads):
         if fault := head.fault(class_count=len(classes), length=classifier.head.centre.size):
             raise InputError(f"{file}: {fault}; fine-tune again")
+    if fault := classifier.typical.fault(length=classifier.head.centre.size):
+        raise InputError(f"{file}: {fault}; fine-tune again")
     return classifier
 
 
