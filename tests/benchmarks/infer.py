@@ -11,7 +11,8 @@ file, MONAI orients it, brings it to the model's spacing, onto the first modalit
 and crops it or pads it; slices with enough foreground become stacks, the same timm model makes their patch tokens, and
 the model's own head says the probabilities of their spread, pooled. What is printed is the median of the repeats, taken
 in turn: sessions a minute, from the start of the process to its end (Ray's start included) and once it runs, from the
-first finished session to the last. Memory: proportional set size of the driver and all workers, every second (Linux).
+first finished session to the last. CPU seconds are printed beside them, which others on the machine change
+less. Memory: proportional set size of the driver and all workers, every second (Linux).
 """
 
 from __future__ import annotations
@@ -35,17 +36,19 @@ import pyarrow.parquet as pq
 
 from bfp.models.classifier import load_classifier, model_folder
 from bfp.storage import place
-from tests.processes import below, resident_bytes
+from tests.processes import below, cpu_seconds, resident_bytes
 
 BFP = Path(sys.executable).parent / "bfp"
 SAMPLED_EVERY_S = 1.0
+SESSION = "a-session-is-done-at"
 
 
 class Took(NamedTuple):
-    """wall_s: from start to end; running_s: from the first finished session to the last, `after_first` of them; peak:
-    bytes; rows: sessions that have a row."""
+    """wall_s, cpu_s: from start to end; running_s: from the first finished session to the last, `after_first` of them;
+    peak: bytes; rows: sessions that have a row."""
 
     wall_s: float
+    cpu_s: float
     running_s: float
     after_first: int
     peak: int
@@ -87,13 +90,22 @@ def repeat(sessions: list[list[Path]], folder: Path, *, count: int) -> Path:
     return folder
 
 
-def measured(line: list[str], finished: list[float]) -> tuple[float, int]:
-    """Run it; seconds, and peak memory of it and all below. finished: gets the time of each line that says `done`."""
-    began, peak = time.perf_counter(), 0
+class Ran(NamedTuple):
+    """A command that was run to its end. cpu_s, peak: of it and all below it; said: what it printed."""
+
+    wall_s: float
+    cpu_s: float
+    peak: int
+    said: str
+
+
+def measured(line: list[str]) -> Ran:
+    began, before, cpu_s, peak = time.perf_counter(), cpu_seconds(), 0.0, 0
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(line, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
             peak = max(peak, sum(map(resident_bytes, below(process.pid))))
+            cpu_s = max(cpu_s, cpu_seconds() - before)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(SAMPLED_EVERY_S)
         wall_s = time.perf_counter() - began
@@ -101,8 +113,7 @@ def measured(line: list[str], finished: list[float]) -> tuple[float, int]:
         text = said.read()
     if process.returncode != 0:
         sys.exit(f"{' '.join(line)} ended with {process.returncode}\n{text}")
-    finished += [float(each.split()[1]) for each in text.splitlines() if each.startswith("done ")]
-    return wall_s, peak
+    return Ran(wall_s, cpu_s, peak, text)
 
 
 def by_bfp(model: Path, bids: Path, folder: Path, *, workers: int, number: int) -> Took:
@@ -118,17 +129,18 @@ def by_bfp(model: Path, bids: Path, folder: Path, *, workers: int, number: int) 
     }
     file = folder / f"{name}.yaml"
     file.write_text(json.dumps(spec))
-    wall_s, peak = measured([str(BFP), "submit", str(file)], [])
+    ran = measured([str(BFP), "submit", str(file)])
     run = folder / "runs" / name
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     steps = [
         each for each in events if each["event"] == "progress" and each.get("phase") == "predicting" and each["done"]
     ]
     return Took(
-        wall_s,
+        ran.wall_s,
+        ran.cpu_s,
         _seconds(steps[-1]["time"]) - _seconds(steps[0]["time"]),
         steps[-1]["done"] - steps[0]["done"],
-        peak,
+        ran.peak,
         pq.read_metadata(run / "predictions/predictions.parquet").num_rows,
     )
 
@@ -140,13 +152,13 @@ def _seconds(text: str) -> float:
 
 
 def by_a_loop(model: Path, bids: Path) -> Took:
-    finished: list[float] = []
-    wall_s, peak = measured([sys.executable, "-m", "tests.benchmarks.infer", "--loop", str(model), str(bids)], finished)
-    return Took(wall_s, finished[-1] - finished[0], len(finished) - 1, peak, len(finished))
+    ran = measured([sys.executable, "-m", "tests.benchmarks.infer", "--loop", str(model), str(bids)])
+    times = [float(line.split()[1]) for line in ran.said.splitlines() if line.startswith(SESSION)]
+    return Took(ran.wall_s, ran.cpu_s, times[-1] - times[0], len(times) - 1, ran.peak, len(times))
 
 
 def loop(model: Path, bids: Path) -> None:
-    """The peer. Says `done SECONDS PROBABILITY` after each session."""
+    """The peer. Says when each session is done, and its probability."""
     import timm
     import torch
     from monai import transforms
@@ -187,7 +199,7 @@ def loop(model: Path, bids: Path) -> None:
         features = torch.cat(vectors).numpy()
         heights = np.linspace(0, 1, len(features))
         pooled = classifier.pooling.pool(features, heights=heights, parts=[""] * len(features))
-        print("done", time.perf_counter(), classifier.head.probabilities(pooled[None])[0, 1], flush=True)
+        print(SESSION, time.perf_counter(), classifier.head.probabilities(pooled[None])[0, 1], flush=True)
 
 
 def main() -> None:
@@ -215,6 +227,7 @@ def main() -> None:
                 theirs.append(by_a_loop(model, bids))
                 ours.append(by_bfp(model, bids, here, workers=given.workers, number=number))
             whole = [[60 * each.rows / each.wall_s for each in side] for side in (ours, theirs)]
+            cpu = [statistics.median(each.cpu_s / each.rows for each in side) for side in (ours, theirs)]
             running = [[60 * each.after_first / each.running_s for each in side] for side in (ours, theirs)]
             for words, (own, other) in (("start to end", whole), ("once it runs", running)):
                 print(
@@ -223,6 +236,7 @@ def main() -> None:
                     f"{statistics.median(own) / statistics.median(other):.2f} ×",
                     flush=True,
                 )
+            print(f"CPU seconds a session, start and end included: bfp {cpu[0]:.2f}, the loop {cpu[1]:.2f}", flush=True)
         for count in given.memory:
             took = by_bfp(
                 model, repeat(sessions, here / f"memory-{count}", count=count), here, workers=given.workers, number=0
