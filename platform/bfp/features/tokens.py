@@ -48,7 +48,5 @@ def layered_patches(encoder: LoadedEncoder, pixels: np.ndarray | Tensor, blocks:
 
     blocks: of the encoder, from 0. Tokens of each pass through the encoder's final norm, as those of the last do.
     """
-    layers = encoder.model.get_intermediate_layers(
-        images(encoder, torch.as_tensor(pixels)), n=list(blocks), norm=True
-    )
+    layers = encoder.model.get_intermediate_layers(images(encoder, torch.as_tensor(pixels)), n=list(blocks), norm=True)
     return torch.cat([layer.float() for layer in layers], dim=-1)

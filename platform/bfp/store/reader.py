@@ -171,6 +171,11 @@ class SliceStore:
                 )
         return classes
 
+    def drawn_on(self, segmentation: str) -> tuple[str, ...]:
+        """The modalities of the scans on which the cohorts' maps of a segmentation were drawn, sorted."""
+        infos = [record.segmentations[segmentation] for record in self._commits if segmentation in record.segmentations]
+        return tuple(sorted({info.drawn_on for info in infos}))
+
     # tables ------------------------------------------------------------------------------------------------------
 
     def sessions(self) -> pa.Table:
