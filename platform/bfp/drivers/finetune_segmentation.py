@@ -115,9 +115,10 @@ def execute(spec: Finetune, run: Run) -> None:
     import ray
 
     from bfp.cohorts.derivatives import Masks
-    from bfp.drivers.finetune_segmentation_results import results_of, segmentations_parquet, write_pictures
+    from bfp.drivers.finetune_segmentation_results import results_of, write_pictures
     from bfp.finetuning.segmentation import ALL, dump_fold, load_fold, run_fold
     from bfp.finetuning.side_by_side import Job, side_by_side
+    from bfp.finetuning.tables import segmentations_parquet
     from bfp.models.encoder import load
 
     material = material_of(spec, run=run.folder)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bfp import __version__
 from bfp.cohorts.derivatives import Masks, mask_stem
@@ -47,41 +44,6 @@ LIMITS = (
     "are taken for the truth, whoever or whatever drew them; agreement with a program's masks is no better than the "
     "program."
 )
-
-SCHEMA = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("approach", "cohort", "subject", "session")),
-        pa.field("fold", pa.int32()),
-        pa.field("class", pa.string()),
-        pa.field("space", pa.string()),
-        pa.field("dice", pa.float64()),
-        pa.field("hd95_mm", pa.float64()),
-        pa.field("predicted_ml", pa.float64()),
-        pa.field("drawn_ml", pa.float64()),
-    ]
-)
-"""One row per approach, session and class: how the tested session came out. space: native, or working where the file
-of its labels could not be had; dice, hd95_mm: null where undefined (`bfp.metrics.segmentation`)."""
-
-
-def segmentations_parquet(study: Segmented, folds: Mapping[str, Sequence[FoldResult]]) -> bytes:
-    rows = [
-        {
-            "approach": approach,
-            **study.sessions[score.session]._asdict(),
-            "fold": number,
-            "class": name,
-            "space": score.space,
-            **found._asdict(),
-        }
-        for approach, results in folds.items()
-        for number, result in enumerate(results, start=1)
-        for score in result.scores
-        for name, found in zip(study.labels.classes, score.overlaps, strict=True)
-    ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 class _Values:

@@ -1,4 +1,4 @@
-"""kind: infer — a model and new cohorts become one row of predictions a session.
+"""kind: infer — a model and new cohorts become one row of predictions a session, or one mask.
 
 1. the cohorts are listed; a session whose row exists already, from the same files and model, is not done again
 2. each other one is prepared from its raw scans exactly as the model's training data were (CPUs, Ray Data)
@@ -151,6 +151,7 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
 
 def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Predict what is new, and say what stands of all."""
+    from bfp.drivers import infer_segmentation
     from bfp.drivers.infer_results import results_of, write_pictures
 
     folder, told = _model(spec)
@@ -164,13 +165,16 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
         kept.discard(damaged)
 
     shown, passing = _predict(spec, run, folder, told, todo, kept, brain_program=brain_program)
-    if spec.pictures and shown:
+    if spec.pictures and shown and segments(told):
+        infer_segmentation.write_pictures(run, shown, axis=_preprocessing(told).slice_axis)
+    elif spec.pictures and shown:
         write_pictures(run, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]
     united = kept.unite(by_inputs, passing=passing, left_out=early)
-    run.result(results_of(spec, run, told, united).as_json())
+    results = infer_segmentation.results_of if segments(told) else results_of
+    run.result(results(spec, run, told, united).as_json())
     predicted, rejected = united.predictions.num_rows, united.rejected.num_rows
     run.note(f"{counted(predicted, 'session')} predicted, {counted(rejected, 'scan')} rejected")
     if passing:
@@ -197,10 +201,16 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
     the model was trained on.
     """
     from bfp.models.classifier import load_classifier, model_folder, read_description
+    from bfp.models.segmenter import check_decoder, is_segmenter, read_segmentation
 
     folder = model_folder(place(spec.model))
-    told, file = read_description(folder), folder / "model.json"
-    load_classifier(folder)
+    file = folder / "model.json"
+    if is_segmenter(folder):
+        told = read_segmentation(folder)
+        check_decoder(folder)
+    else:
+        told = read_description(folder)
+        load_classifier(folder)
     if lacking := [name for name in FACTS if name not in told["facts"]]:
         raise InputError(f"{file}: facts: lacks {', '.join(lacking)}; fine-tune again, or bring the file back")
     try:
@@ -215,6 +225,11 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
             f"{IMAGING_VERSION}: fine-tune again, or predict with bfp {told['facts']['bfp']}"
         )
     return folder, told
+
+
+def segments(told: dict[str, Any]) -> bool:
+    """Whether the model makes masks (`infer_segmentation`), and no row of probabilities."""
+    return bool(told["type"] == "segmentation")
 
 
 def _check_masks(spec: Infer, told: dict[str, Any]) -> None:
@@ -259,11 +274,12 @@ class _Work(NamedTuple):
 
 
 def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Session]) -> _Work:
-    from bfp.inference.kept import Predictions
+    from bfp.inference.kept import Predictions, predictions_schema, segmentations_schema
     from bfp.inference.ready import inputs_of, model_hash
 
-    run, model = place(spec.output) / spec.name, model_hash(folder)
-    kept = Predictions(run, classes=told["classes"], embedding=spec.embedding, model=model, version=__version__)
+    run, model, classes = place(spec.output) / spec.name, model_hash(folder), told["classes"]
+    schema = segmentations_schema(classes) if segments(told) else predictions_schema(classes, embedding=spec.embedding)
+    kept = Predictions(run, schema=schema, model=model, version=__version__)
     by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
     done = kept.done()
     return _Work(by_inputs, kept, {inputs: each for inputs, each in by_inputs.items() if inputs not in done})
@@ -299,6 +315,7 @@ def _predict(
 
     Raises Interrupted when the run is asked to stop, and JobFailed, once all others are done, where a session was not.
     """
+    from bfp.drivers.infer_segmentation import segment_sessions
     from bfp.inference.pipeline import Failure, predict_sessions
 
     run.phase("predicting", total=len(todo), unit="sessions")
@@ -306,7 +323,8 @@ def _predict(
         return _Predicted([], [])
 
     def once(sessions: list[tuple[str, Session]], workers: int | None) -> Iterator[Outcome | Failure]:
-        return predict_sessions(
+        do = segment_sessions(told, folder=run.folder) if segments(told) else predict_sessions
+        return do(
             sessions,
             model=folder,
             recipe=recipe_of(_preprocessing(told), brain_program=brain_program, scan_timeout_s=limit_s),
