@@ -121,7 +121,7 @@ def test_the_model_folder_is_one_of_a_segmentation(run):
     assert (segmenter.classes, segmenter.drawn_on) == (("ball",), ("T1w",))
     assert segmenter.facts["figures"]["dice_ball"] == figures(run)["dice_ball"]
     (folder.path / "decoder.safetensors").write_bytes((folder / "decoder.safetensors").read() + b"x")
-    with pytest.raises(InputError, match="not the decoder that model.json was written with"):
+    with pytest.raises(InputError, match=r"not the decoder that model\.json was written with"):
         load_segmenter(folder, encoder=encoder)
     (folder.path / "decoder.safetensors").write_bytes((folder / "decoder.safetensors").read()[:-1])
 

@@ -1,6 +1,7 @@
 """Masks as BIDS derivatives (https://bids-specification.readthedocs.io, "Derivatives"): names, sidecars, the dataset.
 
     <derivatives>/<cohort>/dataset_description.json      one dataset for each cohort: two may have a subject of one name
+    <derivatives>/<cohort>/README.md
     <derivatives>/<cohort>/desc-<segmentation>_dseg.tsv  what the numbers mean: index, name
     <derivatives>/<cohort>/sub-01[_ses-a]/anat/sub-01[_ses-a][_acq-…]_space-orig_desc-<segmentation>_dseg.nii.gz, .json
 
@@ -69,6 +70,8 @@ class Masks:
             if root is not None:
                 told |= {"SourceDatasets": [{"URL": root}], "DatasetLinks": {"source": root}}
             (self.at / cohort / "dataset_description.json").write(_json(told))
+            readme = f"# {told['Name']}\n\n{self.description[0].upper()}{self.description[1:]}. For research only.\n"
+            (self.at / cohort / "README.md").write(readme.encode())
             rows = "".join(f"{index}\t{name}\n" for index, name in enumerate(self.classes, start=1))
             table = f"index\tname\n0\tbackground\n{rows}"
             (self.at / cohort / f"desc-{bids_label(self.segmentation)}_dseg.tsv").write(table.encode())

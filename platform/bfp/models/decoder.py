@@ -51,7 +51,7 @@ class Decoder(nn.Module):
             self.norm = nn.LayerNorm(features)
             self.project = nn.Linear(features, width)
             self.drop = nn.Dropout2d(DROPOUT)
-            widths = [max(NARROWEST, width >> step) for step in range(len(self.sizes_px))]
+            widths = [max(NARROWEST, (width >> step) // GROUPS * GROUPS) for step in range(len(self.sizes_px))]
             incoming = [width, *widths[:-1]]
             self.steps = nn.ModuleList(
                 _Step(before + GREYS, after) for before, after in zip(incoming, widths, strict=True)

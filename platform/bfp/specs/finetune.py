@@ -67,7 +67,7 @@ class Decoder(Strict):
         description="Whose tokens it takes: the last block's, or those of four blocks at even distances, which keep "
         "more of edges and take four times the room.",
     )
-    width: Literal[32, 64, 128, 256] = Field(64, description="Its channels on the grid of patches.")
+    width: int = Field(64, ge=16, le=512, description="Its channels on the grid of patches; half as many a step on.")
     steps: int = Field(1000, ge=1, description="Steps of training, in each fold.")
     batch_size: int = Field(16, ge=1, le=1024, description="Slices in a step.")
     learning_rate: Positive = Field(0.002, description="At the start; it falls to 0 as a cosine.")
