@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bfp.drivers import finetune, ingest
+from bfp.drivers import finetune, infer, ingest
 from bfp.errors import InputError, Interrupted
 from bfp.models.classifier import model_folder
 from bfp.models.encoder import load
 from bfp.models.segmenter import is_segmenter, load_segmenter
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
-from bfp.specs import Finetune, Ingest
+from bfp.specs import Finetune, Infer, Ingest
 from bfp.storage import place
 from tests.drivers.segmented import cohort_spec, write_cohort
 
@@ -190,3 +190,42 @@ def test_the_plan_says_what_was_drawn(balls, tmp_path):
     planned = finetune.plan(a_spec(balls[1], tmp_path))
     assert dict(planned.rows)["drawn on"] == "6 sessions of 6 subjects"
     assert planned.figures["sessions"] == 6
+
+
+def test_raw_scans_become_masks_on_their_own_voxels_once_each(run, tmp_path):
+    centres = write_cohort(tmp_path / "bids", subjects=4, seed=7)
+    broken = tmp_path / "bids" / "sub-03" / "anat" / "sub-03_T1w.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    spec = Infer.model_validate(
+        {
+            "kind": "infer",
+            "name": "tonight",
+            "output": str(tmp_path / "runs"),
+            "model": run.uri,
+            "cohorts": [{"name": "clinic", "bids": str(tmp_path / "bids")}],
+        }
+    )
+    assert infer.plan(spec).figures["sessions_to_do"] == 4
+    folder = place(spec.output) / spec.name
+    with Run(folder, spec_yaml="", kind="infer", version="0") as infers:
+        infer.execute(spec, infers)
+    rows = {row["subject"]: row for row in pq.read_table((folder / "predictions/predictions.parquet").path).to_pylist()}
+    assert list(rows) == ["00", "01", "02"]
+    for subject, row in rows.items():
+        scan = nib.load(tmp_path / "bids" / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz")
+        mask = nib.load(folder.path / "derivatives" / row["mask"])
+        for name in ("dim", "pixdim", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+            assert mask.header[name].tobytes() == scan.header[name].tobytes()
+        inside = np.asarray(mask.dataobj) == 1
+        centre_ras = nib.affines.apply_affine(mask.affine, np.argwhere(inside).mean(axis=0))
+        assert np.linalg.norm(centre_ras - centres[subject]) < 15
+        assert row["ml_ball"] == pytest.approx(inside.sum() * np.prod(mask.header.get_zooms()) / 1000)
+    (rejected,) = pq.read_table((folder / "rejected/rejected.parquet").path).to_pylist()
+    assert (rejected["subject"], rejected["reason"]) == ("03", "file ends early")
+    dataset = json.loads((folder / "derivatives/clinic/dataset_description.json").read())
+    assert dataset["DatasetType"] == "derivative"
+    assert (folder / "pictures" / "masks.png").exists()
+    results = results_from_json(json.loads((folder / "results.json").read()))
+    assert results.figures["sessions"] == 3
+    assert [block.title for block in results.blocks][:2] == ["Masks", "Limits"]
+    assert infer.plan(spec).figures["sessions_to_do"] == 0

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bfp.cohorts.sessions import Key
-from bfp.features.token_maps import Labels, TokenMaps, map_session, open_maps, plan_sessions
+from bfp.features.doubles import doubles
+from bfp.features.token_maps import Labels, TokenMaps, map_session, open_maps, plan_sessions, planes_of
 from bfp.features.tokens import layered_patches, tokens
 from bfp.models.encoder import load
 from bfp.storage import place
@@ -82,3 +83,16 @@ def test_a_file_is_named_by_all_that_it_follows_from(store, encoder):
 def test_the_last_block_gives_the_encoders_own_tokens(encoder):
     pixels = np.random.default_rng(0).integers(1, 256, (2, 3, 28, 28), dtype=np.uint8)
     torch.testing.assert_close(layered_patches(encoder, pixels, (2,)), tokens(encoder, pixels).patches)
+
+
+def test_a_subject_under_two_names_is_found_by_what_decoders_read(encoder, tmp_path):
+    drawn = np.random.default_rng(0).integers(1, 256, (40, 3, 28, 28), dtype=np.uint8)
+
+    def again(subject, pixels):
+        return drawn[: len(pixels)].copy() if subject in ("s01", "s02") else pixels
+
+    doubled = SliceStore.open(make_store(tmp_path / "store", sessions=4, segmentation="parts", paint=again))
+    keys = [Key("made", f"s{number:02}", "") for number in range(4)]
+    files = [session_file(doubled, encoder, tmp_path, key=key) for key in keys]
+    (found,) = doubles(planes_of(keys, files))
+    assert (found.one, found.other) == ("made/s01", "made/s02")

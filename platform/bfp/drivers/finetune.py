@@ -32,7 +32,6 @@ from bfp.drivers.finetune_material import (
 )
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
-from bfp.errors import InputError
 from bfp.models.folders import encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
@@ -62,9 +61,6 @@ NO_RIVALS = (PERMUTED, ORACLE)
 
 ALIKE = {"classification": "class", "regression": "parts of the number", "survival": "event"}
 """By the type of the task: what folds are dealt alike by."""
-
-MOST_NAMED = 20
-"""Pairs of subjects that a run names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,26 +256,10 @@ def _vectors(
 
 def _check_doubles(run: Run, material: Material, features: pa.Table) -> None:
     """Raise InputError where somebody is learned from under one name and tested under another."""
-    from bfp.features.doubles import doubles
+    from bfp.drivers.finetune_doubles import check_doubles
 
-    fold_of = dict(zip(material.labelled.persons, material.folds.tolist(), strict=True))
-    found = doubles(features)
-    torn = [each for each in found if fold_of[each.one] != fold_of[each.other]]
-    for each in found[:MOST_NAMED]:
-        run.note(f"the same scans: {each.one} and {each.other} share {each.shared} of {each.planes} planes")
-    if torn:
-        first, *others = torn
-        more = f"; and so are {counted(len(others), 'other pair')}" if others else ""
-        raise InputError(
-            f"{material.store.place}: {first.one} and {first.other} are the same scans under two names ({first.shared} "
-            f"of {counted(first.planes, 'plane')} are equal), one of which would be learned from and the other tested "
-            f"on{more}; leave one of each out (where.exclude_subjects), or put both in one fold (splits)"
-        )
-    if found:
-        run.warn(
-            f"{counted(len(found), 'pair')} of subjects are the same scans under two names, in one fold each: they "
-            "count twice (the notes name them)"
-        )
+    labelled = material.labelled
+    check_doubles(run, features, persons=labelled.persons, folds=material.folds, store=material.store.place)
 
 
 # what is said of it --------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from torch import Tensor
 from bfp.batches.absent import fill_absent
 from bfp.batches.plan import by_row_group
 from bfp.cohorts.sessions import Key
-from bfp.features.extraction import Rows
+from bfp.features.extraction import CHANNELS, Rows, plane_hashes
 from bfp.features.tokens import layered_patches
 from bfp.models.encoder import LoadedEncoder
 from bfp.storage import Place
@@ -161,6 +161,17 @@ def map_session(
         "slices": slices,
     }
     return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def planes_of(sessions: Sequence[Key], maps: Sequence[Place]) -> pa.Table:
+    """What `doubles` compares, of all stacks of kept files: cohort, subject, planes. sessions: whose files they are."""
+    tables = []
+    for key, file in zip(sessions, maps, strict=True):
+        hashes = plane_hashes(open_maps(file).pixels)
+        planes = pa.FixedSizeListArray.from_arrays(pa.array(hashes.ravel()), CHANNELS)
+        identity = {name: [getattr(key, name)] * len(hashes) for name in ("cohort", "subject")}
+        tables.append(pa.table({**identity, "planes": planes}))
+    return pa.concat_tables(tables)
 
 
 def open_maps(file: Place) -> SessionMaps:
