@@ -2,9 +2,11 @@ import numpy as np
 
 from bfp.cohorts.sessions import Key, LeftOut
 from bfp.errors import Reason
-from bfp.inference.kept import Predictions
+from bfp.inference.kept import Predictions, predictions_schema
 from bfp.inference.predictor import Outcome
 from bfp.storage import place
+
+SCHEMA = predictions_schema(["CN", "AD"], embedding=True)
 
 
 def an_outcome(subject, *, rejected=0, row=True, version="", passing=False):
@@ -35,7 +37,7 @@ def an_outcome(subject, *, rejected=0, row=True, version="", passing=False):
 
 
 def predictions(folder):
-    return Predictions(place(str(folder)), classes=["CN", "AD"], embedding=True, model="abc", version="0.1")
+    return Predictions(place(str(folder)), schema=SCHEMA, model="abc", version="0.1")
 
 
 def test_sessions_of_written_parts_are_done(tmp_path):

@@ -62,6 +62,16 @@ TABLES = {
     "infer-predictions": TableContract(
         "<run>/predictions/predictions.parquet", "a session", kept.predictions_schema([CLASS], embedding=True)
     ),
+    "finetune-segmentations": TableContract(
+        "<run>/predictions/segmentations.parquet",
+        "an approach, a session and a class, judged by the fold that did not see its subject",
+        tables.SEGMENTATIONS,
+    ),
+    "infer-segmentations": TableContract(
+        "<run>/predictions/predictions.parquet",
+        "a session, of a model that segments",
+        kept.segmentations_schema([CLASS]),
+    ),
     "infer-rejected": TableContract("<run>/rejected/rejected.parquet", "a scan left out", kept.REJECTED),
 }
 
@@ -86,6 +96,19 @@ REJECTED = {
     **SCAN,
     "reason": "why it was left out, one of a closed list (`bfp.errors.Reason`)",
     "detail": "what was found and what was expected",
+}
+SEEN = {
+    "modalities": "that the model saw",
+    "missing": "that the model was trained with and did not see",
+    "stacks": "how many were seen",
+    "shift_mm": "the largest header offset within the session, mm; null with one scan",
+    "foreground": "the smallest share of a scan that is head",
+    "warnings": "sentences for a person, each after its modality",
+    "scans": "the files that were used",
+    "model": "hash of the model that predicted",
+    "bfp": "version that predicted",
+    "inputs": "hash of the session's files, of the model and of how scans are prepared: with another, it "
+    "is predicted anew",
 }
 MEANINGS = {
     "store-stacks": {
@@ -185,18 +208,26 @@ MEANINGS = {
         "distance": "from the training sessions that lack no modality; 1 is that of a usual one",
         "atypical": "share of these training sessions, each held out, whose distance is smaller; from 0.99 on the row "
         "has a warning",
-        "modalities": "that the model saw",
-        "missing": "that the model was trained with and did not see",
-        "stacks": "how many were seen",
-        "shift_mm": "the largest header offset within the session, mm; null with one scan",
-        "foreground": "the smallest share of a scan that is head",
-        "warnings": "sentences for a person: of the session, then of its scans, each after its modality",
-        "scans": "the files that were used",
         "embedding": "mean over stacks of the spread of their patch tokens; only with `embedding: true`",
-        "model": "hash of the model that predicted",
-        "bfp": "version that predicted",
-        "inputs": "hash of the session's files, of the model and of how scans are prepared: with another, it "
-        "is predicted anew",
+        **SEEN,
+    },
+    "finetune-segmentations": {
+        **JUDGED,
+        "class": "of the segmentation",
+        "space": "native: compared in the file in which it was drawn; working: in the stacks, where that was not to be "
+        "had",
+        "dice": "null where the class is neither drawn nor predicted",
+        "hd95_mm": "the larger of the two 95th percentiles of the distances from one surface to the other, mm; null "
+        "where the class is not both drawn and predicted",
+        "predicted_ml": "volume of the class as predicted",
+        "drawn_ml": "volume of the class as drawn",
+    },
+    "infer-segmentations": {
+        **IDENTITY,
+        "mask": "path of the session's mask below <run>/derivatives",
+        "space": "the scan on whose voxels the mask lies",
+        f"ml_{CLASS}": "volume of the class in the mask; a column for each class of the model",
+        **SEEN,
     },
     "infer-rejected": {
         **REJECTED,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
+from bfp.drivers import finetune_segmentation
 from bfp.drivers.acquaintance import Acquaintance, acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import (
     Material,
@@ -34,7 +35,7 @@ from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
-from bfp.specs.finetune import Finetune
+from bfp.specs.finetune import Finetune, SegmentationTask
 from bfp.storage import place
 from bfp.words import counted
 
@@ -74,6 +75,9 @@ class Fitted:
 
 def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     """Opens the store and the labels: whatever is wrong with them is said before anything is written."""
+    if isinstance(spec.task, SegmentationTask):
+        return finetune_segmentation.plan(spec, cpus=cpus)
+
     from bfp.finetuning.covariates import in_words
 
     run = place(spec.output) / spec.name
@@ -116,6 +120,10 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
 
 def execute(spec: Finetune, run: Run) -> None:
     """Run it to its end, or to where the user stops it; Ray is up already."""
+    if isinstance(spec.task, SegmentationTask):
+        finetune_segmentation.execute(spec, run)
+        return
+
     import numpy as np
     import ray
 

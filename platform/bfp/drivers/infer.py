@@ -1,4 +1,4 @@
-"""kind: infer — a model and new cohorts become one row of predictions a session.
+"""kind: infer — a model and new cohorts become one row of predictions a session, or one mask.
 
 1. the cohorts are listed; a session whose row exists already, from the same files and model, is not done again
 2. each other one is prepared from its raw scans exactly as the model's training data were (CPUs, Ray Data)
@@ -81,7 +81,11 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
     _check_masks(spec, told)
     check_available(_preprocessing(told), spec.cohorts)
     _brain_program(told, profile)
-    _pseudonyms(spec)
+    if _pseudonyms(spec) and segments(told):
+        raise InputError(
+            "privacy.identifiers: hash: the model segments, and its masks are named for subjects and sessions, as BIDS "
+            "has it; keep them (identifiers: keep), and hash what you pass on"
+        )
     sessions = [each for each in _sessions(spec, told) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
@@ -172,6 +176,7 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
 
 def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Predict what is new, and say what stands of all."""
+    from bfp.drivers import infer_segmentation
     from bfp.drivers.infer_results import results_of, write_pictures
     from bfp.models.typical import WARNED_FROM
 
@@ -188,7 +193,9 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     shown, passing = _predict(spec, run, folder, told, todo, kept, brain_program=brain_program)
     for warning in _picture_warnings(spec, told):
         run.warn(warning)
-    if _shows_pictures(spec, told) and shown:
+    if _shows_pictures(spec, told) and shown and segments(told):
+        infer_segmentation.write_pictures(run, shown, axis=_preprocessing(told).slice_axis)
+    elif _shows_pictures(spec, told) and shown:
         write_pictures(run, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
 
     run.phase("uniting")
@@ -196,13 +203,14 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     if pseudonyms := _pseudonyms(spec):
         early = [pseudonyms.left_out(row) for row in early]
     united = kept.unite(by_inputs, passing=passing, left_out=early)
-    run.result(results_of(spec, run, told, united, with_pictures=_shows_pictures(spec, told)).as_json())
+    results = infer_segmentation.results_of if segments(told) else results_of
+    run.result(results(spec, run, told, united, with_pictures=_shows_pictures(spec, told)).as_json())
     predicted, rejected = united.predictions.num_rows, united.rejected.num_rows
     run.note(f"{counted(predicted, 'session')} predicted, {counted(rejected, 'scan')} rejected")
     if passing:
         run.warn(f"scans of {counted(len(passing), 'session')} {TRIED_AGAIN}")
-    far = sum(atypical >= WARNED_FROM for atypical in united.predictions["atypical"].to_pylist())
-    if far:
+    measured = [] if segments(told) else united.predictions["atypical"].to_pylist()
+    if far := sum(atypical >= WARNED_FROM for atypical in measured):
         lie = counted(far, "session lies", "sessions lie")
         run.warn(f"{lie} beyond 99 % of the training sessions: the model was trained on nothing like it")
     for name in told["shown"]:
@@ -227,10 +235,16 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
     the model was trained on.
     """
     from bfp.models.classifier import load_classifier, model_folder, read_description
+    from bfp.models.segmenter import check_decoder, is_segmenter, read_segmentation
 
     folder = model_folder(place(spec.model))
-    told, file = read_description(folder), folder / "model.json"
-    load_classifier(folder)
+    file = folder / "model.json"
+    if is_segmenter(folder):
+        told = read_segmentation(folder)
+        check_decoder(folder)
+    else:
+        told = read_description(folder)
+        load_classifier(folder)
     if lacking := [name for name in FACTS if name not in told["facts"]]:
         raise InputError(f"{file}: facts: lacks {', '.join(lacking)}; fine-tune again, or bring the file back")
     try:
@@ -257,6 +271,11 @@ def _sessions(spec: Infer, told: dict[str, Any]) -> list[Session]:
         known = ", ".join(sorted(there)[:SHOWN_SUBJECTS]) + (", …" if len(there) > SHOWN_SUBJECTS else "")
         raise InputError(f"subjects: {', '.join(absent)}: in no cohort; there are {known}")
     return [session for session in found if session.key.subject in spec.subjects]
+
+
+def segments(told: dict[str, Any]) -> bool:
+    """Whether the model makes masks (`infer_segmentation`), and no row of probabilities."""
+    return bool(told["type"] == "segmentation")
 
 
 def _check_masks(spec: Infer, told: dict[str, Any]) -> None:
@@ -301,11 +320,12 @@ class _Work(NamedTuple):
 
 
 def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Session]) -> _Work:
-    from bfp.inference.kept import Predictions
+    from bfp.inference.kept import Predictions, predictions_schema, segmentations_schema
     from bfp.inference.ready import inputs_of, model_hash
 
-    run, model = place(spec.output) / spec.name, model_hash(folder)
-    kept = Predictions(run, classes=told["classes"], embedding=spec.embedding, model=model, version=__version__)
+    run, model, classes = place(spec.output) / spec.name, model_hash(folder), told["classes"]
+    schema = segmentations_schema(classes) if segments(told) else predictions_schema(classes, embedding=spec.embedding)
+    kept = Predictions(run, schema=schema, model=model, version=__version__)
     by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
     if pseudonyms := _pseudonyms(spec):  # or a guess at a file's name could be checked
         by_inputs = {pseudonyms.of("inputs", inputs): session for inputs, session in by_inputs.items()}
@@ -349,6 +369,7 @@ def _predict(
 
     Raises Interrupted when the run is asked to stop, and JobFailed, once all others are done, where a session was not.
     """
+    from bfp.drivers.infer_segmentation import segment_sessions
     from bfp.inference.pipeline import Failure, predict_sessions
     from bfp.inference.pseudonyms import sentence
 
@@ -357,7 +378,8 @@ def _predict(
         return _Predicted([], [])
 
     def once(sessions: list[tuple[str, Session]], workers: int | None) -> Iterator[Outcome | Failure]:
-        return predict_sessions(
+        do = segment_sessions(told, folder=run.folder) if segments(told) else predict_sessions
+        return do(
             sessions,
             model=folder,
             recipe=recipe_of(_preprocessing(told), brain_program=brain_program, scan_timeout_s=limit_s),

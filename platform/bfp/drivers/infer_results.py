@@ -12,7 +12,7 @@ from bfp import __version__
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.imaging.stacks import SliceAxis
 from bfp.inference.kept import Kept
-from bfp.inference.predictor import Outcome
+from bfp.inference.predictor import Outcome, Preview
 from bfp.models.typical import WARNED_FROM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
 from bfp.reports.numbers import interval_text
@@ -72,7 +72,7 @@ def write_pictures(run: Run, outcomes: Sequence[Outcome], *, channels: tuple[str
     sessions = []
     for outcome in outcomes:
         assert outcome.row is not None
-        assert outcome.preview is not None
+        assert isinstance(outcome.preview, Preview)
         name = " ".join(filter(None, (outcome.row["cohort"], outcome.row["subject"], outcome.row["session"])))
         probability = outcome.row[f"prob_{outcome.row['predicted']}"]
         title = f"{name}: {outcome.row['predicted']} {probability:.2f}"

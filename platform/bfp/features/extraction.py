@@ -105,13 +105,13 @@ def describe_chunk(
     )
     parts = modalities[:, 0] if store.form == "neighbours" else [""] * len(modalities)
     columns = [stacks["cohort"], stacks["subject"], stacks["session"], pa.array(parts, pa.string()), stacks["height"]]
-    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(_hashes(pixels).ravel()), CHANNELS))
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(plane_hashes(pixels).ravel()), CHANNELS))
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
     columns.append(pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
     return pa.table(columns, schema=schema(vectors.shape[1]))
 
 
-def _hashes(pixels: np.ndarray) -> np.ndarray:
+def plane_hashes(pixels: np.ndarray) -> np.ndarray:
     """int64 (n, C) of uint8 (n, C, H, W)."""
     found = np.zeros(pixels.shape[:2], np.int64)
     for at in zip(*np.nonzero(pixels.any(axis=(2, 3))), strict=True):

@@ -36,15 +36,17 @@ def side_by_side(
     on_done: Callable[[int], None],
     stopping: Callable[[], bool],
     at_once: int,
+    gpus_each: float = 0.0,
 ) -> dict[Key, Result]:
     """What comes of every job, `at_once` of them at a time, one CPU each; on_done hears how many are done.
 
-    unit: what one is called. Raises Interrupted, with what stands kept, when `stopping` says so.
+    unit: what one is called. gpus_each: that a job claims beside its CPU. Raises Interrupted, with what stands kept,
+    when `stopping` says so.
     """
     done = {key: load(job.file.read()) for key, job in jobs.items() if job.file.exists()}
     on_done(len(done))
     waiting = [key for key in jobs if key not in done]
-    remote = ray.remote(num_cpus=1)(function)
+    remote = ray.remote(num_cpus=1, num_gpus=gpus_each)(function)
     shared = _Shared()
     running: dict[ray.ObjectRef, Key] = {}
     while waiting or running:

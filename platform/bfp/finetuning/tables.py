@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from bfp.finetuning.crossvalidation import Judged
 from bfp.finetuning.labels import Labelled
 from bfp.finetuning.splits import FOLD_COLUMN
+
+if TYPE_CHECKING:  # torch
+    from bfp.finetuning.segmentation import FoldResult, Segmented
 
 
 class Columns(NamedTuple):
@@ -84,3 +87,40 @@ def _targets(targets: np.ndarray, classes: Sequence[str]) -> list[list[Any]]:
     if classes:
         return [[classes[k] for k in targets]]
     return [column.tolist() for column in targets.reshape(len(targets), -1).T]
+
+
+SEGMENTATIONS = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("approach", "cohort", "subject", "session")),
+        pa.field("fold", pa.int32()),
+        pa.field("class", pa.string()),
+        pa.field("space", pa.string()),
+        pa.field("dice", pa.float64()),
+        pa.field("hd95_mm", pa.float64()),
+        pa.field("predicted_ml", pa.float64()),
+        pa.field("drawn_ml", pa.float64()),
+    ]
+)
+"""One row per approach, session and class: how the tested session came out. space: native, or working where the file
+of its labels could not be had; dice, hd95_mm: null where undefined (`bfp.metrics.segmentation`)."""
+
+
+def segmentations_parquet(study: Segmented, folds: Mapping[str, Sequence[FoldResult]]) -> bytes:
+    """folds: of each approach."""
+    rows = [
+        {
+            "approach": approach,
+            **study.sessions[score.session]._asdict(),
+            "fold": number,
+            "class": name,
+            "space": score.space,
+            **found._asdict(),
+        }
+        for approach, results in folds.items()
+        for number, result in enumerate(results, start=1)
+        for score in result.scores
+        for name, found in zip(study.labels.classes, score.overlaps, strict=True)
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SEGMENTATIONS), buffer, compression="zstd")
+    return buffer.getvalue()

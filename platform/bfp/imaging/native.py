@@ -7,6 +7,8 @@ labels: the largest is taken at the end, on the scan's grid. Where no slice was 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from bfp.imaging.grid import Grid
@@ -27,13 +29,41 @@ def to_native(
     Class 0 is the background: 1 wherever no slice lies. slices: the n indices along z of the working grid; working,
     native and the motion are those of the scan's `ScanFacts`.
     """
-    _, classes, _, _ = maps.shape
-    probabilities = np.empty((classes, *native.shape), dtype=np.float32)
-    for label in range(classes):
+    carried = _carried(maps, slices, working, native, reference_ras_from_scan_ras)
+    return np.stack(list(carried))
+
+
+def labels_on(
+    maps: np.ndarray,
+    *,
+    slices: np.ndarray,
+    working: Grid,
+    native: Grid,
+    reference_ras_from_scan_ras: np.ndarray,
+) -> np.ndarray:
+    """The likeliest class at each of the scan's voxels: uint8 (i, j, k), of at most 256 classes.
+
+    Arguments as of `to_native`, whose largest this is; of the probabilities two volumes are held, not all.
+    """
+    carried = _carried(maps, slices, working, native, reference_ras_from_scan_ras)
+    most = next(carried)
+    labels = np.zeros(native.shape, dtype=np.uint8, order="F")
+    for label, probability in enumerate(carried, start=1):
+        larger = probability > most
+        labels[larger] = label
+        most[larger] = probability[larger]
+    return labels
+
+
+def _carried(
+    maps: np.ndarray, slices: np.ndarray, working: Grid, native: Grid, reference_ras_from_scan_ras: np.ndarray
+) -> Iterator[np.ndarray]:
+    """The probabilities of each class in turn, on the scan's voxels: float32 (i, j, k)."""
+    for label in range(maps.shape[1]):
         background = float(label == 0)
         volume = np.full(working.shape, background, dtype=np.float32, order="F")
         volume[:, :, slices] = from_pixels(maps[:, label])
-        probabilities[label] = resample(
+        yield resample(
             volume,
             source=working,
             target=native,
@@ -41,4 +71,3 @@ def to_native(
             interpolation="linear",
             outside=background,
         )
-    return probabilities

@@ -43,6 +43,7 @@ _OTHER_TYPES = {
     1: "single bits", 32: "complex64", 128: "RGB", 1536: "float128", 1792: "complex128", 2048: "complex256",
     2304: "RGBA",
 }  # fmt: skip
+_INTENT_LABEL = 1002
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
 _SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 0.001, 100.0
 # The box along RAS around a volume: ten times a head with its neck and shoulders. A damaged spacing would make slices
@@ -158,6 +159,38 @@ def encode(voxels: np.ndarray, *, grid: Grid, compress: bool = True) -> bytes:
         header[name] = grid.ras_from_voxel[row]
     content = header.tobytes() + bytes(4) + voxels.astype(dtype).tobytes(order="F")
     return bytes(deflate.gzip_compress(content, 6)) if compress else content
+
+
+def header_of(data: bytes | memoryview, *, is_pair: bool = False) -> bytes:
+    """The raw header, 348 or 540 bytes, from the first bytes of a file (of a pair: of its .hdr). Raises Unusable."""
+    return _header(data, is_pair=is_pair)[1]
+
+
+def encode_labels(labels: np.ndarray, *, header: bytes) -> bytes:
+    """A file, gzipped, of labels (i, j, k), uint8 or uint16, on the voxels of a scan, with that scan's own header.
+
+    header: raw, as of `Volume`. All that says where voxels lie stays as it is, to the bit and in its byte order: shape,
+    pixdim, both forms and their codes, units. What said what the scan's numbers mean, and what may name a person, goes.
+    """
+    magic_at = 344 if len(header) == 348 else 4
+    record, _ = _header(header, is_pair=header[magic_at : magic_at + 2] == b"ni")
+    own = np.frombuffer(bytearray(header), record.dtype, count=1)[0]
+    dtype = labels.dtype.newbyteorder(own.dtype["datatype"].byteorder)
+    assert labels.shape == tuple(own["dim"][1:4]), f"labels of {labels.shape} on a scan of {own['dim'][1:4].tolist()}"
+    if np.prod(own["dim"][4 : own["dim"][0] + 1]) > 1:
+        own["dim"][0], own["dim"][4:] = 3, 1
+    own["magic"] = b"n+1" if len(header) == 348 else b"n+2\0\r\n\x1a\n"
+    own["datatype"] = next(code for code, name in _REAL_TYPES.items() if np.dtype(name) == labels.dtype)
+    own["bitpix"] = dtype.itemsize * 8
+    own["vox_offset"] = len(header) + 4
+    own["scl_slope"], own["scl_inter"], own["cal_min"], own["cal_max"] = 1, 0, 0, 0
+    own["intent_code"] = _INTENT_LABEL
+    for name in ("descrip", "aux_file", "intent_name", "intent_p1", "intent_p2", "intent_p3"):
+        own[name] = np.zeros((), own.dtype[name])
+    for name in ("data_type", "db_name", "extents", "session_error", "regular", "glmax", "glmin"):
+        if name in (own.dtype.names or ()):  # leftovers of ANALYZE, in NIfTI-1 alone
+            own[name] = np.zeros((), own.dtype[name])
+    return bytes(deflate.gzip_compress(own.tobytes() + bytes(4) + labels.astype(dtype).tobytes(order="F"), 6))
 
 
 class _Promised(NamedTuple):

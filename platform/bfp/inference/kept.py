@@ -71,6 +71,33 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
     return pa.schema(columns)
 
 
+def segmentations_schema(classes: Sequence[str]) -> pa.Schema:
+    """One row per session.
+
+    mask: its path below <run>/derivatives; space: the scan on whose voxels it lies; ml_<class>: the volume of the
+    class in it. The other columns as of `predictions_schema`.
+    """
+    texts = pa.list_(pa.string())
+    return pa.schema(
+        [
+            *schemas.IDENTITY,
+            pa.field("mask", pa.string()),
+            pa.field("space", pa.string()),
+            *(pa.field(f"ml_{name}", pa.float64()) for name in classes),
+            pa.field("modalities", texts),
+            pa.field("missing", texts),
+            pa.field("stacks", pa.int32()),
+            pa.field("shift_mm", pa.float32()),
+            pa.field("foreground", pa.float32()),
+            pa.field("warnings", texts),
+            pa.field("scans", texts),
+            pa.field("model", pa.string()),
+            pa.field("bfp", pa.string()),
+            pa.field("inputs", pa.string()),
+        ]
+    )
+
+
 class Kept(NamedTuple):
     """What was predicted of the listed sessions, and which scans were left out of them."""
 
@@ -79,11 +106,11 @@ class Kept(NamedTuple):
 
 
 class Predictions:
-    """The parts of one run."""
+    """The parts of one run. schema: of its rows."""
 
-    def __init__(self, run: Place, *, classes: Sequence[str], embedding: bool, model: str, version: str) -> None:
+    def __init__(self, run: Place, *, schema: pa.Schema, model: str, version: str) -> None:
         self._predictions, self._rejected = run / "predictions", run / "rejected"
-        self._schema = predictions_schema(classes, embedding=embedding)
+        self._schema = schema
         self._provenance = {"model": model, "bfp": version}
 
     def done(self) -> set[str]:

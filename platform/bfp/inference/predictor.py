@@ -27,15 +27,23 @@ class Preview(NamedTuple):
     visible: tuple[bool, ...]
 
 
+class MaskPreview(NamedTuple):
+    """A slice of a segmented scan for the report: grey uint8 (H, W), and labels uint8 (H, W)."""
+
+    grey: np.ndarray
+    labels: np.ndarray
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What came of a session: its row (columns of `kept.predictions_schema`; None where it gave no stack), the scans
-    that were left out, and, where there are stacks, a preview. passing: as of `Ready`."""
+    """What came of a session: its row (columns of `kept.predictions_schema`, or of `segmenting.segmentations_schema`;
+    None where it gave no stack), the scans that were left out, and, where there are stacks, a preview. passing: as of
+    `Ready`."""
 
     inputs: str
     row: dict[str, Any] | None
     left_out: list[LeftOut]
-    preview: Preview | None
+    preview: Preview | MaskPreview | None
     passing: bool = False
 
 

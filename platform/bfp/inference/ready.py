@@ -17,6 +17,7 @@ import numpy as np
 from bfp.cohorts.sessions import Key, LeftOut, Session
 from bfp.errors import Reason
 from bfp.imaging import IMAGING_VERSION
+from bfp.models.segmenter import DECODER, is_segmenter
 from bfp.storage import Place
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Ready:
 def model_hash(folder: Place) -> str:
     """A hash of all that a model's predictions follow from: model.json names the encoder's weights by their hash."""
     digest = hashlib.sha256()
-    for name in ("model.json", "head.safetensors"):
+    for name in ("model.json", DECODER if is_segmenter(folder) else "head.safetensors"):
         digest.update((folder / name).read())
     return digest.hexdigest()[:24]
 

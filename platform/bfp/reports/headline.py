@@ -20,7 +20,7 @@ _COUNTS = {
 # what is estimated, with its interval: (figure, what it is called)
 _ESTIMATES = {
     "pretrain": [("tissue_r2_pretrained", "tissue R²"), ("tissue_r2_untrained", "untrained")],
-    "finetune": [("auroc", "AUROC"), ("auroc_untrained", "untrained")],
+    "finetune": [("auroc", "AUROC"), ("auroc_untrained", "untrained"), ("dice", "Dice"), ("dice_atlas", "atlas")],
 }
 
 

@@ -34,6 +34,7 @@ INK = (235, 235, 235)
 FAINT = (150, 150, 150)
 ABSENT = (38, 38, 38)
 DARKEST = 40  # of a map of tokens: black is where there is no head
+DRAWN = (0, 160, 255)
 EDGE = (255, 196, 0)  # light enough to stand out of brain in grey print
 
 _SIDES = {"A": "anterior", "S": "superior", "L": "the patient's left", "P": "posterior"}
@@ -72,6 +73,19 @@ class View:
     pixels: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Outlined:
+    """A slice with what was predicted on it: image uint8 (s, s); predicted, drawn: uint8 (s, s), 0 for none.
+
+    drawn: what a person drew there; None where nobody did.
+    """
+
+    title: str
+    image: np.ndarray
+    predicted: np.ndarray
+    drawn: np.ndarray | None
+
+
 def orientation(axis: SliceAxis) -> str:
     """How slices lie, as a sentence for a picture's caption."""
     up, left = (_SIDES[EDGES[axis][edge]] for edge in ("top", "left"))
@@ -91,6 +105,20 @@ def overlays(pairs: Sequence[Pair], *, axis: SliceAxis, cell_px: int = 2 * CELL_
         reference, moving = (_scaled(slice_, cell_px) for slice_ in (pair.reference, pair.moving))
         cells = [_with_edges(reference, edges(moving)), _cell(_chequered(reference, moving), cell_px)]
         panels.append(_panel(pair.title, [cells], axis=axis))
+    return _png(_arrange(panels, across=PANELS_ACROSS))
+
+
+def outlines(slices: Sequence[Outlined], *, axis: SliceAxis = "axial", cell_px: int = 2 * CELL_PX) -> bytes:
+    """Each slice as it is, and beside it with the outlines of what was predicted and of what was drawn."""
+    panels = []
+    for own in slices:
+        coloured = np.repeat(_scaled(own.image, cell_px)[..., None], 3, axis=2)
+        for labels, colour in ((own.drawn, DRAWN), (own.predicted, EDGE)):  # the prediction on top
+            if labels is not None:
+                large = Image.fromarray(labels).resize((cell_px, cell_px), Image.Resampling.NEAREST)
+                coloured[_borders(np.asarray(large))] = colour
+        cells = [_cell(own.image, cell_px), Image.fromarray(coloured)]
+        panels.append(_panel(own.title, [cells], axis=axis))
     return _png(_arrange(panels, across=PANELS_ACROSS))
 
 
@@ -251,6 +279,14 @@ def _with_edges(image: np.ndarray, outline: np.ndarray) -> Image.Image:
     colour = np.repeat(image[..., None], 3, axis=2)
     colour[outline] = EDGE
     return Image.fromarray(colour)
+
+
+def _borders(labels: np.ndarray) -> np.ndarray:
+    """Where a label ends: bool, the pixels whose right or lower neighbour has another."""
+    borders = np.zeros(labels.shape, bool)
+    borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    borders[:-1] |= labels[:-1] != labels[1:]
+    return borders
 
 
 def _chequered(one: np.ndarray, other: np.ndarray, *, squares: int = 8) -> np.ndarray:

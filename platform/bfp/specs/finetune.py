@@ -63,11 +63,27 @@ class Survival(Strict):
     event: Column = Field(description="The column that is 1 where the event happened, else 0.", examples=["converted"])
 
 
+class Decoder(Strict):
+    """What makes masks of the encoder's patch tokens."""
+
+    layers: Literal["last", "intermediate"] = Field(
+        "last",
+        description="Whose tokens it takes: the last block's, or those of four blocks at even distances, which keep "
+        "more of edges and take four times the room.",
+    )
+    width: int = Field(64, ge=16, le=512, description="Its channels on the grid of patches; half as many a step on.")
+    steps: int = Field(1000, ge=1, description="Steps of training, in each fold.")
+    batch_size: int = Field(16, ge=1, le=1024, description="Slices in a step.")
+    learning_rate: Positive = Field(0.002, description="At the start; it falls to 0 as a cosine.")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+
+
 class SegmentationTask(Strict):
     """A label for each voxel."""
 
     type: Literal["segmentation"]
     target: Name = Field(description="The store's segmentation that is learned.", examples=["tumour"])
+    decoder: Decoder = Field(default_factory=Decoder, description="What makes masks of the encoder's patch tokens.")
 
 
 Task = Annotated[Classification | Regression | Survival | SegmentationTask, Field(discriminator="type")]
@@ -159,6 +175,7 @@ class Finetune(Job):
             *shape_clashes(self.encoder, self.encoder_shape),
             *run_in_store(self, [self.store]),
             *answers_told(self.task, self._baseline_columns(), field="task"),
+            *self._no_vectors_of_sessions(),
         ]
         if clashes:
             raise Misfit(*clashes)
@@ -167,6 +184,19 @@ class Finetune(Job):
     def _baseline_columns(self) -> dict[str, str | None]:
         columns = {"baselines.oracle": self.baselines.oracle}
         return columns | {f"baselines.covariates[{n}]": name for n, name in enumerate(self.baselines.covariates)}
+
+    def _no_vectors_of_sessions(self) -> list[Clash]:
+        """A segmentation learns from masks, slice by slice: it has no use for a session's labels or vector."""
+        if not isinstance(self.task, SegmentationTask):
+            return []
+        given = {
+            "labels": self.labels is not None,
+            "groups": self.groups is not None,
+            "baselines.covariates": bool(self.baselines.covariates),
+            "baselines.oracle": self.baselines.oracle is not None,
+        }
+        expected = "goes with a class, number or time of each session, not with a segmentation; leave it out"
+        return [Clash(path, expected, ("task",)) for path, is_given in given.items() if is_given]
 
 
 def answers_told(task: Task, columns: Mapping[str, str | None], *, field: str) -> list[Clash]:

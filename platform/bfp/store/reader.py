@@ -171,6 +171,11 @@ class SliceStore:
                 )
         return classes
 
+    def drawn_on(self, segmentation: str) -> tuple[str, ...]:
+        """The modalities of the scans on which the cohorts' maps of a segmentation were drawn, sorted."""
+        infos = [record.segmentations[segmentation] for record in self._commits if segmentation in record.segmentations]
+        return tuple(sorted({info.drawn_on for info in infos}))
+
     # tables ------------------------------------------------------------------------------------------------------
 
     def sessions(self) -> pa.Table:
@@ -192,6 +197,16 @@ class SliceStore:
     def masks(self, segmentation: str) -> pa.Table:
         """The label stacks of one segmentation (schemas.masks); `labels_of` turns them into arrays."""
         return self._table("masks", schemas.masks(self.size_px), segmentation=segmentation)
+
+    def masks_beside(self, file: int, segmentation: str) -> pa.Table:
+        """Those of the shard that a file of stacks is in, by its place in `stack_files()`."""
+        files = 0
+        for record in self._commits:
+            files += sum(part.table == "stacks" for part in record.parts)
+            if file < files:
+                parts = [part for part in record.parts if part.table == "masks"]
+                return self._table("masks", schemas.masks(self.size_px), segmentation=segmentation, parts=parts)
+        raise IndexError(file)
 
     def mask_index(self, segmentation: str | None = None) -> pa.Table:
         """The rows of `masks` without the label stacks: those of one segmentation, or of all."""

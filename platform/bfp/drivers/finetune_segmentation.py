@@ -1,0 +1,431 @@
+"""kind: finetune, task.type segmentation — a store, its masks and an encoder become a model that draws them.
+
+1. the tokens of each stack's patches (frozen encoder), its pixels and its classes, kept, one file a session
+2. folds: subjects dealt out, stratified by cohort
+3. for each fold a decoder, as many steps as the spec says; the same for the encoder untrained; beside them an atlas
+   that sees no image and, of one class, the best grey threshold (`finetuning.segmentation`)
+4. Dice and HD95 of every class and session, in the voxels of the file in which it was drawn; their means with 95 %
+   intervals over subjects; how much higher than each baseline
+5. one more decoder on all sessions: the model folder
+
+<run>/features/       sessions for decoders      <run>/folds.csv        the split
+<run>/checkpoints/    folds that are done        <run>/predictions/     segmentations.parquet, out of fold
+<run>/derivatives/    masks, out of fold         <run>/model/           encoder and decoder
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from bfp import __version__
+from bfp.drivers.finetune_material import shown_of
+from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.stores import (
+    check_encoder,
+    check_size,
+    encoder_arguments,
+    open_stores,
+    pin_inputs,
+    wanted_stacks,
+    warnings_of,
+)
+from bfp.errors import InputError
+from bfp.runs import Run
+from bfp.specs.encoders import parse_encoder
+from bfp.specs.finetune import Finetune, SegmentationTask
+from bfp.storage import Place, place
+from bfp.words import counted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from bfp.cohorts.sessions import Key
+    from bfp.finetuning.segmentation import Approach, DrawnOn, FoldResult, Recipe, Segmented
+    from bfp.models.encoder import LoadedEncoder
+    from bfp.reports.blocks import Results
+    from bfp.store.reader import SliceStore
+
+FORMAT = 1
+"""Of kept folds."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """index: the stacks that have labels; left_out: why sessions are not among them, and how many."""
+
+    store: SliceStore
+    task: SegmentationTask
+    index: pa.Table
+    shown: tuple[str, ...]
+    study: Segmented
+    left_out: dict[str, int]
+
+    @property
+    def persons(self) -> list[str]:
+        return [f"{key.cohort}/{key.subject}" for key in self.study.sessions]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.study.labels.classes)
+
+
+def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
+    """Opens the store: whatever is wrong with it is said before anything is written."""
+    material = material_of(spec, run=place(spec.output) / spec.name)
+    stacks, sessions = material.index.num_rows, len(material.study.sessions)
+    subjects, decoder = len(set(material.persons)), material.task.decoder
+    warnings = warnings_of([material.store], spec.where)
+    if subjects < 20:
+        warnings.append(f"only {counted(subjects, 'subject')}: the intervals will be wide")
+    dealt = f"as in {spec.splits}" if spec.splits else "by subject"
+    left_out = sum(material.left_out.values())
+    return Plan(
+        rows=[
+            ("store", f"{material.store.place}, snapshot {material.store.snapshot}: {counted(stacks, 'stack')}"),
+            ("encoder", spec.encoder),
+            ("learned", f"{material.task.target}: {', '.join(material.classes)}"),
+            ("drawn on", f"{counted(sessions, 'session')} of {counted(subjects, 'subject')}"),
+            ("left out", counted(left_out, "session")),
+            ("shown", ", ".join(material.shown)),
+            ("decoder", f"{decoder.layers} layers, {decoder.steps:,} steps of {decoder.batch_size} slices in a fold"),
+            ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches_of(spec, material))}"),
+            ("side by side", f"sessions and folds on {counted(cpus or cpus_here(), 'CPU')}"),
+            ("memory", "a copy of the encoder, or one session's probabilities, for each worker"),
+            ("time", "not known before the first sessions are done; it can be stopped and resumed at any moment"),
+        ],
+        figures={
+            "snapshot": material.store.snapshot,
+            "stacks": stacks,
+            "sessions": sessions,
+            "left_out": left_out,
+            "folds": spec.folds,
+        },
+        warnings=warnings,
+    )
+
+
+def execute(spec: Finetune, run: Run) -> None:
+    """Run it to its end, or to where the user stops it; Ray is up already."""
+    import ray
+
+    from bfp.cohorts.derivatives import Masks
+    from bfp.drivers.finetune_segmentation_results import results_of, write_pictures
+    from bfp.features.doubles import check_parted, doubles
+    from bfp.features.token_maps import planes_of
+    from bfp.finetuning.segmentation import ALL, dump_fold, load_fold, run_fold
+    from bfp.finetuning.side_by_side import Job, side_by_side
+    from bfp.finetuning.tables import segmentations_parquet
+    from bfp.models.encoder import load
+
+    material = material_of(spec, run=run.folder)
+    study = material.study
+    pin_inputs([material.store], spec.where, run=run.folder)
+    (run.folder / "folds.csv").write(_folds_csv(material))
+    for reason, count in material.left_out.items():
+        run.note(f"{counted(count, 'session')} left out: {reason}")
+
+    encoder = load(**encoder_arguments(spec, size_px=material.store.size_px))
+    files = _token_maps(spec, run, material, encoder)
+    planes = planes_of(study.sessions, files["encoder"])
+    homes = dict(zip(material.persons, study.folds.tolist(), strict=True))
+    check_parted(doubles(planes), homes, source=str(material.store.place), note=run.note, warn=run.warn)
+    description = f"out of fold: each by a decoder that was learned without the subject (run {run.name})"
+    masks = Masks(run.folder / "derivatives", material.task.target, tuple(material.classes), description)
+    recipe, gpus = _recipe(spec, material.task), _gpus(spec)
+    approaches = approaches_of(spec, material)
+    maps_of = {name: files["untrained" if name == "untrained" else "encoder"] for name in approaches}
+    wanted: list[tuple[Approach, int]] = [(name, fold) for name in approaches for fold in range(spec.folds)]
+    wanted.append(("encoder", ALL))
+    jobs = {
+        (name, fold): Job(
+            run.folder / "checkpoints" / "folds" / f"{name}-{fold}-{_digest(material, recipe, maps_of[name])}.fold",
+            (study, name, maps_of[name], fold, recipe, "cuda" if gpus else "cpu", masks),
+        )
+        for name, fold in wanted
+    }
+    run.phase("cross-validation", total=len(jobs), unit="folds")
+    done = side_by_side(
+        run_fold,
+        jobs,
+        dump=dump_fold,
+        load=load_fold,
+        unit="fold",
+        on_done=run.progress,
+        stopping=lambda: run.stopping,
+        at_once=spec.compute.workers or int(ray.cluster_resources()["CPU"]),
+        gpus_each=gpus,
+    )
+    folds: dict[str, list[FoldResult]] = {name: [done[name, fold] for fold in range(spec.folds)] for name in approaches}
+
+    run.phase("figures and model")
+    masks.describe([(key, where.scan) for key, where in zip(study.sessions, study.drawn_on, strict=True)])
+    table = segmentations_parquet(study, folds)
+    (run.folder / "predictions" / "segmentations.parquet").write(table)
+    shown = write_pictures(run, study, folds["encoder"], masks)
+    results = results_of(spec, material, encoder.description, folds, pictures=shown)
+    for reason, count in _not_native(folds["encoder"]).items():
+        run.warn(f"{counted(count, 'session')} judged in the working grid of the stacks, not in native space: {reason}")
+    _export(run, spec, material, encoder, done["encoder", ALL], results)
+    run.result(results.as_json())
+
+
+def approaches_of(spec: Finetune, material: Material) -> list[Approach]:
+    """The model and its baselines, in the order in which they are shown."""
+    found: list[Approach] = ["encoder"]
+    if spec.baselines.untrained and parse_encoder(spec.encoder).origin != "random":
+        found.append("untrained")
+    found.append("atlas")
+    if len(material.classes) == 1:
+        found.append("threshold")
+    return found
+
+
+# material ------------------------------------------------------------------------------------------------------------
+
+
+def material_of(spec: Finetune, *, run: Place) -> Material:
+    """The store as the run in that folder has pinned it, else as it is. Raises InputError for what is wrong."""
+    from bfp.features.token_maps import Labels
+    from bfp.finetuning.segmentation import Segmented
+    from bfp.store.where import select
+
+    task = spec.task
+    assert isinstance(task, SegmentationTask)
+    if spec.tune != "frozen":
+        raise InputError(f"tune: {spec.tune} is not available for a segmentation in bfp {__version__}; frozen is")
+    (store,) = open_stores([spec.store], spec.where, run=run)
+    check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
+    if store.preprocessing.get("volumes") == "each":
+        raise InputError(
+            f"store: {store.place}: its scans have stacks of each of their volumes (preprocessing.volumes: each), and "
+            "one mask for all; segment a store that was made with `first` or `mean`"
+        )
+    classes = store.classes(task.target)
+    shown = shown_of(spec.modalities, store)
+    index = select(wanted_stacks(store, spec.where), modalities=shown)
+    if not index.num_rows:
+        raise InputError(f"{store.place}: no stack is left by `where` and `modalities`")
+    drawn = _with_labels(store, index, task.target)
+    sessions, everybody = _sessions(drawn), _sessions(index)
+    if not sessions:
+        raise InputError(
+            f"{store.place}: no stack that is left by `where` and `modalities` has labels of {task.target}"
+        )
+    lacking = len(everybody) - len(sessions)
+    spacing_mm = float(store.preprocessing["spacing_mm"])
+    study = Segmented(
+        sessions=sessions,
+        drawn_on=_drawn_on(store, task.target, sessions),
+        folds=_folds(spec, task, sessions),
+        labels=Labels(task.target, classes),
+        size_px=store.size_px,
+        spacing_mm=(spacing_mm, spacing_mm, float(store.preprocessing.get("slice_spacing_mm") or spacing_mm)),
+    )
+    left_out = {f"no labels of {task.target}": lacking} if lacking else {}
+    return Material(store=store, task=task, index=drawn, shown=shown, study=study, left_out=left_out)
+
+
+def _with_labels(store: SliceStore, index: pa.Table, segmentation: str) -> pa.Table:
+    """The rows of an index whose stacks have label stacks, in its order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    keys = ["cohort", "subject", "session", "slice"]
+    ours = index.select(keys).append_column("place", pa.array(range(index.num_rows), pa.int64()))
+    theirs = store.mask_index(segmentation).select([*keys, "modality"])
+    if store.form == "neighbours":  # where each scan has stacks of its own, on the grid of one of which it was drawn
+        keys.append("modality")
+        ours = ours.append_column("modality", pc.list_element(index["modalities"], 0))
+    places = ours.join(theirs, keys=keys, join_type="left semi")["place"]
+    return index.take(places.combine_chunks().sort())
+
+
+def _sessions(index: pa.Table) -> list[Key]:
+    from bfp.cohorts.sessions import Key
+
+    rows = index.group_by(list(Key._fields)).aggregate([])
+    return sorted(Key(*key) for key in zip(*(rows[name].to_pylist() for name in Key._fields), strict=True))
+
+
+def _drawn_on(store: SliceStore, segmentation: str, sessions: list[Key]) -> list[DrawnOn]:
+    """Where the segmentation of each session was drawn."""
+    import numpy as np
+
+    from bfp.finetuning.segmentation import DrawnOn
+    from bfp.imaging.grid import Grid
+
+    maps = {
+        (row["cohort"], row["subject"], row["session"]): row
+        for row in store.label_maps().to_pylist()
+        if row["segmentation"] == segmentation and row["reason"] is None
+    }
+    scans = {(row["cohort"], row["subject"], row["session"], row["modality"]): row for row in store.scans().to_pylist()}
+    found = []
+    for key in sessions:
+        own = maps.get((key.cohort, key.subject, key.session))
+        scan = scans.get((*key, own["drawn_on"])) if own else None
+        told = scan is not None and scan["ras_from_working"] is not None
+        working = Grid(scan["working_shape"], np.reshape(scan["ras_from_working"], (4, 4))) if scan and told else None
+        motion = np.reshape(scan["reference_ras_from_scan_ras"], (4, 4)) if scan and told else np.eye(4)
+        labels = place(own["uri"]) if own else store.place / "unknown"
+        size_bytes, etag = (own["size_bytes"], own["etag"]) if own else (-1, "")
+        found.append(DrawnOn(labels, size_bytes, etag, scan["uri"] if scan else "", working, motion))
+    return found
+
+
+def _folds(spec: Finetune, task: SegmentationTask, sessions: list[Key]) -> np.ndarray:
+    """int64 (n,): dealt by the seed, or as the table `splits` says. Raises InputError."""
+    import numpy as np
+
+    from bfp.cohorts.labels import read_labels
+    from bfp.finetuning.labels import of_table
+    from bfp.finetuning.splits import given_folds, grouped_folds
+
+    alike = np.zeros(len(sessions), dtype=np.int64)
+    if spec.splits is None:
+        return grouped_folds(
+            persons=[f"{key.cohort}/{key.subject}" for key in sessions],
+            classes=alike,
+            strata=[key.cohort for key in sessions],
+            class_names=[task.target],
+            folds=spec.folds,
+            seed=spec.seed,
+        )
+    return given_folds(
+        of_table(read_labels(place(spec.splits)), sessions),
+        sessions=sessions,
+        classes=alike,
+        class_names=[task.target],
+        folds=spec.folds,
+        source=f"splits: {spec.splits}",
+    )
+
+
+def _folds_csv(material: Material) -> bytes:
+    """cohort, subject, session, fold (from 1): the split, for other studies to use."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["cohort", "subject", "session", "fold"])
+    for key, fold in zip(material.study.sessions, material.study.folds, strict=True):
+        writer.writerow([*key, fold + 1])
+    return text.getvalue().encode()
+
+
+# work ----------------------------------------------------------------------------------------------------------------
+
+
+def _token_maps(spec: Finetune, run: Run, material: Material, encoder: LoadedEncoder) -> dict[str, list[Place]]:
+    """The kept files of the sessions, for each encoder that a decoder is learned on."""
+    import ray
+
+    from bfp.features.kept import Extraction
+    from bfp.features.token_maps import TokenMaps
+    from bfp.models.decoder import blocks_of
+    from bfp.models.encoder import untrained
+
+    blocks = blocks_of(material.task.decoder.layers, depth=encoder.description["depth"])
+    maps = {"encoder": TokenMaps(encoder, blocks)}
+    if "untrained" in approaches_of(spec, material):
+        maps["untrained"] = TokenMaps(untrained(encoder), blocks)
+    workers = spec.compute.workers or int(ray.cluster_resources()["CPU"])
+    files = {}
+    with Extraction(workers=workers, gpus=_gpus(spec), batch_size=spec.compute.batch_size) as extraction:
+        for name, own in maps.items():
+            run.phase(f"features: {name}", total=material.index.num_rows, unit="stacks")
+            files[name] = extraction.token_maps(
+                material.store,
+                material.index,
+                own,
+                material.study.labels,
+                shown=material.shown,
+                kept=run.folder / "features",
+                on_done=run.progress,
+                stopping=lambda: run.stopping,
+            )
+    return files
+
+
+def _gpus(spec: Finetune) -> float:
+    import ray
+
+    return min(1.0, ray.cluster_resources().get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
+
+
+def _recipe(spec: Finetune, task: SegmentationTask) -> Recipe:
+    from bfp.finetuning.segmentation import Recipe
+
+    return Recipe(**task.decoder.model_dump(), seed=spec.seed)
+
+
+def _digest(material: Material, recipe: Recipe, maps: list[Place]) -> str:
+    """A hash of all that the folds of an approach follow from; files of maps are named by their content."""
+    study = material.study
+    content = [
+        FORMAT,
+        asdict(recipe),
+        [file.name for file in maps],
+        study.folds.tolist(),
+        [[where.labels.uri, where.size_bytes, where.etag] for where in study.drawn_on],
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _not_native(folds: list[FoldResult]) -> dict[str, int]:
+    """Why sessions were not judged in native space, and how many."""
+    reasons: dict[str, int] = {}
+    for fold in folds:
+        for score in fold.scores:
+            if score.space != "native":
+                reasons[score.why] = reasons.get(score.why, 0) + 1
+    return reasons
+
+
+def _export(
+    run: Run,
+    spec: Finetune,
+    material: Material,
+    encoder: LoadedEncoder,
+    final: FoldResult,
+    results: Results,
+) -> None:
+    """The model folder: the decoder that was learned on all sessions, beside the encoder that it needs."""
+    from bfp.drivers.finetune_segmentation_results import model_card
+    from bfp.imaging import IMAGING_VERSION
+    from bfp.models.encoder import export
+    from bfp.models.segmenter import Segmenter, decoder_of, save_segmenter
+
+    folder, store, told = run.folder / "model", material.store, material.task.decoder
+    card = model_card(run.name, results, material)
+    provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
+    export(encoder, folder / "encoder", card=card, provenance=provenance)
+    segmenter = Segmenter(
+        target=material.task.target,
+        classes=tuple(material.classes),
+        drawn_on=store.drawn_on(material.task.target),
+        shown=material.shown,
+        layers=told.layers,
+        width=told.width,
+        preprocessing=store.preprocessing,
+        decoder=decoder_of(
+            final.decoder,
+            encoder=encoder,
+            layers=told.layers,
+            classes=len(material.classes),
+            width=told.width,
+            size_px=store.size_px,
+        ),
+        facts={
+            **provenance,
+            "imaging": IMAGING_VERSION,
+            "store": {"uri": spec.store, "snapshot": store.snapshot, "fingerprint": store.fingerprint},
+            "weights": encoder.description["weights"],
+            "figures": results.figures,
+        },
+    )
+    save_segmenter(segmenter, folder, card=card)

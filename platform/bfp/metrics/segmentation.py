@@ -1,0 +1,103 @@
+"""How well a segmentation agrees with what was drawn: Dice and HD95 of each class, session by session.
+
+    Dice      2 |P ∩ T| / (|P| + |T|), of voxels
+    HD95      mm: the larger of the two 95th percentiles of the distances from each surface to the other (MONAI's)
+
+What is and is not defined, of a class in one session:
+
+    drawn and predicted      both
+    in one of them alone     Dice is 0; HD95 is undefined, since there is no surface to be far from
+    in neither               both are undefined: nothing was to be found, and whoever says nothing is as good as anybody
+
+An undefined value is None, is left out of means, and how many were defined is said. So the mean HD95 of a model that
+misses a class in half of the sessions tells of the other half alone, and its Dice of all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bfp.metrics.bootstrap import Interval, subject_bootstrap
+
+PERCENTILE = 95
+
+
+class Overlap(NamedTuple):
+    """Of one class in one session; predicted_ml, drawn_ml: its volumes."""
+
+    dice: float | None
+    hd95_mm: float | None
+    predicted_ml: float
+    drawn_ml: float
+
+
+def overlaps(
+    predicted: np.ndarray, drawn: np.ndarray, *, class_count: int, spacing_mm: tuple[float, float, float]
+) -> list[Overlap]:
+    """Of the classes 1 … class_count, in their order. predicted, drawn: integers (i, j, k), 0 is background."""
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    return [_overlap(predicted == k, drawn == k, spacing_mm, voxel_ml) for k in range(1, class_count + 1)]
+
+
+def _overlap(predicted: np.ndarray, drawn: np.ndarray, spacing_mm: Sequence[float], voxel_ml: float) -> Overlap:
+    found, there = int(predicted.sum()), int(drawn.sum())
+    dice = 2 * int((predicted & drawn).sum()) / (found + there) if found or there else None
+    hd95_mm = _hd95_mm(predicted, drawn, spacing_mm) if found and there else None
+    return Overlap(dice, hd95_mm, found * voxel_ml, there * voxel_ml)
+
+
+def _hd95_mm(predicted: np.ndarray, drawn: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    import torch
+
+    box = tuple(slice(low, high + 1) for low, high in _box(predicted | drawn))
+    one, other = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (predicted, drawn))
+    measured = _monai().compute_hausdorff_distance(
+        one, other, include_background=True, percentile=PERCENTILE, spacing=list(spacing_mm)
+    )
+    return float(measured[0, 0])
+
+
+def _box(mask: np.ndarray) -> list[tuple[int, int]]:
+    """The first and last index along each axis at which there is anything, and one more to each side."""
+    ends = []
+    for axis in range(mask.ndim):
+        along = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        ends.append((max(int(along[0]) - 1, 0), min(int(along[-1]) + 1, mask.shape[axis] - 1)))
+    return ends
+
+
+@functools.cache
+def _monai() -> Any:
+    import monai.metrics  # seconds
+
+    return monai.metrics
+
+
+def mean_over_sessions(values: Sequence[float | None], *, subjects: Sequence[str], seed: int) -> Interval:
+    """The mean of what is defined, with its 95 % interval over subjects. subjects: whose each value is."""
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    defined = np.isfinite(numbers)
+    if not defined.any():
+        return Interval(None, None, None)
+    own = numbers[defined]
+    whose = [subject for subject, there in zip(subjects, defined, strict=True) if there]
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return weights @ own / weights.sum(axis=1)
+
+    return subject_bootstrap(mean, subjects=whose, seed=seed)
+
+
+def mean_difference(
+    values: Sequence[float | None], others: Sequence[float | None], *, subjects: Sequence[str], seed: int
+) -> Interval:
+    """How much higher the first are in the mean, over the sessions in which both are defined."""
+    differences = [
+        None if one is None or other is None else one - other for one, other in zip(values, others, strict=True)
+    ]
+    return mean_over_sessions(differences, subjects=subjects, seed=seed)

@@ -1,0 +1,181 @@
+"""Folds of a segmentation without Ray: what is drawn, learned, judged and kept."""
+
+import numpy as np
+import pytest
+
+from bfp.cohorts.derivatives import Masks
+from bfp.cohorts.sessions import Key
+from bfp.features.token_maps import Labels, SessionMaps
+from bfp.finetuning.segmentation import (
+    ALL,
+    DrawnOn,
+    FoldResult,
+    Recipe,
+    Score,
+    Segmented,
+    Slices,
+    atlas_maps,
+    atlas_of,
+    choose_threshold,
+    decoder_maps,
+    dump_fold,
+    judge,
+    load_fold,
+    run_fold,
+    threshold_maps,
+    train_decoder,
+)
+from bfp.imaging.grid import Grid
+from bfp.imaging.nifti import encode
+from bfp.metrics.segmentation import Overlap
+from bfp.storage import place
+from tests.imaging.makers import grid
+
+SIZE_PX, PATCHES, FEATURES = 28, 2, 12
+RECIPE = Recipe("last", 32, steps=60, batch_size=8, learning_rate=0.01, weight_decay=0.01, seed=0)
+
+
+def session(seed, *, count=12, bright=200):
+    """Noise with a bright square somewhere in the middle slices of the second channel, which is the class."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(20, 120, (count, 3, SIZE_PX, SIZE_PX), dtype=np.uint8)
+    classes = np.zeros((count, SIZE_PX, SIZE_PX), np.uint8)
+    row, column = random.integers(2, 16, 2)
+    for at in range(4, 8):
+        classes[at, row : row + 9, column : column + 9] = 1
+        pixels[at, 1][classes[at] == 1] = bright + random.integers(0, 40, 81)
+    tokens = random.normal(size=(count, PATCHES**2, FEATURES)).astype(np.float16)
+    heights = np.linspace(0, 1, count, dtype=np.float32)
+    return SessionMaps(tokens, pixels, classes, heights, np.arange(3, 3 + count, dtype=np.int32))
+
+
+def test_a_decoder_finds_what_the_pixels_show_in_sessions_it_has_not_seen():
+    decoder, losses = train_decoder([session(n) for n in range(4)], RECIPE, class_count=1, device="cpu")
+    tested = session(9)
+    maps = decoder_maps(decoder, tested, batch_size=5, device="cpu")
+    found = maps.argmax(axis=1)
+    both = (found & tested.classes).sum()
+    assert 2 * both / (found.sum() + tested.classes.sum()) > 0.8
+    assert losses[-1] < losses[0] / 2
+    np.testing.assert_allclose(maps.sum(axis=1), 1, atol=2e-3)
+
+
+def test_training_is_the_same_for_the_same_seed_and_not_for_another():
+    short = [session(n) for n in range(2)]
+
+    def trained(seed):
+        recipe = Recipe("last", 32, steps=3, batch_size=4, learning_rate=0.01, weight_decay=0.01, seed=seed)
+        return train_decoder(short, recipe, class_count=1, device="cpu")[1]
+
+    assert trained(0) == trained(0)
+    assert trained(0) != trained(1)
+
+
+def test_half_of_a_batch_holds_a_class_however_rare_it_is():
+    rare = session(0, count=12)
+    rare.classes[:] = 0
+    rare.classes[6, 0, 0] = 2
+    common = session(1)
+    slices = Slices([rare, common], class_count=2)
+    batch = slices.batch(400, np.random.default_rng(0), device="cpu")
+    with_class = [int((batch.classes == k).flatten(1).any(dim=1).sum()) for k in (1, 2)]
+    assert with_class[0] == pytest.approx(100 + 200 * 4 / 24, abs=35)
+    assert with_class[1] == pytest.approx(100 + 200 / 24, abs=30)
+
+
+def test_the_atlas_is_the_mean_of_training_at_the_same_height_and_sees_no_image():
+    one, other = session(0), session(1)
+    atlas = atlas_of([one, other], class_count=1)
+    maps = atlas_maps(atlas, session(5))
+    np.testing.assert_allclose(maps[:, 1], (one.classes + other.classes) / 2)
+    np.testing.assert_allclose(maps.sum(axis=1), 1)
+
+
+def test_the_threshold_is_found_in_its_channel_and_side():
+    chosen = choose_threshold([session(n) for n in range(3)])
+    assert (chosen.channel, chosen.highest) == (1, 255)
+    assert 120 <= chosen.lowest <= 200
+    tested = session(9)
+    np.testing.assert_array_equal(threshold_maps(chosen, tested)[:, 1], tested.classes)
+    dark = choose_threshold([session(n, bright=1) for n in range(3)])
+    assert (dark.channel, dark.lowest) == (1, 1)
+
+
+def a_study(folder, sessions, *, change=None):
+    """Sessions whose working grid is the file's own, so that the stacks are the file."""
+    drawn = []
+    for number, own in enumerate(sessions):
+        labels = np.zeros((SIZE_PX, SIZE_PX, 20), np.uint8)
+        labels[:, :, own.slices] = own.classes[:, ::-1].T
+        at = grid(axes="RAS", shape=labels.shape, spacing_mm=(2.0, 2.0, 3.0))
+        file = place(str(folder / f"{number}_mask.nii.gz"))
+        file.write(encode(labels, grid=at))
+        entry = file.entry()
+        working = Grid(labels.shape, at.ras_from_voxel)
+        size_bytes = entry.size + (number == change)
+        drawn.append(DrawnOn(file, size_bytes, entry.etag, f"/scans/{number}.nii.gz", working, np.eye(4)))
+    return Segmented(
+        sessions=[Key("made", f"{number:02}", "") for number in range(len(sessions))],
+        drawn_on=drawn,
+        folds=np.arange(len(sessions)) % 2,
+        labels=Labels("square", {"square": [1]}),
+        size_px=SIZE_PX,
+        spacing_mm=(2.0, 2.0, 3.0),
+    )
+
+
+def test_a_session_is_judged_in_its_file_and_the_truth_is_without_fault(tmp_path):
+    own = session(0)
+    study = a_study(tmp_path, [own])
+    perfect = np.stack([1 - own.classes, own.classes], axis=1).astype(np.float16)
+    score, mask = judge(study, 0, own, perfect)
+    assert (score.space, score.overlaps[0].dice, score.overlaps[0].hd95_mm) == ("native", 1.0, 0.0)
+    assert mask.labels.sum() == own.classes.sum()
+    assert score.overlaps[0].drawn_ml == pytest.approx(own.classes.sum() * 12 / 1000)
+
+
+def test_where_the_file_is_another_by_now_the_stacks_are_judged_with_their_own_spacing(tmp_path):
+    own = session(0)
+    study = a_study(tmp_path, [own], change=0)
+    shifted = np.roll(own.classes, 1, axis=0)  # by a slice
+    score, mask = judge(study, 0, own, np.stack([1 - shifted, shifted], axis=1).astype(np.float16))
+    assert mask is None
+    assert (score.space, score.why) == ("working", "the file of its labels has changed since the store was made")
+    assert score.overlaps[0].hd95_mm == pytest.approx(3.0)
+    assert score.overlaps[0].dice == pytest.approx(3 / 4)
+
+
+def kept(folder, own, number):
+    import safetensors.numpy
+
+    file = place(str(folder / f"{number}.safetensors"))
+    names = ("tokens", "pixels", "classes", "heights", "slices")
+    file.write(safetensors.numpy.save({name: getattr(own, name) for name in names}))
+    return file
+
+
+def test_a_fold_learns_from_nobody_whom_it_tests_and_writes_their_masks(tmp_path):
+    sessions = [session(n) for n in range(4)]
+    study = a_study(tmp_path, sessions)
+    files = [kept(tmp_path, own, number) for number, own in enumerate(sessions)]
+    masks = Masks(place(str(tmp_path / "derivatives")), "square", ("square",), "made")
+    short = Recipe("last", 32, steps=2, batch_size=4, learning_rate=0.01, weight_decay=0.01, seed=0)
+    result = run_fold(study, "encoder", files, 0, short, "cpu", masks)
+    assert [score.session for score in result.scores] == [0, 2]
+    assert len(list((tmp_path / "derivatives").rglob("*_dseg.nii.gz"))) == 2
+
+    sessions[0].pixels[:], sessions[0].classes[:] = 0, 1  # who is tested changes nothing of what is learned
+    files[0] = kept(tmp_path, sessions[0], "other")
+    assert run_fold(study, "encoder", files, 0, short, "cpu", masks).decoder == result.decoder
+    assert run_fold(study, "encoder", files, 1, short, "cpu", masks).decoder != result.decoder
+    everybody = run_fold(study, "encoder", files, ALL, short, "cpu", masks)
+    assert everybody.scores == []
+    assert everybody.decoder
+
+
+def test_a_kept_fold_comes_back_as_it_was():
+    found = [Overlap(0.5, 3.25, 1.5, 2.0), Overlap(None, None, 0.0, 0.0)]
+    fold = FoldResult(b"weights", [Score(3, "working", "gone", found)], [1.5, 0.5], "channel 1")
+    back = load_fold(dump_fold(fold))
+    assert (back.decoder, back.losses, back.said) == (fold.decoder, fold.losses, fold.said)
+    assert back.scores == fold.scores
