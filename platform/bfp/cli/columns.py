@@ -177,7 +177,8 @@ MEANINGS = {
     "infer-predictions": {
         **IDENTITY,
         **PREDICTION,
-        "spread": "standard deviation, over the fold heads, of the predicted class's probability",
+        "spread": "standard deviation, over the fold heads, of the predicted class's probability; null of a model "
+        "whose encoder was tuned",
         "modalities": "that the model saw",
         "missing": "that the model was trained with and did not see",
         "stacks": "how many were seen",

@@ -135,10 +135,15 @@ def _model(spec: Infer, told: dict[str, Any], rows: list[dict[str, Any]]) -> Fac
 
 def _methods(told: dict[str, Any]) -> Text:
     facts = told["facts"]
+    spread = (
+        "The spread is the standard deviation of the predicted class's probability over the "
+        f"{told['folds']} heads of its cross-validation."
+        if told["folds"]
+        else "There is no spread over folds: the encoder was tuned, and those of the folds are not kept."
+    )
     paragraph = (
         f"Sessions were classified by {told['target']} ({', '.join(told['classes'])}) with the model {facts['run']}. "
         f"Scans were prepared as its training data were (imaging version {facts['imaging']}), and each session's "
-        f"stacks of {', '.join(told['shown'])} gave one row. The spread is the standard deviation of the predicted "
-        f"class's probability over the {told['folds']} heads of its cross-validation. Software: bfp {__version__}."
+        f"stacks of {', '.join(told['shown'])} gave one row. {spread} Software: bfp {__version__}."
     )
     return Text("Methods", [paragraph])

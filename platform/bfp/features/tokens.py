@@ -28,10 +28,14 @@ class Tokens(NamedTuple):
 def tokens(encoder: LoadedEncoder, pixels: np.ndarray | Tensor) -> Tokens:
     """The tokens of a batch of stacks, on the encoder's device. pixels: uint8 (b, C, H, W) of the encoder's size."""
     model = encoder.model
-    parameter = next(model.parameters())
-    stacks = torch.as_tensor(pixels).to(parameter.device)
+    out = model.forward_features(images(encoder, torch.as_tensor(pixels))).float()  # (b, 1 + registers + N, D)
+    return Tokens(cls=out[:, 0], patches=out[:, model.num_prefix_tokens :])
+
+
+def images(encoder: LoadedEncoder, pixels: Tensor) -> Tensor:
+    """What the encoder takes, on its device and in its type, of stacks uint8 (b, C, H, W)."""
+    parameter = next(encoder.model.parameters())
+    stacks = pixels.to(parameter.device)
     filled = fill_absent(stacks, present_in(stacks), encoder.fill)
     mean, std = (torch.tensor(of, device=stacks.device)[:, None, None] for of in (encoder.mean, encoder.std))
-    images = (filled.float() / 255 - mean) / std
-    out = model.forward_features(images.to(parameter.dtype)).float()  # (b, 1 + registers + N, D)
-    return Tokens(cls=out[:, 0], patches=out[:, model.num_prefix_tokens :])
+    return ((filled.float() / 255 - mean) / std).to(parameter.dtype)

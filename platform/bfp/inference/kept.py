@@ -40,7 +40,8 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
     """One row per session.
 
     predicted: the likeliest class; prob_<class>: its probability; spread: standard deviation over the fold heads of the
-    predicted class's probability. modalities: that the model saw; missing: that it was trained with and did not see.
+    predicted class's probability, null where there are none. modalities: that the model saw; missing: that it was
+    trained with and did not see.
     shift_mm: the largest header offset within the session; foreground: the smallest share of a scan that is head.
     embedding: the mean over stacks of the spread of their patch tokens.
     """

@@ -72,7 +72,7 @@ class Predictor:
             **session.key._asdict(),
             "predicted": classes[int(probabilities.argmax())],
             **{f"prob_{name}": float(value) for name, value in zip(classes, probabilities, strict=True)},
-            "spread": float(prediction.spread[0]),
+            "spread": float(prediction.spread[0]) if np.isfinite(prediction.spread[0]) else None,
             "modalities": modalities,
             "missing": [name for name in self._classifier.shown if name not in modalities],
             "stacks": len(vectors),

@@ -6,7 +6,8 @@
     <folder>/README.md           the model card
 
 The head names its classes too, so neither of the two files can be exchanged without the other. `infer` needs nothing
-else. A session's vector is made of the spread of each stack's patch tokens (`bfp.features.describe`), pooled.
+else. A session's vector is made of the spread of each stack's patch tokens (`bfp.features.describe`), pooled. Where the
+encoder was tuned, that of each fold was another one, which is not kept: there are no heads of folds then.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Annotated, Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bfp.errors import InputError
+from bfp.models.attention import AttentionMap, AttentionPooling
 from bfp.models.linear import LinearHead
 from bfp.models.pooling import Pooling
 from bfp.storage import Place
@@ -31,15 +33,24 @@ CONTRACT = 2
 """The version of the folder's files, and of the vectors that a head takes; another one is refused."""
 
 
+class _Attention(BaseModel):
+    """An AttentionPooling in model.json; its maps stand beside the heads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    maps: Annotated[int, Field(ge=1)]
+    parts: list[str]
+
+
 class _Told(BaseModel):
     """What model.json must hold to be used."""
 
     target: str
     classes: Annotated[list[str], Field(min_length=2)]
-    pooling: Pooling
+    pooling: Pooling | _Attention
     shown: Annotated[list[str], Field(min_length=1)]
     preprocessing: dict[str, Any]
-    folds: Annotated[int, Field(ge=1)]
+    folds: Annotated[int, Field(ge=0)]
     head_sha256: str
     facts: dict[str, Any]
 
@@ -48,7 +59,8 @@ class _Told(BaseModel):
 class Prediction:
     """Of n sessions: probabilities float64 (n, K) of the classes, and how far the fold heads are apart.
 
-    spread: float64 (n,), the standard deviation over the fold heads of the predicted class's probability.
+    spread: float64 (n,), the standard deviation over the fold heads of the predicted class's probability; NaN without
+    fold heads.
     """
 
     probabilities: np.ndarray
@@ -65,7 +77,7 @@ class Classifier:
 
     target: str
     classes: tuple[str, ...]
-    pooling: Pooling
+    pooling: Pooling | AttentionPooling
     shown: tuple[str, ...]
     preprocessing: Mapping[str, Any]
     head: LinearHead
@@ -77,7 +89,8 @@ class Classifier:
         probabilities = self.head.probabilities(vectors)
         chosen = probabilities.argmax(axis=1)
         by_fold = [head.probabilities(vectors)[np.arange(len(vectors)), chosen] for head in self.fold_heads]
-        return Prediction(probabilities, np.std(by_fold, axis=0))
+        spread = np.std(by_fold, axis=0) if by_fold else np.full(len(vectors), np.nan)
+        return Prediction(probabilities, spread)
 
 
 def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None:
@@ -85,13 +98,19 @@ def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None
     tensors = classifier.head.tensors("head.")
     for number, head in enumerate(classifier.fold_heads):
         tensors |= head.tensors(f"folds.{number}.")
+    pooling = classifier.pooling
+    if isinstance(pooling, AttentionPooling):
+        for number, each in enumerate(pooling.maps):
+            tensors |= each.tensors(f"maps.{number}.")
     weights = safetensors.numpy.save(tensors, metadata={"classes": json.dumps(classifier.classes)})
     told = {
         "contract": CONTRACT,
         "type": "classification",
         "target": classifier.target,
         "classes": list(classifier.classes),
-        "pooling": asdict(classifier.pooling),
+        "pooling": asdict(pooling)
+        if isinstance(pooling, Pooling)
+        else {"maps": len(pooling.maps), "parts": list(pooling.parts)},
         "shown": list(classifier.shown),
         "preprocessing": dict(classifier.preprocessing),
         "folds": len(classifier.fold_heads),
@@ -161,7 +180,7 @@ def load_classifier(folder: Place) -> Classifier:
         classifier = Classifier(
             target=told["target"],
             classes=tuple(told["classes"]),
-            pooling=Pooling(**{**told["pooling"], "parts": tuple(told["pooling"]["parts"])}),
+            pooling=_pooling(told["pooling"], tensors),
             shown=tuple(told["shown"]),
             preprocessing=told["preprocessing"],
             head=LinearHead.from_tensors(tensors, "head."),
@@ -174,6 +193,15 @@ def load_classifier(folder: Place) -> Classifier:
         if fault := head.fault(class_count=len(classes), length=classifier.head.centre.size):
             raise InputError(f"{file}: {fault}; fine-tune again")
     return classifier
+
+
+def _pooling(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Pooling | AttentionPooling:
+    """As model.json tells it; the maps of attention stand beside the heads."""
+    parts = tuple(told["parts"])
+    if "bands" in told:
+        return Pooling(told["bands"], parts)
+    maps = tuple(AttentionMap.from_tensors(tensors, f"maps.{number}.") for number in range(told["maps"]))
+    return AttentionPooling(maps, parts)
 
 
 def _classes_of(data: bytes) -> list[str]:

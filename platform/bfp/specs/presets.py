@@ -1,4 +1,6 @@
-"""The numbers of each SSL preset, from their sources.
+"""The numbers of each preset, of pretraining and of fine-tuning, from their sources.
+
+SSL:
 
 dinov2-fast   the released code's default configuration (ViT-L, ImageNet-22k, 100 epochs)
 dinov2-long   the released training configuration of ViT-L/14 (LVD-142M recipe, 500 epochs of 1,250 steps)
@@ -92,6 +94,29 @@ LENGTHS = MappingProxyType(
 """How long the sources train: their warm-ups are shares of it."""
 
 SSL_PRESETS = MappingProxyType({"dinov2-fast": _DINOV2_FAST, "dinov2-long": _DINOV2_LONG, "brain": _BRAIN})
+
+_RETFOUND: dict[str, Any] = {
+    "epochs": 50,
+    "warmup_epochs": 10.0,
+    "learning_rate": 5e-3,
+    "min_learning_rate": 1e-6,
+    "weight_decay": 0.05,
+    "sessions_per_step": 16,
+    "slices_per_session": 32,
+    "label_smoothing": 0.1,
+    "class_balanced": False,
+    "layer_decay": 0.65,
+    "drop_path": 0.2,
+}
+
+_WITHOUT_BLOCKS: dict[str, Any] = {**_RETFOUND, "learning_rate": 1.6e-2, "layer_decay": None, "drop_path": None}
+
+_LORA: dict[str, Any] = {**_WITHOUT_BLOCKS, "rank": 8, "alpha": 16}
+
+TRAINING_PRESETS = MappingProxyType({"retfound": _RETFOUND, "lora": _LORA, "attention": _WITHOUT_BLOCKS})
+
+PRESET_OF = MappingProxyType({"full": "retfound", "lora": "lora", "frozen": "attention"})
+"""Of each `tune`: where the numbers of its training come from."""
 
 NATURAL_BLUR = MappingProxyType({"published": (0.0, 0.9, 0.5), "declared": (1.0, 0.1, 0.5)})
 """DINOv2's probabilities of a blur: of the first global crop, the second, and local ones.
