@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 POSITION_BANDS = 20
 """Bands of height, about 7 mm each. Of 8 and 20 the better on the sessions that chose `EncoderVectors`."""
 
+ATTENTION_BANDS = 4
+"""Bags of attention: with one it has to find by itself where a slice lies, with many it has nothing to choose from."""
+
 MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms", "covariates"
 FROZEN, MEAN = "frozen", "mean"
 PERMUTED, ORACLE = "permuted", "oracle"
@@ -288,9 +291,10 @@ def _tuned(
 ) -> Tuned:
     from bfp.drivers.finetune_tuned import tune_folds
     from bfp.models.attention import AttentionPooling
+    from bfp.models.pooling import Pooling
 
     attends = spec.pooling == "attention"
-    pooling = AttentionPooling((), _parts(material)) if attends else _pooling(spec, material)
+    pooling = AttentionPooling((), Pooling(ATTENTION_BANDS, _parts(material))) if attends else _pooling(spec, material)
     return tune_folds(spec, run, material, study, encoder=encoder, features=features, pooling=pooling, gpus=_gpus(spec))
 
 

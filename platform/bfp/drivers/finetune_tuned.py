@@ -129,7 +129,9 @@ def tune_folds(
         all_maps = [each.pooling for each in (model, *folds)]
         maps = tuple(each.maps[0] for each in all_maps if isinstance(each, AttentionPooling))
         heads = [_beside(each.result.head, number, len(maps)) for number, each in enumerate((model, *folds))]
-        return Tuned(judged, folds, model, encoder, AttentionPooling(maps, parts), heads[0], tuple(heads[1:]))
+        return Tuned(
+            judged, folds, model, encoder, AttentionPooling(maps, model.pooling.within), heads[0], tuple(heads[1:])
+        )
     return Tuned(
         judged, folds, model, tuned_encoder(encoder, tuning, model.weights), model.pooling, model.result.head, ()
     )
@@ -140,7 +142,7 @@ def methods(spec: Finetune, tuned: Tuned) -> str:
     tuning = _tuning(spec)
     what = {
         "frozen": "Attention over the stacks (gated attention; Ilse et al., 2018, with each stack's height beside its "
-        "vector) and the head were trained",
+        "vector), which begins as their mean, and the head were trained",
         "lora": f"Low-rank adapters (Hu et al., 2021) of rank {tuning.rank} in every block of the encoder, and the "
         "head, were trained end to end",
         "full": f"The whole encoder and the head were trained end to end by the recipe {_preset(spec)} (layer decay "
@@ -150,11 +152,11 @@ def methods(spec: Finetune, tuned: Tuned) -> str:
     }[spec.tune]
     return (
         f"{what} from this frozen model on: AdamW, peak rate {tuning.rate_at(tuning.warmup_epochs):.2g}, weight decay "
-        f"{tuning.weight_decay:g}, {tuning.warmup_epochs:g} epochs of warm-up and a cosine to {tuning.epochs} epochs, "
+        f"{tuning.weight_decay:g}, a warm-up of {tuning.warmup_epochs:g} and a cosine to {tuning.epochs} epochs, "
         f"{tuning.sessions_per_step} sessions a step and {tuning.slices_per_session} slices of each, labels smoothed "
         f"by {tuning.label_smoothing:g}. The epoch was chosen on a fifth of each fold's training subjects, which "
         "nothing else was learned from; epoch 0, the frozen model, could be chosen too. The model was trained on all "
-        f"sessions for {tuned.model.epoch} epochs, the median of the folds."
+        f"sessions for the median of the folds' epochs ({tuned.model.epoch})."
     )
 
 

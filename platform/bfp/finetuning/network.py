@@ -1,7 +1,7 @@
 """The network that is trained end to end: stacks -> vectors -> one vector a session -> what is said of it.
 
 It begins as the frozen model: its head is the one that was fitted on the vectors of the encoder at rest, and attention
-begins as the mean of the stacks. A new head on a good encoder would ruin it with its first gradients (linear probing,
+begins as plain means. A new head on a good encoder would ruin it with its first gradients (linear probing,
 then fine-tuning: Kumar et al. 2022, arXiv 2202.10054); and where tuning does not help, no epoch of it is taken.
 
 The session's vector is standardised as the frozen head has it and divided by √F, so that one rate suits heads of any
@@ -15,7 +15,7 @@ Letters: b stacks of S sessions, D length of a stack's vector, F of a session's,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ HIDDEN = 64
 """L of the attention's hidden layer (the paper has 128 for bags of up to hundreds)."""
 
 Pooled = Pooling | AttentionPooling
+
+
+def within_of(pooling: Pooled) -> Pooling:
+    """The bands and parts whose means, weighted or not, a session's vector is made of."""
+    return pooling if isinstance(pooling, Pooling) else pooling.within
 
 
 class Begin(NamedTuple):
@@ -56,31 +61,8 @@ class Place(NamedTuple):
     parts: Tensor
 
 
-class _ByPosition(nn.Module):
-    """`Pooling` for a batch, standardised; a component that a session lacks is 0, the training mean."""
-
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(self, pooling: Pooling, head: LinearHead) -> None:
-        super().__init__()
-        self.bands, self.part_count = pooling.bands, len(pooling.parts)
-        self.register_buffer("centre", torch.tensor(head.centre, dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(head.scale, dtype=torch.float32))
-
-    def forward(self, vectors: Tensor, place: Place, sessions: int) -> Tensor:
-        band = (place.heights * self.bands).long().clamp(max=self.bands - 1)
-        cell = (place.session * self.part_count + place.parts) * self.bands + band
-        cells = sessions * self.part_count * self.bands
-        sums = vectors.new_zeros(cells, vectors.shape[1]).index_add(0, cell, vectors)
-        counts = vectors.new_zeros(cells).index_add(0, cell, torch.ones_like(place.heights))[:, None]
-        mean = (sums / counts.clamp(min=1)).reshape(sessions, -1)  # (S, F)
-        there = (counts > 0).expand(-1, vectors.shape[1]).reshape(sessions, -1)
-        return torch.where(there, (mean - self.centre) / self.scale, 0.0)
-
-
-class _ByAttention(nn.Module):
-    """`AttentionMap` for a batch."""
+class _Attention(nn.Module):
+    """`AttentionMap` in training. All stacks score alike at the start."""
 
     centre: Tensor
     scale: Tensor
@@ -92,18 +74,13 @@ class _ByAttention(nn.Module):
         self.register_buffer("scale", torch.tensor(begin.scale, dtype=torch.float32))
         known = len(begin.centre) + places(np.zeros(1), [0], part_count=part_count).shape[1]
         self.tanh, self.sigmoid = nn.Linear(known, HIDDEN), nn.Linear(known, HIDDEN)
-        self.score = nn.Parameter(torch.zeros(HIDDEN))  # all stacks weigh alike at the start
+        self.score = nn.Parameter(torch.zeros(HIDDEN))
 
-    def forward(self, vectors: Tensor, place: Place, sessions: int) -> Tensor:
-        standardised = (vectors - self.centre) / self.scale
+    def forward(self, vectors: Tensor, place: Place) -> Tensor:
+        """Scores (b,)."""
         where = places(place.heights.cpu().numpy(), place.parts.cpu().numpy(), part_count=self.part_count)
-        known = torch.cat([standardised, torch.from_numpy(where).to(vectors)], dim=1)
-        scores = (torch.tanh(self.tanh(known)) * torch.sigmoid(self.sigmoid(known))) @ self.score  # (b,)
-        largest = scores.new_full((sessions,), -torch.inf).scatter_reduce(0, place.session, scores.detach(), "amax")
-        powers = torch.exp(scores - largest[place.session])
-        total = powers.new_zeros(sessions).index_add(0, place.session, powers)
-        weighed = standardised * (powers / total[place.session])[:, None]
-        return weighed.new_zeros(sessions, vectors.shape[1]).index_add(0, place.session, weighed)  # (S, D)
+        known = torch.cat([(vectors - self.centre) / self.scale, torch.from_numpy(where).to(vectors)], dim=1)
+        return (torch.tanh(self.tanh(known)) * torch.sigmoid(self.sigmoid(known))) @ self.score
 
     def learned(self) -> AttentionMap:
         def plain(tensor: Tensor) -> np.ndarray:
@@ -115,24 +92,48 @@ class _ByAttention(nn.Module):
         )
 
 
+class _Pool(nn.Module):
+    """`Pooling` for a batch, its means weighted where there is attention, then standardised as the head has it; a
+    component that a session lacks is 0, the training mean."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, pooling: Pooling, head: LinearHead, attention: _Attention | None) -> None:
+        super().__init__()
+        self.bands, self.part_count, self.attention = pooling.bands, len(pooling.parts), attention
+        self.register_buffer("centre", torch.tensor(head.centre, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(head.scale, dtype=torch.float32))
+
+    def forward(self, vectors: Tensor, place: Place, sessions: int) -> Tensor:
+        band = (place.heights * self.bands).long().clamp(max=self.bands - 1)
+        cell = (place.session * self.part_count + place.parts) * self.bands + band
+        cells = sessions * self.part_count * self.bands
+        powers = torch.ones_like(place.heights)
+        if self.attention is not None:
+            scores = self.attention(vectors, place)
+            largest = scores.new_zeros(cells).scatter_reduce(0, cell, scores.detach(), "amax", include_self=False)
+            powers = torch.exp(scores - largest[cell])
+        totals = vectors.new_zeros(cells).index_add(0, cell, powers)
+        weighed = vectors * (powers / totals[cell])[:, None]
+        mean = vectors.new_zeros(cells, vectors.shape[1]).index_add(0, cell, weighed).reshape(sessions, -1)  # (S, F)
+        there = (totals > 0)[:, None].expand(-1, vectors.shape[1]).reshape(sessions, -1)
+        return torch.where(there, (mean - self.centre) / self.scale, 0.0)
+
+
 class SessionNetwork(nn.Module):
     """encoder: tuned, used and not copied; None where vectors of stacks are given. pooling: how a session's vector is
-    made; of an AttentionPooling its parts alone are taken, and a map is learned.
+    made; of an AttentionPooling, within what: a map is learned.
     """
 
     def __init__(self, encoder: LoadedEncoder | None, pooling: Pooled, begin: Begin) -> None:
         super().__init__()
         self._encoder, self._pooling, self._begin = encoder, pooling, begin
         self.encoder = None if encoder is None else encoder.model
-        head = begin.head
+        head, within = begin.head, within_of(pooling)
+        attention = None if isinstance(pooling, Pooling) else _Attention(begin, part_count=len(pooling.parts))
+        self.pool = _Pool(within, head, attention)
         weights, bias = head.weights, head.bias
-        self.pool: Any
-        if isinstance(pooling, Pooling):
-            self.pool = _ByPosition(pooling, head)
-        else:
-            self.pool = _ByAttention(begin, part_count=len(pooling.parts))
-            # the frozen head standardised the mean stack; the network takes it as it is
-            weights, bias = weights / head.scale, bias - weights @ (head.centre / head.scale)
         self._root = float(np.sqrt(weights.shape[1]))
         self.head = nn.Linear(weights.shape[1], len(weights))
         with torch.no_grad():
@@ -158,9 +159,9 @@ class SessionNetwork(nn.Module):
         """What is used of it beside the encoder."""
         weights = self.head.weight.detach().cpu().double().numpy() * self._begin.deviation / self._root
         bias = self.head.bias.detach().cpu().double().numpy() * self._begin.deviation + self._begin.mean
-        if isinstance(self._pooling, AttentionPooling):
-            length = weights.shape[1]
-            pooling = AttentionPooling((self.pool.learned(),), self._pooling.parts)
-            return pooling, LinearHead(np.zeros(length), np.ones(length), weights, bias)
         centre, scale = (tensor.cpu().double().numpy() for tensor in (self.pool.centre, self.pool.scale))
-        return self._pooling, LinearHead(centre, scale, weights, bias)
+        head = LinearHead(centre, scale, weights, bias)
+        if isinstance(self._pooling, AttentionPooling):
+            assert self.pool.attention is not None
+            return AttentionPooling((self.pool.attention.learned(),), self._pooling.within), head
+        return self._pooling, head

@@ -45,7 +45,7 @@ from bfp.features.describe import EncoderVectors
 from bfp.finetuning.crossvalidation import FoldResult, Study, digest_of
 from bfp.finetuning.heads import fit_head, inner_folds
 from bfp.finetuning.logistic import Logistic
-from bfp.finetuning.network import Begin, Place, Pooled, SessionNetwork
+from bfp.finetuning.network import Begin, Place, Pooled, SessionNetwork, within_of
 from bfp.finetuning.session_stacks import KeptVectors, Places, Stacks, drawn
 from bfp.models import adapters
 from bfp.models.attention import AttentionMap, AttentionPooling
@@ -96,7 +96,7 @@ class Tuning:
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
     """One training. study: n sessions; learned, tested: bool (n,). stacks: what the network takes of them; vectors: of
-    the encoder at rest. encoder: None where it stays at rest. pooling: of an AttentionPooling only the parts are taken.
+    the encoder at rest. encoder: None where it stays at rest. pooling: of an AttentionPooling, within what.
 
     epochs: after how many it ends and is taken as it is; None: as the sessions set aside choose. number: of the fold,
     which the draws follow from. batch_size: stacks in one pass; changes nothing but memory.
@@ -138,8 +138,9 @@ class TunedFold:
 def digest_of_trial(trial: Trial, *, source: str) -> str:
     """A hash of all that comes of it. source: what tells the stacks' content."""
     encoder = "" if trial.encoder is None else EncoderVectors(trial.encoder).identity
-    told = [source, encoder, asdict(trial.tuning), trial.pooling.parts, getattr(trial.pooling, "bands", 0)]
-    told += [trial.number, trial.epochs, type(trial.pooling).__name__]
+    within = within_of(trial.pooling)
+    told: list[Any] = [source, encoder, asdict(trial.tuning), asdict(within), type(trial.pooling).__name__]
+    told += [trial.number, trial.epochs]
     study = digest_of(trial.study, trial.vectors.vectors, trial.learned, trial.tested)
     return hashlib.sha256(json.dumps([study, told]).encode()).hexdigest()[:16]
 
@@ -148,7 +149,7 @@ def tune(trial: Trial, *, kept: StoragePlace, device: str) -> Iterator[Epoch | T
     """Train, keeping every epoch; at the end what came of it. Epochs that were kept before are not told again."""
     tuning, study = trial.tuning, trial.study
     learned, chooses = _inner_split(trial)
-    begin = _frozen(trial, learned)
+    begin = frozen_model(trial, learned)
     with torch.random.fork_rng():
         torch.manual_seed(int(np.random.default_rng([study.seed, trial.number]).integers(2**62)))
         network = _network(trial, begin).to(device)
@@ -191,7 +192,7 @@ def tuned_encoder(encoder: LoadedEncoder, tuning: Tuning, weights: dict[str, np.
         assert tuning.rank is not None
         assert tuning.alpha is not None
         adapters.adapt(encoder.model, rank=tuning.rank, alpha=tuning.alpha)
-    found = {name: torch.from_numpy(array) for name, array in weights.items()}
+    found = {name: torch.tensor(array) for name, array in weights.items()}
     unknown = encoder.model.load_state_dict(found, strict=False).unexpected_keys
     assert not unknown, unknown
     if tuning.tune == "lora":
@@ -228,15 +229,13 @@ def _inner_split(trial: Trial) -> tuple[np.ndarray, np.ndarray]:
     return (own, own[:0]) if folds is None else (own[folds != 0], own[folds == 0])
 
 
-def _frozen(trial: Trial, learned: np.ndarray) -> Begin:
+def frozen_model(trial: Trial, learned: np.ndarray) -> Begin:
     """The frozen model of these sessions."""
     study, stacks = trial.study, trial.vectors
     vectors = stacks.vectors
     centre, scale = standardisation(vectors[np.concatenate([stacks.places[n].rows for n in learned])])
-    if isinstance(trial.pooling, AttentionPooling):
-        pooled = np.stack([((vectors[stacks.places[n].rows] - centre) / scale).mean(axis=0) for n in learned])
-    else:
-        pooled = np.stack([_pooled(trial.pooling, stacks.places[n], vectors[stacks.places[n].rows]) for n in learned])
+    within = within_of(trial.pooling)
+    pooled = np.stack([pooled_vector(within, stacks.places[n], vectors[stacks.places[n].rows]) for n in learned])
     targets = study.targets[learned]
     head, strength = fit_head(
         study.learner,
@@ -251,7 +250,7 @@ def _frozen(trial: Trial, learned: np.ndarray) -> Begin:
     return Begin(head, strength, centre, scale, mean, deviation)
 
 
-def _pooled(pooling: Pooled, places: Places, vectors: np.ndarray) -> np.ndarray:
+def pooled_vector(pooling: Pooled, places: Places, vectors: np.ndarray) -> np.ndarray:
     return pooling.pool(vectors, heights=places.heights, parts=[pooling.parts[number] for number in places.parts])
 
 
@@ -355,7 +354,7 @@ def _pass(
         ]
         for own, places, stacks in zip(few, chosen, _read_ahead(trial.stacks, chosen), strict=True):
             with _fast(device):
-                logits = network(stacks, _place(places, device), len(own))
+                logits = network(stacks, place_of(places, device), len(own))
             loss = loss_of(logits.float(), own) / len(sessions)
             loss.backward()
             total += loss.item() * len(sessions)
@@ -374,7 +373,7 @@ def _read_ahead(stacks: Stacks, chosen: list[list[Places]]) -> Iterator[Tensor]:
             yield reads.pop(0).result()
 
 
-def _place(places: Sequence[Places], device: torch.device) -> Place:
+def place_of(places: Sequence[Places], device: torch.device) -> Place:
     session = np.repeat(np.arange(len(places)), [len(each.rows) for each in places])
     heights, parts = (np.concatenate([getattr(each, name) for each in places]) for name in ("heights", "parts"))
     return Place(*(torch.from_numpy(column).to(device) for column in (session, heights, parts)))
@@ -407,7 +406,7 @@ def _said(network: SessionNetwork, trial: Trial, sessions: np.ndarray, *, precis
         with torch.no_grad(), _fast(torch.device("cpu") if precise else device):
             for at in range(0, len(places.rows), trial.batch_size):
                 vectors.append(network.vectors(trial.stacks.read(places.rows[at : at + trial.batch_size])).cpu())
-        pooled.append(_pooled(pooling, places, torch.cat(vectors).float().numpy()))
+        pooled.append(pooled_vector(pooling, places, torch.cat(vectors).float().numpy()))
     return trial.study.learner.say(head, np.stack(pooled))
 
 
@@ -473,22 +472,18 @@ def dump_tuned(fold: TunedFold) -> bytes:
     tensors = {**fold.result.head.tensors("head."), "tested": fold.result.tested, "said": fold.result.said}
     tensors |= {f"weights.{name}": array for name, array in fold.weights.items()}
     told = {"strength": fold.result.strength, "epoch": fold.epoch, "epochs": _told(fold.epochs)}
-    told["parts"] = list(fold.pooling.parts)
+    told |= {"pooling": asdict(within_of(fold.pooling)), "attends": isinstance(fold.pooling, AttentionPooling)}
     if isinstance(fold.pooling, AttentionPooling):
         tensors |= fold.pooling.maps[0].tensors("map.")
-    else:
-        told["bands"] = fold.pooling.bands
     return safetensors.numpy.save(tensors, metadata={"told": json.dumps(told)})
 
 
 def load_tuned(data: bytes) -> TunedFold:
     tensors, told = safetensors.numpy.load(data), json.loads(_metadata(data)["told"])
-    parts = tuple(told["parts"])
-    pooling: Pooled = (
-        Pooling(told["bands"], parts)
-        if "bands" in told
-        else AttentionPooling((AttentionMap.from_tensors(tensors, "map."),), parts)
-    )
+    within = Pooling(told["pooling"]["bands"], tuple(told["pooling"]["parts"]))
+    pooling: Pooled = within
+    if told["attends"]:
+        pooling = AttentionPooling((AttentionMap.from_tensors(tensors, "map."),), within)
     head = LinearHead.from_tensors(tensors, "head.")
     weights = {name.removeprefix("weights."): array for name, array in tensors.items() if name.startswith("weights.")}
     result = FoldResult(head, told["strength"], tensors["tested"], tensors["said"])

@@ -39,7 +39,7 @@ class _Attention(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     maps: Annotated[int, Field(ge=1)]
-    parts: list[str]
+    within: Pooling
 
 
 class _Told(BaseModel):
@@ -110,7 +110,7 @@ def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None
         "classes": list(classifier.classes),
         "pooling": asdict(pooling)
         if isinstance(pooling, Pooling)
-        else {"maps": len(pooling.maps), "parts": list(pooling.parts)},
+        else {"maps": len(pooling.maps), "within": asdict(pooling.within)},
         "shown": list(classifier.shown),
         "preprocessing": dict(classifier.preprocessing),
         "folds": len(classifier.fold_heads),
@@ -197,11 +197,12 @@ def load_classifier(folder: Place) -> Classifier:
 
 def _pooling(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Pooling | AttentionPooling:
     """As model.json tells it; the maps of attention stand beside the heads."""
-    parts = tuple(told["parts"])
-    if "bands" in told:
-        return Pooling(told["bands"], parts)
+    within = told.get("within", told)
+    plain = Pooling(**{**within, "parts": tuple(within["parts"])})
+    if "maps" not in told:
+        return plain
     maps = tuple(AttentionMap.from_tensors(tensors, f"maps.{number}.") for number in range(told["maps"]))
-    return AttentionPooling(maps, parts)
+    return AttentionPooling(maps, plain)
 
 
 def _classes_of(data: bytes) -> list[str]:
