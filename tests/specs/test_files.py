@@ -114,7 +114,7 @@ def test_every_spec_of_the_catalogue_is_valid_and_named_for_its_kind(file):
 
 
 def test_the_catalogue_has_a_spec_of_every_kind():
-    assert {file.stem for file in CATALOGUE if file.parent.name == "jobs"} == set(KINDS)
+    assert set(KINDS) <= {file.stem for file in CATALOGUE if file.parent.name == "jobs"}
 
 
 def test_a_preset_gives_the_numbers_and_a_number_beside_it_counts():

@@ -9,6 +9,8 @@
    differences
 6. one more head on all sessions: the model folder, with the heads of the folds for the spread
 
+With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the model (`finetune_tuned`).
+
 <run>/features/      vectors of stacks          <run>/folds.csv        the split
 <run>/checkpoints/   folds that are done        <run>/predictions/     predictions.parquet, out of fold
 <run>/inputs.json    the snapshot that is used  <run>/model/           the classifier
@@ -41,18 +43,25 @@ from bfp.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
-    from bfp.drivers.finetune_results import Said
-    from bfp.finetuning.crossvalidation import Judged
-    from bfp.finetuning.heads import FittedHead
+    from bfp.drivers.finetune_results import Said, Trained
+    from bfp.drivers.finetune_tuned import Tuned
+    from bfp.finetuning.crossvalidation import Judged, Study
+    from bfp.finetuning.network import Pooled
     from bfp.models.encoder import LoadedEncoder
+    from bfp.models.linear import LinearHead
     from bfp.models.pooling import Pooling
     from bfp.reports.blocks import Cell, Results
 
 POSITION_BANDS = 20
 """Bands of height, about 7 mm each. Of 8 and 20 the better on the sessions that chose `EncoderVectors`."""
 
+ATTENTION_BANDS = 4
+"""Bags of attention: with one it has to find by itself where a slice lies, with many it has nothing to choose from."""
+
 MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms", "covariates"
+FROZEN, MEAN = "frozen", "mean"
 SITE, PERMUTED, ORACLE = "site", "permuted", "oracle"
 NO_RIVALS = (PERMUTED, ORACLE)
 """Approaches that are there to be compared with and not to be beaten."""
@@ -63,14 +72,19 @@ ALIKE = {"classification": "class", "regression": "parts of the number", "surviv
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What was made of the material: the encoder, how its vectors are pooled, the head on all sessions, what those of
-    the folds said, and the vectors, float32 (n, F)."""
+    """What was made of the material: the encoder, how its vectors are pooled, the head on all sessions and the strength
+    that was chosen for it; heads of the folds, none where each has another encoder; and what the folds said.
+
+    vectors: float32 (n, F) of a frozen model; None where encoder or pooling were trained on these very sessions.
+    """
 
     encoder: LoadedEncoder
-    pooling: Pooling
-    head: FittedHead
+    pooling: Pooled
+    head: LinearHead
+    strength: float
+    fold_heads: tuple[LinearHead, ...]
     folds: Judged
-    vectors: np.ndarray
+    vectors: np.ndarray | None
 
 
 def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
@@ -102,6 +116,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
             ("left out", counted(left_out, "session")),
             ("shown", ", ".join(material.shown)),
             ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches)}"),
+            *([("training", _training_in_words(spec))] if spec.trains else []),
             *(covariates if columns else []),
             ("side by side", f"stacks and folds on {counted(cpus or cpus_here(), 'CPU')}"),
             ("memory", "a copy of the encoder and some hundreds of stacks for each worker; how much is not known yet"),
@@ -140,8 +155,7 @@ def execute(spec: Finetune, run: Run) -> None:
         run.note(f"{counted(count, 'session')} left out: {reason}")
 
     encoder = load(**encoder_arguments(spec, size_px=material.store.size_px))
-    pooling = _pooling(spec, material)
-    vectors = _vectors(spec, run, material, encoder, pooling)
+    vectors, features = _vectors(spec, run, material, encoder)
     study = Study(
         learner=learner_of(material.task),
         targets=labelled.targets,
@@ -160,19 +174,29 @@ def execute(spec: Finetune, run: Run) -> None:
         stopping=lambda: run.stopping,
         at_once=spec.compute.workers or int(ray.cluster_resources()["CPU"]),
     )
+    tuned = _tuned(spec, run, material, study, encoder, features) if spec.trains else None
+    if tuned is not None:
+        judged = {MODEL: tuned.judged, **judged}
     predictions = predictions_parquet(judged, labelled, folds=material.folds, kind=kind, classes=classes)
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
     run.phase("figures and model")
-    head = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
+    if tuned is None:
+        head, strength = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
+        fold_heads = tuple(fold.head for fold in judged[MODEL].folds)
+        pooling = _pooling(spec, material)
+        fitted = Fitted(encoder, pooling, head, strength, fold_heads, judged[MODEL], vectors[MODEL])
+    else:
+        strength = tuned.model.result.strength
+        fitted = Fitted(tuned.encoder, tuned.pooling, tuned.head, strength, tuned.fold_heads, tuned.judged, None)
     met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
-    said = _said(spec, material, encoder, met)
+    said = _said(spec, material, encoder, met, tuned)
     results = results_of(study, judged, labelled, said)
     for warning in _faults(results.figures, material):
         run.warn(warning)
     if met.is_met:
         run.warn(f"encoder: its pretraining has met {met.told}")
-    _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL], vectors[MODEL]), results, said)
+    _export(run, spec, material, fitted, results, said)
     run.result(results.as_json())
 
 
@@ -200,6 +224,8 @@ def _faults(figures: Mapping[str, Cell], material: Material) -> Iterator[str]:
 def _approaches(spec: Finetune, material: Material) -> list[str]:
     """The model and its baselines, in the order in which they are shown."""
     asked = {
+        FROZEN: spec.trains,
+        MEAN: spec.pooling == "attention",
         UNTRAINED: spec.baselines.untrained and parse_encoder(spec.encoder).origin != "random",
         HISTOGRAMS: spec.baselines.histograms,
         COVARIATES: bool(spec.baselines.covariates),
@@ -214,16 +240,27 @@ def _approaches(spec: Finetune, material: Material) -> list[str]:
 
 
 def _pooling(spec: Finetune, material: Material) -> Pooling:
+    """Of vectors of an encoder at rest. What attention has to beat is pooling by position."""
     from bfp.models.pooling import Pooling
 
-    parts = material.shown if material.store.form == "neighbours" else ("",)
-    return Pooling(bands=POSITION_BANDS if spec.pooling == "position" else 1, parts=parts)
+    return Pooling(bands=1 if spec.pooling == "mean" else POSITION_BANDS, parts=_parts(material))
+
+
+def _parts(material: Material) -> tuple[str, ...]:
+    return material.shown if material.store.form == "neighbours" else ("",)
+
+
+def _gpus(spec: Finetune) -> float:
+    import ray
+
+    machine = ray.cluster_resources()
+    return min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
 
 
 def _vectors(
-    spec: Finetune, run: Run, material: Material, encoder: LoadedEncoder, pooling: Pooling
-) -> dict[str, np.ndarray]:
-    """One vector a session for each approach, (n, F) each."""
+    spec: Finetune, run: Run, material: Material, encoder: LoadedEncoder
+) -> tuple[dict[str, np.ndarray], pa.Table]:
+    """One vector a session for each approach on vectors, (n, F) each; and the encoder's of each stack."""
     import ray
 
     from bfp.features.describe import Describe, EncoderVectors, Histograms
@@ -232,20 +269,20 @@ def _vectors(
     from bfp.features.sessions import pool_sessions
     from bfp.finetuning.covariates import covariate_vectors
     from bfp.models.encoder import untrained
+    from bfp.models.pooling import Pooling
 
-    machine = ray.cluster_resources()
-    gpus = min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
-    approaches = _approaches(spec, material)
+    approaches, pooling = _approaches(spec, material), _pooling(spec, material)
     describe: dict[str, Describe] = {HISTOGRAMS: Histograms()} if HISTOGRAMS in approaches else {}  # cheap: goes first
     describe[MODEL] = EncoderVectors(encoder)
     if UNTRAINED in approaches:
         describe[UNTRAINED] = EncoderVectors(untrained(encoder))
     vectors: dict[str, np.ndarray] = {}
-    workers = spec.compute.workers or int(machine["CPU"])
-    with Extraction(workers=workers, gpus=gpus, batch_size=spec.compute.batch_size) as extraction:
+    tables: dict[str, pa.Table] = {}
+    workers = spec.compute.workers or int(ray.cluster_resources()["CPU"])
+    with Extraction(workers=workers, gpus=_gpus(spec), batch_size=spec.compute.batch_size) as extraction:
         for name, own in describe.items():
             run.phase(f"features: {name}", total=material.index.num_rows, unit="stacks")
-            table = extraction.features(
+            tables[name] = extraction.features(
                 material.store,
                 material.index,
                 own,
@@ -257,29 +294,64 @@ def _vectors(
             if not vectors:  # planes are the same in every table
                 homes = dict(zip(material.labelled.persons, material.folds.tolist(), strict=True))
                 source = str(material.store.place)
-                check_parted(doubles(table), homes, source=source, note=run.note, warn=run.warn)
-            vectors[name] = pool_sessions(table, material.labelled.sessions, pooling)
+                check_parted(doubles(tables[name]), homes, source=source, note=run.note, warn=run.warn)
+            vectors[name] = pool_sessions(tables[name], material.labelled.sessions, pooling)
     if COVARIATES in approaches:
         vectors[COVARIATES] = covariate_vectors(material.covariates)
     if SITE in approaches:
         vectors[SITE] = covariate_vectors(material.site)
     if PERMUTED in approaches:
         vectors[PERMUTED] = vectors[MODEL]
+    if MEAN in approaches:
+        mean = Pooling(bands=1, parts=pooling.parts)
+        vectors[MEAN] = pool_sessions(tables[MODEL], material.labelled.sessions, mean)
     if material.oracle is not None:
         vectors[ORACLE] = covariate_vectors({ORACLE: material.oracle})
-    return {name: vectors[name] for name in approaches}
+    if FROZEN in approaches:
+        vectors[FROZEN] = vectors.pop(MODEL)
+    return {name: vectors[name] for name in approaches if name in vectors}, tables[MODEL]
+
+
+def _tuned(
+    spec: Finetune, run: Run, material: Material, study: Study, encoder: LoadedEncoder, features: pa.Table
+) -> Tuned:
+    from bfp.drivers.finetune_tuned import tune_folds
+    from bfp.models.attention import AttentionPooling
+    from bfp.models.pooling import Pooling
+
+    attends = spec.pooling == "attention"
+    pooling = AttentionPooling((), Pooling(ATTENTION_BANDS, _parts(material))) if attends else _pooling(spec, material)
+    return tune_folds(spec, run, material, study, encoder=encoder, features=features, pooling=pooling, gpus=_gpus(spec))
+
+
+def _training_in_words(spec: Finetune) -> str:
+    """For the plan: what is trained, and in what steps."""
+    training = spec.training
+    assert training is not None
+    what = {"frozen": "attention and head", "lora": f"adapters of rank {training.rank}", "full": "the whole encoder"}
+    return (
+        f"{what[spec.tune]}, at most {training.epochs} epochs; {training.sessions_per_step} sessions a step, "
+        f"{training.slices_per_session} slices of each"
+    )
 
 
 # what is said of it --------------------------------------------------------------------------------------------------
 
 
-def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acquaintance) -> Said:
+def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acquaintance, tuned: Tuned | None) -> Said:
     from bfp.drivers.finetune_results import Said
 
     told, store = encoder.description, material.store
-    pooled = (
-        f"averaged in {POSITION_BANDS} bands of height" if spec.pooling == "position" else "averaged over all slices"
-    )
+    pooled = f"averaged in {POSITION_BANDS} bands of height" if spec.pooling != "mean" else "averaged over all slices"
+    begun = "untrained" if told["origin"] == "random" else "pretrained"
+    frozen = {MODEL: f"{begun} encoder"}
+    if tuned is not None:
+        trained = {"frozen": "attention on the", "lora": "low-rank adapters in the", "full": "tuned"}[spec.tune]
+        frozen = {
+            MODEL: f"{trained} {begun} encoder",
+            FROZEN: "same encoder, frozen, slices by position" if spec.pooling != "mean" else "same encoder, frozen",
+            MEAN: "same encoder, frozen, mean of slices",
+        }
     return Said(
         kind=material.task.type,
         target=target_of(material.task),
@@ -287,12 +359,12 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acqua
         model=MODEL,
         no_rivals=NO_RIVALS,
         names={
-            MODEL: "untrained encoder" if told["origin"] == "random" else "pretrained encoder",
-            UNTRAINED: "same encoder, untrained",
+            **frozen,
+            UNTRAINED: "same encoder, untrained" + (", frozen" if spec.trains else ""),
             HISTOGRAMS: "histograms of the slices",
             SITE: f"the site alone ({', '.join(material.site)})",
             COVARIATES: f"covariates alone ({', '.join(spec.baselines.covariates)})",
-            PERMUTED: "permuted labels",
+            PERMUTED: "permuted labels" + (", frozen encoder" if spec.trains else ""),
             ORACLE: f"oracle ({spec.baselines.oracle})",
         },
         counts=learned_in_words(material.task, material.labelled),
@@ -324,7 +396,17 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acqua
             f"patch tokens of each stack were {pooled}; what a session lacked took the training mean."
             f" Subjects whom its pretraining had met, without labels: {met.told}."
         ),
+        trained=_trained(spec, tuned) if tuned is not None else None,
     )
+
+
+def _trained(spec: Finetune, tuned: Tuned) -> Trained:
+    from bfp.drivers.finetune_results import Trained
+    from bfp.drivers.finetune_tuned import epochs_table, methods
+    from bfp.metrics.measures import MEASURES
+
+    measures = MEASURES[spec.task.type]
+    return Trained(methods(spec, tuned), epochs_table(tuned, label=measures.first.label, sign=measures.sign))
 
 
 def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, results: Results, said: Said) -> None:
@@ -342,16 +424,16 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
     keep_acquaintances(spec.encoder, folder / "encoder")
-    held_out, classes = fitted.folds, classes_of(material.task)
+    held_out, vectors, classes = fitted.folds, fitted.vectors, classes_of(material.task)
     classifier = Classifier(
         target=target_of(material.task),
         classes=tuple(classes),
         pooling=fitted.pooling,
         shown=material.shown,
         preprocessing=store.preprocessing,
-        head=fitted.head.head,
-        fold_heads=tuple(fold.head for fold in fitted.folds.folds),
-        typical=fit_typical(fitted.vectors, material.folds, complete=complete_sessions(material)),
+        head=fitted.head,
+        fold_heads=fitted.fold_heads,
+        typical=None if vectors is None else fit_typical(vectors, material.folds, complete=complete_sessions(material)),
         recalibration=recalibration_of(held_out.targets, held_out.said),
         threshold=threshold_of(held_out.targets == 1, held_out.said[:, 1]) if len(classes) == 2 else None,
         facts={
@@ -359,7 +441,8 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
             "imaging": IMAGING_VERSION,
             "store": {"uri": spec.store, "snapshot": store.snapshot, "fingerprint": store.fingerprint},
             "weights": fitted.encoder.description["weights"],
-            "strength": fitted.head.strength,
+            "strength": fitted.strength,
+            "tuned": spec.tune,
             "figures": results.figures,
         },
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bfp import __version__
@@ -59,7 +60,8 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     from bfp.finetuning.covariates import check_column
     from bfp.store.where import select
 
-    task = available(spec.task, tune=spec.tune)
+    check_tunable(spec.tune)
+    task = available(spec.task)
     if not isinstance(task, Classification):
         raise InputError(f"task.type: {task.type} is not available in bfp {__version__}; classification is")
     (store,) = open_stores([spec.store], spec.where, run=run)
@@ -210,15 +212,19 @@ def learned_in_words(task: Learned, labelled: Labelled) -> dict[str, str]:
     return {span: many(np.ones(len(targets), dtype=bool))}
 
 
-def available(task: Task, *, tune: str) -> Learned:
+def available(task: Task) -> Learned:
     """The task, where it is one that this version can learn."""
     if not isinstance(task, Learned):
         raise InputError(
             f"task.type: {task.type} is not available in bfp {__version__}; classification, regression and survival are"
         )
-    if tune != "frozen":
-        raise InputError(f"tune: {tune} is not available in bfp {__version__}; frozen is")
     return task
+
+
+def check_tunable(tune: str) -> None:
+    """Raise InputError where tuning wants an extra that is not installed."""
+    if tune == "lora" and find_spec("peft") is None:
+        raise InputError("tune: lora: peft is not installed; pip install 'bfp[lora]', or set tune: full or frozen")
 
 
 def shown_of(modalities: Sequence[str] | None, store: SliceStore, *, field: str = "modalities") -> tuple[str, ...]:

@@ -210,7 +210,7 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     if passing:
         run.warn(f"scans of {counted(len(passing), 'session')} {TRIED_AGAIN}")
     measured = [] if segments(told) else united.predictions["atypical"].to_pylist()
-    if far := sum(atypical >= WARNED_FROM for atypical in measured):
+    if far := sum(atypical is not None and atypical >= WARNED_FROM for atypical in measured):
         lie = counted(far, "session lies", "sessions lie")
         run.warn(f"{lie} beyond 99 % of the training sessions: the model was trained on nothing like it")
     for name in told["shown"]:

@@ -39,7 +39,7 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
     predicted = Counter(row["predicted"] for row in rows)
     figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
     figures |= {f"predicted_{name}": predicted[name] for name in classes}
-    figures["atypical"] = sum(row["atypical"] >= WARNED_FROM for row in rows)
+    figures["atypical"] = sum(map(_far, rows))
     blocks: list[Block] = [_predictions(rows, classes), *_to_look_at(rows), Text("Limits", [LIMITS])]
     blocks += [
         Histogram(
@@ -51,7 +51,7 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
         for name in (classes[1:] if len(classes) == 2 else classes)
         if rows
     ]
-    if rows:
+    if any(row["distance"] is not None for row in rows):
         blocks.append(_distances(rows))
     blocks.append(_rejected(kept.rejected.to_pylist()))
     if any(row["missing"] for row in rows):
@@ -105,15 +105,15 @@ def _predictions(rows: list[dict[str, Any]], classes: list[str]) -> Table:
 
 def _to_look_at(rows: list[dict[str, Any]]) -> list[Table]:
     """The sessions of which a person should see the scans before the prediction; each once, for the first reason."""
-    by_distance = sorted(rows, key=lambda row: -row["distance"])
-    by_spread = sorted(rows, key=lambda row: -row["spread"])
+    by_distance = sorted(rows, key=lambda row: -(row["distance"] or 0.0))
+    by_spread = sorted(rows, key=lambda row: -(row["spread"] or 0.0))
     reasons = [
         *((row, f"unlike the training sessions (distance {row['distance']:.1f})") for row in by_distance if _far(row)),
         *((row, f"no {', '.join(row['missing'])}") for row in by_distance if row["missing"]),
         *(
             (row, f"the heads of the folds are apart ({row['spread']:.2f})")
             for row in by_spread
-            if row["spread"] > APART
+            if (row["spread"] or 0.0) > APART
         ),
     ]
     found: dict[tuple[str, str, str], tuple[dict[str, Any], str]] = {}
@@ -138,7 +138,8 @@ def _to_look_at(rows: list[dict[str, Any]]) -> list[Table]:
 
 
 def _far(row: dict[str, Any]) -> bool:
-    return bool(row["atypical"] >= WARNED_FROM)
+    """Whether it lies far from the training sessions, where that is known."""
+    return row["atypical"] is not None and bool(row["atypical"] >= WARNED_FROM)
 
 
 def _distances(rows: list[dict[str, Any]]) -> Histogram:
@@ -190,10 +191,15 @@ def _model(spec: Infer, told: dict[str, Any], rows: list[dict[str, Any]]) -> Fac
 
 def _methods(told: dict[str, Any]) -> Text:
     facts = told["facts"]
+    spread = (
+        "The spread is the standard deviation of the predicted class's probability over the "
+        f"{told['folds']} heads of its cross-validation."
+        if told["folds"]
+        else "There is no spread over folds: the encoder was tuned, and those of the folds are not kept."
+    )
     paragraph = (
         f"Sessions were classified by {told['target']} ({', '.join(told['classes'])}) with the model {facts['run']}. "
         f"Scans were prepared as its training data were (imaging version {facts['imaging']}), and each session's "
-        f"stacks of {', '.join(told['shown'])} gave one row. The spread is the standard deviation of the predicted "
-        f"class's probability over the {told['folds']} heads of its cross-validation. Software: bfp {__version__}."
+        f"stacks of {', '.join(told['shown'])} gave one row. {spread} Software: bfp {__version__}."
     )
     return Text("Methods", [paragraph])

@@ -41,9 +41,10 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
 
     predicted: the likeliest class; prob_<class>: its probability; recalibrated_<class>: the same, recalibrated on
     held-out training sessions; positive_at_90_specificity: of the second of two classes, null with more; spread:
-    standard deviation over the fold heads of the predicted class's probability. distance, atypical: from the training
-    sessions (`bfp.models.typical`). modalities: that the model saw; missing: that it was trained with and did not see.
-    shift_mm: the largest header offset within the session; foreground: the smallest share of a scan that is head.
+    standard deviation over the fold heads of the predicted class's probability, null where there are none. distance,
+    atypical: from the training sessions (`bfp.models.typical`), null where encoder or pooling were trained on them.
+    modalities: that the model saw; missing: that it was trained with and did not see. shift_mm: the largest header
+    offset within the session; foreground: the smallest share of a scan that is head.
     embedding: the mean over stacks of the spread of their patch tokens.
     """
     texts = pa.list_(pa.string())

@@ -80,9 +80,11 @@ class Predictor:
         probabilities = prediction.probabilities[0]
         modalities = sorted({scan.modality for scan in session.scans})
         missing = [name for name in self._classifier.shown if name not in modalities]
-        atypical = float(prediction.atypical[0])
+        typical = self._classifier.typical
+        atypical = None if prediction.atypical is None else float(prediction.atypical[0])
         of_session = [f"no {name}, which the model was trained with" for name in missing]
-        of_session += filter(None, [self._classifier.typical.warning(atypical)])
+        if typical and atypical is not None:
+            of_session += filter(None, [typical.warning(atypical)])
         of_scans = [f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings]
         shifts = [scan.shift_mm for scan in session.scans if scan.shift_mm is not None]
         row = {
@@ -91,8 +93,8 @@ class Predictor:
             **{f"prob_{name}": float(value) for name, value in zip(classes, probabilities, strict=True)},
             **{f"recalibrated_{name}": float(p) for name, p in zip(classes, prediction.recalibrated[0], strict=True)},
             "positive_at_90_specificity": None if prediction.positive is None else bool(prediction.positive[0]),
-            "spread": float(prediction.spread[0]),
-            "distance": float(prediction.distances[0]),
+            "spread": float(prediction.spread[0]) if np.isfinite(prediction.spread[0]) else None,
+            "distance": None if prediction.distances is None else float(prediction.distances[0]),
             "atypical": atypical,
             "modalities": modalities,
             "missing": missing,
