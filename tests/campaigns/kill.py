@@ -1,6 +1,6 @@
 """`kill -9` at random moments of `bfp submit`, then the same submit: nothing is lost and nothing differs.
 
-    python -m tests.campaigns.kill FOLDER [--kills 100] [--seed 0] [--jobs ingest pretrain-s3] [--victims driver raylet]
+    python -m tests.campaigns.kill FOLDER [--kills 100] [--seed 0] [--jobs ingest infer] [--victims driver raylet]
 
 Makes a demo cohort in FOLDER and runs the demo's ingest and pretrain once undisturbed. Each round then runs both
 again, killed one to five times at moments drawn over the whole of an undisturbed run, from the first import to the
@@ -11,6 +11,10 @@ The job `pretrain-s3` is the pretraining with its run in a Ceph gateway on this 
 checkpoint every CHECKPOINT_EVERY steps. Most of its kills wait for a moment at which a checkpoint's upload has begun;
 those after which files of a step stand without its marker are counted.
 
+The job `infer` takes a model with random weights over INFERRED small sessions, whose rows are kept in parts. In the end
+each session must be in the table once, with the probability of the undisturbed run, and in one part alone: what was
+kept is not done again.
+
 At the end of a round `bfp store prune` is run, as if an hour later, which must leave the store as the undisturbed one,
 byte for byte, and no part of a shard that was committed may have been written again meanwhile, within a submit or by a
 later one; the encoder, the last checkpoint's tensors and the losses must be equal. Prints a line a round, and whom the
@@ -20,6 +24,7 @@ kills hit; exits 1 where anything differed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -34,6 +39,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
+
 from bfp.cli.demo import places
 from bfp.demo.cohort import make_cohort
 from bfp.demo.plan import Groups
@@ -43,6 +50,7 @@ from bfp.words import counted
 from tests.ceph import gateway, in_environment
 from tests.conftest import CHECKOUT
 from tests.faults import Fault, FaultProxy
+from tests.inference.makers import make_model, write_subject
 from tests.processes import below
 
 BFP = Path(sys.executable).parent / "bfp"
@@ -50,8 +58,9 @@ SUBJECTS = Groups(6, 6, 2)
 VICTIMS = ("driver", "worker", "raylet")
 LATE = "after the end"
 TRAINS = b"ray::RayTrainWorker"
-AT_WORK = {"ingest": b"ray::Map(shard_task)", "pretrain": TRAINS, "pretrain-s3": TRAINS}
+AT_WORK = {"ingest": b"ray::Map(shard_task)", "infer": b"ray::Map", "pretrain": TRAINS, "pretrain-s3": TRAINS}
 """How the title of a Ray worker begins while it does the job's work; other `ray::` processes idle, or serve Ray."""
+INFERRED = 400  # sessions: six parts
 LOOKED_EVERY_S = 0.05  # at the store: a shard takes longer
 PRETRAIN_STEPS, CHECKPOINT_EVERY = 60, 10
 BUCKET = "bfp-kill"
@@ -61,6 +70,8 @@ GIVES_UP_S = 300  # a submit that lost its raylet or a worker has ended by then,
 
 def command(kind: str, base: Path, *, name: str, store: str) -> list[str]:
     """`bfp submit` of one of the demo's specs, under a name and with a store of its own."""
+    if kind == "infer":
+        return [str(BFP), "submit", str(base / "infer.yaml"), f"--name={name}"]
     spec = kind.removesuffix("-s3")
     changes = [*places(spec, str(base)), f"name={name}", f"store='{base / store}'", f"output='{runs(kind, base)}'"]
     if spec == "pretrain":
@@ -238,6 +249,33 @@ def pruned(store: Path) -> int:
     return int(json.loads(done.stdout)["removed_files"])
 
 
+def make_inference(base: Path) -> None:
+    """The sessions, the model and the spec of the job `infer`."""
+    for number in range(INFERRED):
+        write_subject(base / "inferred", f"{number:03d}", modalities=("T1w",), seed=1)
+    make_model(base / "model", shown=("T1w",))
+    spec = {
+        "kind": "infer",
+        "name": "infer",
+        "output": str(base / "runs"),
+        "model": str(base / "model"),
+        "cohorts": [{"name": "inferred", "bids": str(base / "inferred")}],
+    }
+    (base / "infer.yaml").write_text(json.dumps(spec))
+
+
+def inferred(run: Path) -> dict[str, object]:
+    """The probability of each session, and those that stand in the table or in parts more than once, or in no part."""
+    table = pq.read_table(run / "predictions" / "predictions.parquet").to_pylist()
+    kept = [pq.read_table(part)["subject"].to_pylist() for part in (run / "predictions").glob("part-*.parquet")]
+    in_table, in_parts = (Counter(names) for names in ([row["subject"] for row in table], itertools.chain(*kept)))
+    return {
+        "probabilities": {row["subject"]: round(row["prob_AD"], 4) for row in table},
+        "in the table more than once": [name for name, count in in_table.items() if count > 1],
+        "in one part alone": sorted(in_parts.items()),
+    }
+
+
 def trained(run: Place) -> dict[str, object]:
     """What a pretraining came to: the encoder's bytes, the checkpoint's tensors by hash, the losses by step."""
     marker = max(name for name in (run / "checkpoints").names() if name.endswith(".json"))
@@ -294,7 +332,10 @@ def campaign(given: argparse.Namespace, *, behind: list[str]) -> int:
 
     lasts_s: dict[str, float] = {}
     expected: dict[str, dict[str, object]] = {}
-    for kind in ("ingest", *(kind for kind in given.jobs if kind != "ingest")):
+    if "infer" in given.jobs:
+        make_inference(base)
+    needed = [] if set(given.jobs) == {"infer"} else ["ingest"]
+    for kind in (*needed, *(kind for kind in given.jobs if kind != "ingest")):
         lasts_s[kind] = finish(line_of(kind, "undisturbed", store="store-undisturbed"))
         expected[kind] = outcome(kind, base, "undisturbed")
         print(f"{kind}, undisturbed: {lasts_s[kind]:.0f} s", flush=True)
@@ -326,7 +367,7 @@ def campaign(given: argparse.Namespace, *, behind: list[str]) -> int:
                     when = f"at {moment:.1f} s" + " or later, in an upload" * in_upload
                     killed += [f"{victim} {when}"] if victim != LATE else []
                 last_s = finish(line)
-            left = pruned(base / store_of[kind].format(number))
+            left = 0 if kind == "infer" else pruned(base / store_of[kind].format(number))
             leftovers += left
             wrong = differing(outcome(kind, base, str(number)), expected[kind]) + watch.again
             bad += bool(wrong)
@@ -348,6 +389,8 @@ def campaign(given: argparse.Namespace, *, behind: list[str]) -> int:
 def outcome(kind: str, base: Path, name: str) -> dict[str, object]:
     if kind == "ingest":
         return dict(contents(base / f"store-{name}"))
+    if kind == "infer":
+        return inferred(base / "runs" / f"infer-{name}")
     return trained(runs(kind, base) / f"{kind}-{name}")
 
 

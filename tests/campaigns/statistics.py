@@ -32,7 +32,7 @@ from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.bootstrap import standard_error
 from bfp.metrics.classification import average_precision, balanced_accuracy, brier, f1, sensitivity_at
 from bfp.metrics.over_folds import Figure, difference, over_folds
-from bfp.metrics.paired import corrected_t, delong, plain_t
+from bfp.metrics.paired import corrected_t, delong, plain_t, tested_beside
 
 FOLDS, ALIKE, AUROC, LEVEL = 5, 0.7, 0.85, 0.05
 FEATURES, SIGNAL, SHRINKAGE = 8, 0.45, 5.0
@@ -155,7 +155,7 @@ def tested(design: Design, ours: np.ndarray, theirs: np.ndarray, *, seed: int) -
     for way, units in (("DeLong, subjects", design.subjects), ("DeLong, sessions (naive)", design.sessions)):
         test = delong(design.classes == 1, ours[:, 1], theirs[:, 1], folds=design.folds, subjects=units)
         yield way, test.p is not None and test.p < LEVEL
-    corrected = corrected_t(by_fold, folds=design.folds, least_error=error)
+    corrected = corrected_t(by_fold, beside=tested_beside(design.folds), least_error=error)
     for way, test in (("corrected t", corrected), ("plain t (naive)", plain_t(by_fold))):
         yield way, test.p is not None and test.p < LEVEL
 

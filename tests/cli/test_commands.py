@@ -155,13 +155,6 @@ def test_wrong_input_is_one_message_exit_2_and_nothing_written(arguments, said, 
     assert files(tmp_path) == before
 
 
-def test_a_kind_that_cannot_run_yet_says_so(capsys):
-    bfp(capsys, "init", "benchmark")
-    answer = bfp(capsys, "submit", "benchmark.yaml")
-    assert answer.code == 2
-    assert "cannot run them yet" in answer.err
-
-
 def test_an_error_of_our_own_is_one_line_and_with_debug_a_traceback(capsys, small_driver, monkeypatch, tmp_path):
     monkeypatch.setattr(drivers, "plan", lambda spec, cpus, profile: {}["absent"])
     spec = jobs.write_spec(tmp_path)

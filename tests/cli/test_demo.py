@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from bfp.cli.demo import KINDS, Demonstrated, demo_text, places, precision
+from bfp.cli.demo import BENCHMARK_JOBS, JOBS, Demonstrated, demo_text, places, precision
 from bfp.cli.jobs import finished
 from bfp.cli.output import write
 from bfp.specs import load
@@ -22,10 +22,10 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_specs_of_the_demo_follow_its_folder(kind, tmp_path):
+@pytest.mark.parametrize("name", [*JOBS, *BENCHMARK_JOBS])
+def test_the_specs_of_the_demo_follow_its_folder(name, tmp_path):
     folder = tmp_path / "a folder, with a comma"
-    spec = load(str(files("bfp.demo").joinpath("jobs", f"{kind}.yaml")), overrides=places(kind, str(folder)))
+    spec = load(str(files("bfp.demo").joinpath("jobs", f"{name}.yaml")), overrides=places(name, str(folder)))
     paths = [value for value in str(spec).split("'") if value.startswith("/")]
     assert paths
     assert all(path.startswith(f"{folder}/") for path in paths)
@@ -44,7 +44,7 @@ def test_pretraining_computes_bf16_only_where_the_machine_does(instructions, cho
 
 def test_the_demo_ends_with_a_table_and_the_reports(capsys, tmp_path):
     output = Place(str(tmp_path))
-    jobs = {kind: finished(make_run(output, kind))._replace(figures=FIGURES[kind]) for kind in KINDS}
+    jobs = {kind: finished(make_run(output, kind))._replace(figures=FIGURES[kind]) for kind in JOBS}
     write(demo_text(Demonstrated(jobs)))
     said = capsys.readouterr().out
     for part in ("1,234 from 200 scans", "2 (not a NIfTI file: 2)", "9.00 → 5.00", "0.26 [0.24, 0.28]", "8 sessions"):

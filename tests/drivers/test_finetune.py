@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from bfp.drivers import finetune
 from bfp.errors import InputError, Interrupted
+from bfp.inference.predictor import Predictor
 from bfp.models.classifier import load_classifier, model_folder
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
@@ -135,6 +136,20 @@ def test_the_model_folder_predicts_without_the_run(run):
     assert classifier.facts["figures"]["auroc"] == figures(run)["auroc"]
 
 
+def test_the_model_folder_holds_what_its_held_out_sessions_say_of_it(run):
+    classifier = load_classifier(model_folder(run))
+    table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
+    held_out = table[table.approach == "encoder"]
+    called = held_out.prob_AD >= classifier.threshold.probability
+    positive = held_out["class"] == "AD"
+    assert called[positive].mean() == pytest.approx(classifier.threshold.sensitivity)
+    assert (~called[~positive]).mean() == pytest.approx(classifier.threshold.specificity)
+    assert classifier.threshold.specificity >= 0.9
+    recalibrated = classifier.recalibration(held_out[["prob_CN", "prob_AD"]].to_numpy())[:, 1]
+    assert recalibrated.mean() == pytest.approx(positive.mean(), abs=0.02)
+    assert 15 <= len(classifier.typical.held_out) <= 30
+
+
 def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself_untrained(run, store, tmp_path):
     again = execute(a_spec(store, tmp_path, encoder=run.uri, encoder_shape=None, baselines={"histograms": False}))
     found = figures(again)
@@ -156,6 +171,51 @@ def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, store, tmp_path):
         assert (tmp_path / "ad" / file).read_bytes() == (run / file).read()
 
 
+SHORT = {"epochs": 3, "warmup_epochs": 1, "sessions_per_step": 8, "slices_per_session": 4}
+ALONE = {"untrained": False, "permuted": False, "histograms": False}
+
+
+def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts(store, tmp_path):
+    spec = a_spec(store, tmp_path, tune="full", pooling="mean", training=SHORT, baselines=ALONE)
+    assert dict(finetune.plan(spec).rows)["training"].startswith("the whole encoder, at most 3 epochs; 8 sessions")
+    with pytest.raises(Interrupted, match=r"stopped after \d of 3 trainings; submit it again"):
+        execute(spec, stop_after="training")
+    kept = tmp_path / "ad/checkpoints/tuned"
+    assert list(kept.glob("fold-*/epoch-*.safetensors"))
+    run = execute(spec)
+    undisturbed = execute(spec.model_copy(update={"name": "undisturbed"}))
+    for file in ("predictions/predictions.parquet", "model/head.safetensors", "model/encoder/model.safetensors"):
+        assert (run / file).read() == (undisturbed / file).read()
+    assert not list(kept.glob("*/*"))  # epochs go when what came of them stands
+    assert {"auroc", "auroc_frozen", "above_frozen"} <= figures(run).keys()
+    results = results_from_json(json.loads((run / "results.json").read()))
+    worth = next(block for block in results.blocks if block.title == "Was training worth it?")
+    assert [row[0] for row in worth.rows] == ["fold 1", "fold 2", "fold 3"]
+    classifier = load_classifier(model_folder(run))
+    assert classifier.fold_heads == ()
+    assert np.isnan(classifier.predict(np.zeros((1, 32))).spread).all()
+    Predictor(model_folder(run), device="cpu", batch_size=8)  # encoder and head are of one another
+    frozen = json.loads((execute(a_spec(store, tmp_path, name="frozen", pooling="mean")) / "results.json").read())
+    assert figures(run)["auroc_frozen"] == frozen["figures"]["auroc"]
+
+
+def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_path):
+    run = execute(a_spec(store, tmp_path, pooling="attention", training=SHORT, baselines=ALONE))
+    assert {"auroc_frozen", "auroc_mean", "above_mean"} <= figures(run).keys()
+    classifier = load_classifier(model_folder(run))
+    assert len(classifier.pooling.maps) == 4
+    random = np.random.default_rng(0)
+    pooled = classifier.pooling.pool(
+        random.normal(size=(9, 32)).astype(np.float32), heights=np.linspace(0, 1, 9), parts=[""] * 9
+    )
+    assert pooled.shape == (4 * 4 * 32,)
+    other = pooled.copy()
+    other[: 4 * 32] += 1  # the model's own vector, which no head of a fold looks at
+    assert (classifier.head.logits(pooled[None]) != classifier.head.logits(other[None])).any()
+    for head in classifier.fold_heads:
+        np.testing.assert_array_equal(head.logits(pooled[None]), head.logits(other[None]))
+
+
 def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
     growing = make_labelled_store(tmp_path / "grows", subjects=12)
     spec = a_spec(growing, tmp_path)
@@ -170,7 +230,6 @@ def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tune": "lora"}, "tune: lora is not available in bfp .*; frozen is"),
         (
             {"task": {"type": "regression", "target": "age"}, "baselines": {}},
             "task.type: regression is not available in bfp",
@@ -228,6 +287,20 @@ def test_a_subject_under_two_names_is_refused_where_folds_would_part_them(tmp_pa
     told = (run / "events.jsonl").read().decode()
     assert "1 pair of subjects are the same scans under two names, in one fold each" in told
     assert "the same scans: made/02 and made/10 share" in told
+
+
+def test_a_site_that_alone_tells_the_class_is_a_baseline_and_is_warned_of(store, tmp_path):
+    labels = tmp_path / "labels.csv"
+    rows = [f"{n:02},{('CN', 'AD')[n % 2]},{'XY'[(n + (n % 7 == 0)) % 2]}" for n in range(30)]
+    labels.write_text("subject,diagnosis,site\n" + "\n".join(rows) + "\n")
+    heard = []
+    spec = a_spec(store, tmp_path / "runs", labels=str(labels), baselines={"untrained": False, "histograms": False})
+    folder = place(spec.output) / spec.name
+    with Run(folder, spec_yaml="", kind="finetune", version="0", listener=heard.append) as run:
+        finetune.execute(spec, run)
+    assert figures(folder)["auroc_site_low"] > 0.5
+    (warning,) = [event["message"] for event in heard if event["event"] == "warning"]
+    assert warning.startswith("site tells diagnosis by itself (AUROC of 0.")
 
 
 def test_the_plan_counts_what_will_be_used(store, tmp_path):

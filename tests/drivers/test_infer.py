@@ -75,12 +75,22 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
     assert [row["subject"] for row in rows] == ["01", "02", "03", "04"]
     assert all(row["prob_CN"] + row["prob_AD"] == pytest.approx(1) for row in rows)
     assert rows[3]["missing"] == ["FLAIR"]
-    assert "1 session has no FLAIR" in next(event["message"] for event in events if event["event"] == "warning")
+    assert rows[3]["warnings"][0] == "no FLAIR, which the model was trained with"
+    said = [event["message"] for event in events if event["event"] == "warning"]
+    assert any("1 session has no FLAIR" in message for message in said)
+    # The training sessions of this model are noise: every real scan lies far from them.
+    assert all(row["atypical"] == 1 and row["distance"] > 1 for row in rows)
+    assert all("all 40 training sessions lie less far" in "".join(row["warnings"]) for row in rows)
+    assert "4 sessions lie beyond 99 % of the training sessions: the model was trained on nothing like it" in said
     (rejected,) = pq.read_table(run / "rejected" / "rejected.parquet").to_pylist()
     assert (rejected["subject"], rejected["modality"], rejected["reason"]) == ("05", "T1w", "file ends early")
     results = results_from_json(json.loads((run / "results.json").read_text()))
     assert (results.figures["sessions"], results.figures["rejected"]) == (4, 1)
+    assert results.figures["atypical"] == 4
     assert results.blocks[0].title == "Predictions"
+    look = next(block for block in results.blocks if block.title == "Sessions to look at")
+    assert sorted(row[1] for row in look.rows) == ["01", "02", "03", "04"]
+    assert all("unlike the training sessions" in row[3] for row in look.rows)
     assert (run / "pictures" / "sessions.png").exists()
 
     stamps = {file: file.stat().st_mtime_ns for file in run.glob("*/part-*.parquet")}
@@ -96,7 +106,7 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
 
 
 def test_a_stopped_run_keeps_what_it_has_and_goes_on(model, bids, tmp_path):
-    spec = a_spec(model, bids, tmp_path, embedding=False, pictures=False)
+    spec = a_spec(model, bids, tmp_path, embedding=False, privacy={"pictures": "none"})
     with pytest.raises(Interrupted, match="of 5 sessions; submit it again to go on"):
         execute(spec, stop=True)
     run, _ = execute(spec)
@@ -115,7 +125,7 @@ def test_what_takes_too_long_is_tried_again_at_the_next_submit(model, bids, tmp_
     assert warnings[0].startswith(
         f"scans of {len(late)} sessions could not be read in full this time, or took too long"
     )
-    spec = a_spec(model, bids, tmp_path, pictures=False)
+    spec = a_spec(model, bids, tmp_path, privacy={"pictures": "none"})
     assert infer.plan(spec).figures["sessions_to_do"] == len(late)
     run, _ = execute(spec)
     assert [row["subject"] for row in predictions(run)] == ["01", "02", "03", "04"]
@@ -127,7 +137,7 @@ def test_more_rejections_than_allowed_fail_the_run_with_its_predictions_kept(mod
         r"1 of 12 scans \(8\.3%\) are rejected, more than max_rejected: 0\.05; the predictions of the others are kept"
     )
     with pytest.raises(JobFailed, match=message):
-        execute(a_spec(model, bids, tmp_path, max_rejected=0.05, pictures=False))
+        execute(a_spec(model, bids, tmp_path, max_rejected=0.05, privacy={"pictures": "none"}))
     assert len(predictions(tmp_path / "runs" / "tonight")) == 4
 
 
@@ -218,7 +228,7 @@ def test_more_memory_than_the_machine_has_is_a_warning(model, bids, tmp_path):
 
 
 def test_predictions_that_were_damaged_are_made_again_with_a_warning(model, bids, tmp_path, recwarn):
-    spec = a_spec(model, bids, tmp_path, pictures=False)
+    spec = a_spec(model, bids, tmp_path, privacy={"pictures": "none"})
     run, _ = execute(spec)
     before = predictions(run)
     (part,) = run.glob("predictions/part-*.parquet")
@@ -230,4 +240,86 @@ def test_predictions_that_were_damaged_are_made_again_with_a_warning(model, bids
     assert f"damaged predictions are made again: {part.name}" in warnings
     assert [each.message for each in recwarn if "ray_remote_args" in str(each.message)] == []
     blocks = {block.title: block for block in results_from_json(json.loads((run / "results.json").read_text())).blocks}
-    assert "The probabilities are not calibrated" in blocks["Limits"].paragraphs[0]
+    assert "The probabilities put sessions in an order" in blocks["Limits"].paragraphs[0]
+
+
+@pytest.fixture
+def secret(monkeypatch):
+    monkeypatch.setenv("BFP_IDENTIFIER_KEY", "a secret of this hospital")
+
+
+def written(run):
+    """What every file of a run holds, tables as text."""
+    return {
+        file: repr(pq.read_table(file).to_pylist()).encode() if file.suffix == ".parquet" else file.read_bytes()
+        for file in run.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Two subjects called by names, the second one without a FLAIR and with a T2w that is broken."""
+    folder = tmp_path / "clinic"
+    for subject, modalities in (("janedoe", ALL), ("johndoe", ("T1w", "T2w"))):
+        write_subject(folder, "7", modalities=modalities)
+        (folder / "sub-7").rename(folder / f"sub-{subject}")
+        for file in (folder / f"sub-{subject}" / "anat").iterdir():
+            file.rename(file.with_name(file.name.replace("sub-7", f"sub-{subject}")))
+    broken = folder / "sub-johndoe" / "anat" / "sub-johndoe_T2w.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    (folder / "sub-jimdoe" / "anat").mkdir(parents=True)
+    (folder / "sub-jimdoe" / "anat" / "sub-jimdoe_T1w.nii.gz").write_bytes(b"")
+    return folder
+
+
+def test_hashed_identifiers_leave_no_name_in_any_file_of_the_run(model, named, tmp_path, secret):
+    kept_names, _ = execute(a_spec(model, named, tmp_path, name="kept"))
+    assert any(b"janedoe" in data for data in written(kept_names).values())
+    run, events = execute(a_spec(model, named, tmp_path, privacy={"identifiers": "hash"}))
+    files = written(run)
+    assert len(files) > 5
+    for name in (b"janedoe", b"johndoe", b"jimdoe"):
+        assert [file for file, data in files.items() if name in data] == []
+        assert name.decode() not in repr(events)
+    assert [row["prob_AD"] for row in sorted(predictions(run), key=lambda row: row["prob_AD"])] == [
+        row["prob_AD"] for row in sorted(predictions(kept_names), key=lambda row: row["prob_AD"])
+    ]
+    reasons = pq.read_table(run / "rejected" / "rejected.parquet")["reason"].to_pylist()
+    assert sorted(reasons) == sorted(pq.read_table(kept_names / "rejected" / "rejected.parquet")["reason"].to_pylist())
+    (rejected,) = pq.read_table(run / "rejected" / "rejected.parquet", filters=[("modality", "=", "T2w")]).to_pylist()
+    assert rejected["subject"] in [row["subject"] for row in predictions(run)]
+    assert infer.plan(a_spec(model, named, tmp_path, privacy={"identifiers": "hash"})).figures["sessions_to_do"] == 0
+
+
+def test_a_failure_under_hashed_identifiers_names_nobody(model, named, tmp_path, secret, monkeypatch):
+    spec = a_spec(model, named, tmp_path, privacy={"identifiers": "hash", "pictures": "none"})
+    listed = infer.sessions_of
+
+    def listed_before_a_scan_grew(*given):
+        sessions = listed(*given)
+        file = named / "sub-janedoe" / "anat" / "sub-janedoe_T2w.nii.gz"
+        file.write_bytes(file.read_bytes() + b"more")
+        return sessions
+
+    monkeypatch.setattr(infer, "sessions_of", listed_before_a_scan_grew)
+    with pytest.raises(JobFailed, match=r"withheld, since it names the session or a file") as failed:
+        execute(spec)
+    assert "janedoe" not in str(failed.value)
+
+
+def test_hashing_without_a_key_is_refused_by_the_plan(model, bids, tmp_path, monkeypatch):
+    monkeypatch.delenv("BFP_IDENTIFIER_KEY", raising=False)
+    with pytest.raises(InputError, match="BFP_IDENTIFIER_KEY holds 0 characters, at least 16 are needed"):
+        infer.plan(a_spec(model, bids, tmp_path, privacy={"identifiers": "hash"}))
+
+
+def test_pictures_of_the_brain_alone_are_there_only_where_the_model_cuts_it_out(model, bids, tmp_path):
+    spec = a_spec(model, bids, tmp_path, privacy={"pictures": "brain"})
+    run, events = execute(spec)
+    assert not (run / "pictures").exists()
+    message = (
+        "no pictures (privacy.pictures: brain): the model's stacks show the whole head (preprocessing.brain: none)"
+    )
+    assert message in [event["message"] for event in events if event["event"] == "warning"]
+    assert message in infer.plan(spec).warnings

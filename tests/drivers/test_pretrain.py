@@ -21,6 +21,7 @@ import torch
 from bfp.batches.held_out import held_out
 from bfp.cli.looking import export_model
 from bfp.drivers import pretrain
+from bfp.drivers.acquaintance import acquaintance
 from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import crops_of, material_of
 from bfp.drivers.pretrain_results import Probed, methods
@@ -241,6 +242,17 @@ def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path
     assert config["bfp"]["stores"][0]["preprocessing"] == store.preprocessing
     logged = {row["step"] for row in undisturbed.metrics() if row["name"] == "loss"}
     assert set(range(5, STEPS + 1, 5)) <= logged
+
+
+def test_whom_it_was_trained_on_is_known_of_the_encoder_and_held_out_subjects_are_not_among_them(
+    folder: Path, undisturbed: RunFolder
+) -> None:
+    scans = SliceStore.open(place(str(folder / "store"))).scans()
+    found = acquaintance(str(undisturbed.folder), [scans])
+    names = [f"s{number:02d}" for number in range(SESSIONS)]
+    assert found.met is not None
+    assert found.met.by_name == {f"made/{name}" for name in names if not held_out("made", name, share=0.25)}
+    assert f"of the {SESSIONS} subjects that are judged (made/s00" in found.told
 
 
 def test_the_card_tells_data_preprocessing_recipe_figures_and_limits(folder: Path, undisturbed: RunFolder) -> None:
@@ -470,6 +482,7 @@ KILLED_DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from bfp.drivers import pretrain
+from bfp.drivers.acquaintance import acquaintance
 from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.drivers.pretrain_material import crops_of, material_of
 from bfp.drivers.stores import encoder_arguments

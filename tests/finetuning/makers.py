@@ -24,14 +24,17 @@ def make_labelled_store(
     subjects: int = 30,
     visits: int = 1,
     signal: float = 60.0,
+    stripes: float = 0.0,
     lacking: int = 3,
     again: Mapping[int, int] | None = None,
     seed: int = 0,
 ) -> Place:
     """Every second subject is `AD`: its slices around height 0.3 are brighter, those around 0.7 darker.
 
-    signal: by how many grey values. Every `lacking`-th subject has no FLAIR. again: which subjects, of one visit, are
-    another one under a new name. Labels: diagnosis, age (says nothing), sex, severity (says all).
+    signal: by how many grey values. stripes: of how many grey values, falling to the right in CN, to the left in AD, in
+    every slice: grey values and how much they vary are the same. Every `lacking`-th subject has no FLAIR. again: which
+    subjects, of one visit, are another one under a new name. Labels: diagnosis, age (says nothing), sex, severity (says
+    all).
     """
     preprocessing = layout.read_info(make_store(folder / "form", sessions=1, size_px=SIZE_PX)).preprocessing
     store, random = place(str(folder / "store")), np.random.default_rng(seed)
@@ -44,7 +47,7 @@ def make_labelled_store(
             present = (True, True, number % lacking != 0)
             began[number] = copy.deepcopy(random)
             drawn = began[again[number]] if again and number in again else random
-            writer.add(_stacks(key, drawn, shift=signal * ill, present=present))
+            writer.add(_stacks(key, drawn, shift=signal * ill, stripes=stripes * (1 - 2 * ill), present=present))
             labels = {"diagnosis": "AD" if ill else "CN", "age": f"{random.integers(50, 90)}"}
             labels |= {"sex": "FM"[number // 2 % 2], "severity": f"{ill + random.uniform(0, 0.5):.3f}"}
             rows.append({**key._asdict(), "modalities": ["T1w", "T2w", "FLAIR"], "labels": labels})
@@ -55,11 +58,13 @@ def make_labelled_store(
     return store
 
 
-def _stacks(key: Key, random: np.random.Generator, *, shift: float, present: tuple[bool, bool, bool]):
+def _stacks(key: Key, random: np.random.Generator, *, shift: float, stripes: float, present: tuple[bool, bool, bool]):
     count = int(random.integers(14, 19))
     height = np.linspace(0, 1, count)
     bump = np.exp(-(((height - 0.3) / 0.1) ** 2)) - np.exp(-(((height - 0.7) / 0.1) ** 2))
     noise = random.normal(120, 30, (count, 3, SIZE_PX, SIZE_PX)) + random.normal(0, 5)
+    rows, columns = np.mgrid[:SIZE_PX, :SIZE_PX]
+    noise += abs(stripes) * np.sin((columns + np.sign(stripes) * rows) * np.pi / 3.5 + random.uniform(0, 6))
     pixels = np.clip(noise + shift * bump[:, None, None, None], 1, 255).astype(np.uint8)
     pixels[:, ~np.array(present)] = 0
     return stack_table(

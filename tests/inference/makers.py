@@ -13,6 +13,8 @@ from bfp.models.classifier import Classifier, save_classifier
 from bfp.models.encoder import export, load
 from bfp.models.linear import LinearHead
 from bfp.models.pooling import Pooling
+from bfp.models.recalibration import Platt, Threshold
+from bfp.models.typical import Typical, fit_typical
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import Place, place
 
@@ -70,6 +72,9 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
         preprocessing=told,
         head=_a_head(random, length),
         fold_heads=tuple(_a_head(random, length) for _ in range(3)),
+        typical=a_typical(random.normal(loc=5, size=(40, length))),
+        recalibration=Platt(0.5, 0.1),
+        threshold=Threshold(0.7, 0.9, 0.5),
         facts=facts,
     )
     save_classifier(classifier, model, card="")
@@ -78,3 +83,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
 
 def _a_head(random: np.random.Generator, length: int) -> LinearHead:
     return LinearHead(np.zeros(length), np.ones(length), random.normal(size=(2, length)) / 9, np.zeros(2))
+
+
+def a_typical(vectors: np.ndarray) -> Typical:
+    return fit_typical(vectors, np.arange(len(vectors)) % 4, complete=np.ones(len(vectors), dtype=bool))

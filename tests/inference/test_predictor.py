@@ -53,10 +53,15 @@ def predictor(folder, **options):
     return Predictor(folder, device="cpu", batch_size=5, **options)
 
 
+def predicted(model, session):
+    (vectors,) = model.vectors([session])
+    return model.predict(session, vectors)
+
+
 def test_a_row_is_what_encoder_pooling_and_head_say_of_the_stacks(bids, tmp_path):
     model = make_model(tmp_path)
     session = a_ready(bids)
-    row = predictor(model).predict(session).row
+    row = predicted(predictor(model), session).row
     encoder = load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28)
     vectors = EncoderVectors(encoder)(torch.from_numpy(session.pixels))
     classifier = load_classifier(model)
@@ -71,7 +76,7 @@ def test_a_row_is_what_encoder_pooling_and_head_say_of_the_stacks(bids, tmp_path
 
 
 def test_a_row_says_what_it_was_made_from_and_what_was_missing(bids, tmp_path):
-    row = predictor(make_model(tmp_path)).predict(a_ready(bids, 1)).row
+    row = predicted(predictor(make_model(tmp_path)), a_ready(bids, 1)).row
     assert (row["cohort"], row["subject"], row["session"]) == ("clinic", "02", "")
     assert row["modalities"] == ["T1w"]
     assert row["missing"] == ["T2w", "FLAIR"]
@@ -82,12 +87,12 @@ def test_a_modality_that_the_model_is_not_shown_changes_nothing(bids, tmp_path):
     model = predictor(make_model(tmp_path, shown=("T1w",)))
     whole, alone = a_ready(bids, shown=("T1w",)), a_ready(bids, shown=("T1w",))
     alone.pixels[:, 1:] = 99
-    assert model.predict(whole).row["prob_AD"] == model.predict(alone).row["prob_AD"]
+    assert predicted(model, whole).row["prob_AD"] == predicted(model, alone).row["prob_AD"]
     assert [row.reason for row in whole.left_out] == [Reason.UNWANTED] * 2
 
 
 def test_a_session_without_anything_to_show_gives_no_row(bids, tmp_path):
-    outcome = predictor(make_model(tmp_path, shown=("FLAIR",))).predict(a_ready(bids, 1, shown=("FLAIR",)))
+    outcome = predicted(predictor(make_model(tmp_path, shown=("FLAIR",))), a_ready(bids, 1, shown=("FLAIR",)))
     assert outcome.row is None
     assert [row.detail for row in outcome.left_out] == ["the model is shown FLAIR"]
 
@@ -104,10 +109,10 @@ def test_stacks_of_neighbours_are_pooled_by_modality(bids, tmp_path):
         visible=session.visible[order],
         parts=[session.parts[n] for n in order],
     )
-    found = predictor(model).predict(shuffled).row["prob_AD"]
-    assert found == pytest.approx(predictor(model).predict(session).row["prob_AD"], abs=1e-6)
+    found = predicted(predictor(model), shuffled).row["prob_AD"]
+    assert found == pytest.approx(predicted(predictor(model), session).row["prob_AD"], abs=1e-6)
     relabelled = dataclasses.replace(session, parts=["T1w"] * len(order))
-    assert predictor(model).predict(relabelled).row["prob_AD"] != pytest.approx(found, abs=1e-4)
+    assert predicted(predictor(model), relabelled).row["prob_AD"] != pytest.approx(found, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,7 @@ def series(tmp_path_factory):
 def test_a_session_with_a_4d_scan_is_predicted_from_all_its_volumes(series, tmp_path):
     model = make_model(tmp_path, **EACH)
     session = a_ready(series, **EACH)
-    outcome = predictor(model).predict(session)
+    outcome = predicted(predictor(model), session)
     assert [scan.modality for scan in session.scans] == ["T1w", "T2w"]
     assert outcome.row["scans"] == [f"{series}/sub-01/anat/sub-01_{name}.nii.gz" for name in ("T1w", "T2w")]
     assert outcome.row["stacks"] == len(session.pixels)
@@ -188,8 +193,22 @@ def test_the_inputs_of_a_session_change_with_its_files_and_the_model(bids, tmp_p
     assert inputs_of(sessions(bids)[1], model=model_hash(model)) != second
 
 
+def test_batches_are_filled_across_sessions_and_change_nothing(bids, tmp_path, monkeypatch):
+    model = predictor(make_model(tmp_path))
+    sessions = [a_ready(bids, 0), a_ready(bids, 1), a_ready(bids, 1, shown=("FLAIR",)), a_ready(bids, 0)]
+    alone = [model.vectors([session])[0] for session in sessions]
+    described, sizes = model._describe, []
+    monkeypatch.setattr(model, "_describe", lambda pixels: (sizes.append(len(pixels)), described(pixels))[1])
+    together = model.vectors(sessions)
+    assert [len(own) for own in together] == [len(session.pixels) for session in sessions]
+    for own, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(own, expected.reshape(own.shape), atol=1e-5)
+    assert set(sizes[:-1]) == {5}
+    assert sum(sizes) == sum(len(session.pixels) for session in sessions)
+
+
 def test_an_encoder_that_gives_no_numbers_predicts_nothing(bids, tmp_path, monkeypatch):
     model = predictor(make_model(tmp_path))
     monkeypatch.setattr(model, "_describe", lambda pixels: np.full((len(pixels), 32), np.nan, np.float32))
     with pytest.raises(InputError, match="the encoder gave numbers that are not finite"):
-        model.predict(a_ready(bids))
+        predicted(model, a_ready(bids))

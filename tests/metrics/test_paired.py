@@ -3,6 +3,7 @@ import pauc
 import pytest
 from scipy.stats import ttest_rel
 
+from bfp.metrics import paired
 from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.bootstrap import standard_error
 from bfp.metrics.over_folds import difference
@@ -98,13 +99,14 @@ def test_the_plain_t_is_scipys_and_the_corrected_one_is_wider_by_what_training_s
     ours, theirs = np.random.default_rng(7).random((2, 5))
     folds = np.repeat(np.arange(5), 12)
     differences = list(ours - theirs)
-    plain, corrected = plain_t(differences), corrected_t(differences, folds=folds, least_error=0.01)
+    beside = paired.tested_beside(folds)
+    plain, corrected = plain_t(differences), corrected_t(differences, beside=beside, least_error=0.01)
     assert plain.p == pytest.approx(ttest_rel(ours, theirs).pvalue)
     assert corrected.error / plain.error == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))
     assert corrected.p > plain.p
-    assert corrected_t(differences, folds=folds, least_error=9.0).error == 9
+    assert corrected_t(differences, beside=beside, least_error=9.0).error == 9
     unequal = np.repeat(np.arange(5), [40, 5, 5, 5, 5])
-    assert corrected_t(differences, folds=unequal, least_error=None).error > corrected.error
+    assert corrected_t(differences, beside=paired.tested_beside(unequal), least_error=None).error > corrected.error
     assert plain_t([*differences, None]) == plain
     assert plain_t([0.1, None]) == UNDEFINED
 

@@ -8,6 +8,8 @@ from bfp.errors import InputError
 from bfp.models.classifier import Classifier, load_classifier, model_folder, save_classifier
 from bfp.models.linear import LinearHead, standardisation
 from bfp.models.pooling import Pooling
+from bfp.models.recalibration import Temperature
+from bfp.models.typical import fit_typical
 from bfp.storage import place
 
 
@@ -26,6 +28,9 @@ def a_classifier(folds=4):
         preprocessing={"size": 28, "window": [0.5, 99.5]},
         head=a_head(random),
         fold_heads=tuple(a_head(random) for _ in range(folds)),
+        typical=fit_typical(random.normal(size=(30, 6)), np.arange(30) % 5, complete=np.ones(30, dtype=bool)),
+        recalibration=Temperature(1.5),
+        threshold=None,
         facts={"run": "ad-vs-cn"},
     )
 
@@ -36,8 +41,8 @@ def test_a_classifier_that_was_written_and_read_predicts_the_same(tmp_path):
     read = load_classifier(model_folder(place(str(tmp_path / "run"))))
     vectors = np.random.default_rng(1).normal(size=(5, 6))
     vectors[0, 2] = np.nan
-    np.testing.assert_array_equal(read.predict(vectors).probabilities, written.predict(vectors).probabilities)
-    np.testing.assert_array_equal(read.predict(vectors).spread, written.predict(vectors).spread)
+    for field in ("probabilities", "recalibrated", "spread", "distances", "atypical"):
+        np.testing.assert_array_equal(getattr(read.predict(vectors), field), getattr(written.predict(vectors), field))
     for field in ("target", "classes", "pooling", "shown", "preprocessing", "facts"):
         assert getattr(read, field) == getattr(written, field)
 
@@ -60,10 +65,10 @@ def test_a_model_of_a_newer_bfp_or_a_damaged_one_is_refused(tmp_path):
     save_classifier(a_classifier(), folder, card="")
     told = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**told, "contract": 99}))
-    with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 2\)"):
+    with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 3\)"):
         load_classifier(folder)
     (tmp_path / "model.json").write_text(json.dumps({**told, "contract": 1}))
-    with pytest.raises(InputError, match=r"an older bfp \(contract 1; .* other vectors of a session; fine-tune again"):
+    with pytest.raises(InputError, match=r"an older bfp \(contract 1; .* other vectors .*; fine-tune again"):
         load_classifier(folder)
     (tmp_path / "model.json").write_text(json.dumps({**told, "folds": 9}))
     with pytest.raises(InputError, match="not a whole model"):

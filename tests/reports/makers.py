@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bfp.reports.blocks import (
+    Bar,
+    Bars,
     Block,
     Curves,
     Facts,
@@ -17,8 +19,11 @@ from bfp.reports.blocks import (
     Results,
     Roc,
     RocCurve,
+    Scatter,
     Table,
     Text,
+    TrendLine,
+    Trends,
 )
 from bfp.reports.pictures import SessionSlices, mosaic
 from bfp.runs import Run, RunFolder
@@ -40,6 +45,16 @@ BLOCKS: list[Block] = [
     Roc("ROC curves", [RocCurve("pretrained", [0.0, 0.2, 1.0], [0.0, 0.8, 1.0])]),
     Reliability("Calibration", [ReliabilityCurve("AD", [0.2, 0.8], [0.3, None], [0.1, None], [0.5, None])]),
     Histogram("Shift", [0.3, 0.4, 1.1, 12.2], "displacement, mm", "scans", flag_above=5.0),
+    Bars(
+        "Encoders",
+        ["all"],
+        ["ours", "theirs"],
+        [[Bar(0.8, 0.7, 0.9, [0.8]), Bar(0.6, 0.5, 0.7, [], "*")]],
+        "AUROC",
+        0.5,
+    ),
+    Trends("Few labels", [TrendLine("ours", [20.0, 80.0], [0.7, 0.8], [0.6, 0.7], [0.8, 0.9])], "subjects", "AUROC"),
+    Scatter("Age", [50.0, 60.0], [55.0, 61.0], "age, years", "said, years"),
     Picture("Slices", "pictures/qc.png", "Left of the picture is the patient's left."),
     Text("Methods", ["Stacks were made.", "Then an encoder."]),
 ]

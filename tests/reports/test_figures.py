@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from bfp.reports.blocks import (
+    Bar,
+    Bars,
     Curves,
     Histogram,
     IntervalRow,
@@ -16,8 +18,11 @@ from bfp.reports.blocks import (
     ReliabilityCurve,
     Roc,
     RocCurve,
+    Scatter,
+    TrendLine,
+    Trends,
 )
-from bfp.reports.figures import VARIABLES, draw
+from bfp.reports.figures import VARIABLES, Chartable, draw
 
 POINTS = {
     "loss": [(step, 9.0 - step / 1000) for step in range(5000)],
@@ -37,6 +42,26 @@ RELIABILITY = Reliability(
     [ReliabilityCurve("AD", [0.1, 0.5, 0.9], [0.2, None, 0.8], [0.1, None, 0.6], [0.3, None, 0.9])],
 )
 HISTOGRAM = Histogram("Shift", [0.3, 0.4, 1.1, 12.2], "displacement, mm", "scans", flag_above=5.0)
+BARS = Bars(
+    "Encoders",
+    ["all", "T1w only"],
+    ["theirs", "ours"],
+    [[Bar(0.6, 0.5, 0.7, [0.55, None], "***"), Bar(0.8, 0.7, 0.9, [0.8])], [Bar(0.4, 0.3, 0.5), Bar(None, None, None)]],
+    "AUROC, mean of folds",
+    base=0.5,
+)
+TRENDS = Trends(
+    "Few labels",
+    [
+        TrendLine("ours", [20.0, 80.0], [0.7, None], [0.6, None], [0.8, None]),
+        TrendLine("none", [20.0], [0.5], [0.4], [0.6]),
+    ],
+    "subjects, 1",
+    "AUROC, mean",
+    reference=0.5,
+)
+SCATTER = Scatter("Age", [50.0, 60.0, 80.0], [55.0, 61.0, 70.0], "age, years", "age said, years")
+CHARTS: list[Chartable] = [CURVES, INTERVALS, ROC, RELIABILITY, HISTOGRAM, BARS, TRENDS, SCATTER]
 
 
 def _texts(svg: str) -> list[str]:
@@ -52,20 +77,23 @@ def _texts(svg: str) -> list[str]:
         (ROC, ["true positive rate (sensitivity)", "false positive rate (1 − specificity)"]),
         (RELIABILITY, ["share of sessions seen", "probability said"]),
         (HISTOGRAM, ["displacement, mm", "scans"]),
+        (BARS, ["AUROC, mean of folds", "all", "T1w only", "ours", "***"]),
+        (TRENDS, ["AUROC, mean", "subjects, 1", "20", "80"]),
+        (SCATTER, ["age, years", "age said, years"]),
     ],
 )
-def test_every_axis_has_its_name(block: Curves | Intervals | Roc | Reliability | Histogram, names: list[str]) -> None:
+def test_every_axis_has_its_name(block: Chartable, names: list[str]) -> None:
     texts = _texts(draw(block, POINTS).svg)
     assert set(names) <= set(texts)
 
 
-@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, RELIABILITY, HISTOGRAM])
-def test_a_chart_repeats_to_the_byte(block: Curves | Intervals | Roc | Reliability | Histogram) -> None:
+@pytest.mark.parametrize("block", CHARTS)
+def test_a_chart_repeats_to_the_byte(block: Chartable) -> None:
     assert draw(block, POINTS) == draw(block, POINTS)
 
 
-@pytest.mark.parametrize("block", [CURVES, INTERVALS, ROC, RELIABILITY, HISTOGRAM])
-def test_every_colour_is_the_pages_to_choose(block: Curves | Intervals | Roc | Reliability | Histogram) -> None:
+@pytest.mark.parametrize("block", CHARTS)
+def test_every_colour_is_the_pages_to_choose(block: Chartable) -> None:
     svg = draw(block, POINTS).svg
     left_over = re.sub(r"var\((--[\w-]+), (#[0-9a-f]{6})\)", "", svg)
     assert not re.findall(r"(?:fill|stroke): #[0-9a-f]+", left_over)
@@ -129,9 +157,20 @@ def test_what_lies_above_the_flag_is_counted_and_hatched() -> None:
         Reliability("a", []),
         Histogram("a", [], "mm", "scans", flag_above=5.0),
         Histogram("a", [2.0, 2.0], "mm", "scans"),
+        Bars("a", ["all"], ["ours"], [[Bar(None, None, None)]], "AUROC, 1", base=0.5),
+        Bars("a", [], [], [], "AUROC, 1", base=0.5),
+        Trends("a", [], "subjects, 1", "AUROC, 1"),
+        Scatter("a", [70.0], [70.0], "years", "years said"),
     ],
 )
 def test_a_chart_with_nothing_to_show_still_has_its_axes(
-    block: Curves | Intervals | Roc | Reliability | Histogram,
+    block: Chartable,
 ) -> None:
     assert draw(block, {"diverged": [(0, math.nan), (1, math.inf)]}).svg.startswith("<svg")
+
+
+def test_bars_and_trends_say_every_value_with_its_interval() -> None:
+    assert "theirs, all: 0.60 [0.50, 0.70] ***" in draw(BARS, {}).says
+    assert "ours, T1w only: undefined" in draw(BARS, {}).says
+    assert "ours: at 20.0 0.70 [0.60, 0.80], at 80.0 undefined" in draw(TRENDS, {}).says
+    assert "3 points: age, years from 50.0 to 80.0" in draw(SCATTER, {}).says

@@ -206,7 +206,7 @@ def test_every_picture_and_chart_says_what_it_shows(tmp_path: Path) -> None:
     page = _Page(render(small_run(tmp_path / "small")))
     pictures = [found for element, found in page.elements if element == "img"]
     charts = [found for _, found in page.elements if found.get("role") == "img"]
-    assert [len(pictures), len(charts)] == [1, 5]
+    assert [len(pictures), len(charts)] == [1, 8]
     assert pictures[0]["alt"] == "Slices. Left of the picture is the patient's left."
     assert pictures[0]["width"] == str(2 * 128 + 4)
     assert charts[0]["aria-label"] == "Losses. loss, nats by step: loss from 9.00 to 4.25; dino from 5.00 to 2.62."

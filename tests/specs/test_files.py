@@ -110,11 +110,11 @@ def test_any_text_survives_dump_and_load(classes):
 
 @pytest.mark.parametrize("file", CATALOGUE, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_spec_of_the_catalogue_is_valid_and_named_for_its_kind(file):
-    assert load(file).kind == file.stem
+    assert load(file).kind == file.stem or file.stem not in KINDS  # a second spec of a kind has a name of its own
 
 
 def test_the_catalogue_has_a_spec_of_every_kind():
-    assert {file.stem for file in CATALOGUE} == set(KINDS)
+    assert set(KINDS) <= {file.stem for file in CATALOGUE if file.parent.name == "jobs"}
 
 
 def test_a_preset_gives_the_numbers_and_a_number_beside_it_counts():

@@ -35,8 +35,9 @@ def test_a_spec_of_the_catalogue_names_its_schema_and_fits_it(file):
     text = file.read_text(encoding="utf-8")
     named = re.match(r"# yaml-language-server: \$schema=(\S+)", text)
     assert named is not None
-    assert (file.parent / named[1]).resolve() == ROOT / "schemas" / file_name(file.stem)
-    jsonschema.Draft202012Validator(json_schema(file.stem)).validate(parse(text, file=file.name).value)
+    value = parse(text, file=file.name).value
+    assert (file.parent / named[1]).resolve() == ROOT / "schemas" / file_name(value["kind"])
+    jsonschema.Draft202012Validator(json_schema(value["kind"])).validate(value)
 
 
 def test_a_misspelt_key_does_not_fit_the_schema():

@@ -10,7 +10,7 @@ from bfp.errors import InputError
 from bfp.specs import KINDS, loads
 from bfp.specs.document import parse
 from bfp.specs.preprocessing import Preprocessing
-from bfp.specs.presets import LENGTHS, SSL_PRESETS
+from bfp.specs.presets import LENGTHS, SSL_PRESETS, TRAINING_PRESETS
 from bfp.specs.problems import models_in
 from bfp.specs.template import template
 
@@ -40,7 +40,7 @@ def test_every_field_says_what_it_means(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_field_without_a_default_has_an_example(kind):
     bare = [name for name, field in all_fields(KINDS[kind]) if field.is_required() and not field.examples]
-    by_preset = set(SSL_PRESETS["brain"])
+    by_preset = {*SSL_PRESETS["brain"], *TRAINING_PRESETS["retfound"]}
     assert set(bare) - by_preset <= {"kind", "type", "form"}
 
 

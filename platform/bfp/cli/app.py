@@ -285,6 +285,9 @@ def demo(
     seed: Annotated[
         int | None, typer.Option(min=0, max=999, metavar="N", help="Another cohort than the usual one.")
     ] = None,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Then the paper's comparison too, small: some 10 minutes more.")
+    ] = False,
     cpus: Cpus = None,
     as_json: Json = False,
 ) -> None:
@@ -292,7 +295,46 @@ def demo(
     from bfp.cli.demo import demo_text, run_demo
     from bfp.cli.output import show
 
-    show(run_demo(output, subjects=subjects, seed=seed, cpus=cpus), as_json=as_json, text=demo_text)
+    show(
+        run_demo(output, subjects=subjects, seed=seed, cpus=cpus, benchmark=benchmark),
+        as_json=as_json,
+        text=demo_text,
+    )
+
+
+@app.command("bids-app", context_settings={"allow_extra_args": True})
+def bids_app(
+    context: typer.Context,
+    bids: Annotated[str, typer.Argument(metavar="BIDS", help="The dataset's root, a path or URI.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Where the derivative goes, a path or URI.")],
+    level: Annotated[str, typer.Argument(metavar="LEVEL", help="participant; there is no group level.")],
+    participant_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--participant-label",
+            "--participant_label",
+            metavar="LABEL...",
+            help="Only these participants, with or without `sub-`; without it, all.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", envvar="BFP_MODEL", help="A finetune run or a model folder, a path or URI."),
+    ] = None,
+    cpus: Cpus = None,
+    as_json: Json = False,
+) -> None:
+    """Predict a BIDS dataset as BIDS Apps are called: bfp bids-app BIDS OUT participant --participant-label 01 02."""
+    from bfp import targets
+    from bfp.cli.bids_app import derivative_text, participants_of, spec_of, write_derivative
+    from bfp.cli.jobs import run_job
+    from bfp.cli.output import show
+    from bfp.specs.profile import profile_for
+
+    spec = spec_of(bids, out, level, participants=participants_of(participant_label, context.args), model=model)
+    with targets.resolve(None, cpus=cpus, profile=profile_for("bids-app")) as target:
+        finished = run_job(spec, target, plan=target.plan(spec))
+    show(write_derivative(out, bids=bids, finished=finished), as_json=as_json, text=derivative_text)
 
 
 @app.command()

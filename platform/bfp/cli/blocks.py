@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bfp.cli.output import grid, table
-from bfp.reports.blocks import Block, Curves, Facts, Histogram, Intervals, Picture, Roc, Table, Text
+from bfp.reports.blocks import Bars, Block, Curves, Facts, Histogram, Intervals, Picture, Roc, Table, Text, Trends
 from bfp.reports.numbers import cell_text, interval_text, number_text
 from bfp.storage import Place
 
@@ -47,6 +47,20 @@ def _render(block: Block, *, run: Place, logged: Mapping[str, list[float]]) -> I
         case Intervals():
             rows = ([row.label, interval_text(row.value, row.low, row.high)] for row in block.rows)
             yield table(block.title, ["", f"{block.axis_label} [95 % interval]"], rows)
+        case Bars():
+            rows = (
+                [group, name, f"{interval_text(*bar[:3])} {bar.mark}".strip()]
+                for group, bars in zip(block.groups, block.bars, strict=True)
+                for name, bar in zip(block.series, bars, strict=True)
+            )
+            yield table(block.title, ["", "", f"{block.axis_label} [95 % interval]"], rows)
+        case Trends():
+            rows = (
+                [line.label, f"{at:.3g}", interval_text(*ends)]
+                for line in block.lines
+                for at, *ends in zip(line.at, line.values, line.low, line.high, strict=True)
+            )
+            yield table(block.title, ["", block.x_label, f"{block.y_label} [95 % interval]"], rows)
         case Histogram():
             yield _title(f"{block.title} ({block.x_label})")
             yield grid([(f"{len(block.values)} values", _spread(block.values))])

@@ -200,7 +200,16 @@ MEANINGS = {
     "infer-predictions": {
         **IDENTITY,
         **PREDICTION,
-        "spread": "standard deviation, over the fold heads, of the predicted class's probability",
+        f"recalibrated_{CLASS}": "the probability, recalibrated on held-out training sessions; it holds where "
+        "classes are as frequent as there",
+        "positive_at_90_specificity": "whether the probability of the second of two classes is at least the one "
+        "that 90 % of held-out training sessions of the first stay below; null with more classes",
+        "spread": "standard deviation, over the fold heads, of the predicted class's probability; null of a model "
+        "whose encoder was tuned",
+        "distance": "from the training sessions that lack no modality; 1 is that of a usual one; null of a model whose "
+        "encoder or pooling was trained",
+        "atypical": "share of these training sessions, each held out, whose distance is smaller; from 0.99 on the row "
+        "has a warning; null likewise",
         "embedding": "mean over stacks of the spread of their patch tokens; only with `embedding: true`",
         **SEEN,
     },

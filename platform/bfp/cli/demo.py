@@ -2,7 +2,7 @@
 
 Two cohorts are made first (one to learn from, one to predict): what bfp is shown is a BIDS dataset like any other.
 Then the specs of jobs/demo are submitted one after another on one embedded Ray. Run again, it goes on where it
-stopped.
+stopped. With `--benchmark` a third cohort is made, to be tested on only, and the paper's comparison follows.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from bfp.words import counted
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-KINDS = ("ingest", "pretrain", "finetune", "infer")
+JOBS = ("ingest", "pretrain", "finetune", "infer")
+BENCHMARK_JOBS = ("outside", "benchmark")
+"""By the names of their specs."""
 SEED = 7  # of the cohort: settings were tried out on cohorts of other seeds
 TONIGHT_SEED = 1000  # added for the cohort to predict, so that no seed draws the same people twice
+ELSEWHERE_SEED = 2000  # likewise, for the one to be tested on only
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86, then ARM
 
@@ -48,13 +51,13 @@ LEARNED = [
 
 
 class Demonstrated(NamedTuple):
-    """What each job of the demo came to, by kind."""
+    """What each job of the demo came to, by the name of its spec."""
 
     jobs: dict[str, Finished]
 
 
-def run_demo(output: str, *, subjects: int | None, seed: int | None, cpus: int | None) -> Demonstrated:
-    """Make the cohorts in a local folder and run the four jobs. Raises what making and submitting raise."""
+def run_demo(output: str, *, subjects: int | None, seed: int | None, cpus: int | None, benchmark: bool) -> Demonstrated:
+    """Make the cohorts in a local folder and run the jobs. Raises what making and submitting raise."""
     from bfp.drivers.plan import cpus_here
     from bfp.targets import Local
 
@@ -62,13 +65,19 @@ def run_demo(output: str, *, subjects: int | None, seed: int | None, cpus: int |
     if not folder.is_local:
         raise InputError(f"--output {output}: the demo cohort is made on disk; name a folder of this machine")
     folder.check_writable()
-    _make_cohorts(folder.path, subjects=subjects, seed=SEED if seed is None else seed, workers=cpus or cpus_here())
+    _make_cohorts(
+        folder.path,
+        subjects=subjects,
+        seed=SEED if seed is None else seed,
+        workers=cpus or cpus_here(),
+        benchmark=benchmark,
+    )
     jobs: dict[str, Finished] = {}
     with Local(cpus=cpus) as target:
-        for kind in KINDS:
-            with as_file(files("bfp.demo").joinpath("jobs", f"{kind}.yaml")) as spec_file:
-                spec = load(spec_file, overrides=[*places(kind, str(folder)), *precision(kind)])
-            jobs[kind] = run_job(spec, target, plan=target.plan(spec))
+        for name in (*JOBS, *BENCHMARK_JOBS * benchmark):
+            with as_file(files("bfp.demo").joinpath("jobs", f"{name}.yaml")) as spec_file:
+                spec = load(spec_file, overrides=[*places(name, str(folder)), *precision(name)])
+            jobs[name] = run_job(spec, target, plan=target.plan(spec))
     return Demonstrated(jobs)
 
 
@@ -82,6 +91,7 @@ def demo_text(demonstrated: Demonstrated) -> Iterator[RenderableType]:
         ("loss, first → last", f"{number_text(pretrain['loss_first'])} → {number_text(pretrain['loss_last'])}"),
         *((words, estimate(name, jobs[kind].figures)) for kind, name, words in LEARNED if name in jobs[kind].figures),
         ("predictions", f"{counted(infer['sessions'], 'session')}, {counted(infer['rejected'], 'scan')} left out"),
+        *_compared(jobs),
     ]
     yield table("", ["bfp demo", "value [95 % interval]"], rows)
     yield "reports"
@@ -90,13 +100,14 @@ def demo_text(demonstrated: Demonstrated) -> Iterator[RenderableType]:
     yield f"  open one: bfp report {shown(jobs['finetune'].status.run)} --open"
 
 
-def _make_cohorts(folder: Path, *, subjects: int | None, seed: int, workers: int) -> None:
+def _make_cohorts(folder: Path, *, subjects: int | None, seed: int, workers: int, benchmark: bool) -> None:
     from bfp.demo.cohort import make_cohort
-    from bfp.demo.plan import DEMO, TONIGHT, groups_of
+    from bfp.demo.plan import DEMO, ELSEWHERE, TONIGHT, groups_of
 
     cohorts = [
         ("cohort", DEMO if subjects is None else groups_of(subjects), seed, ""),
         ("tonight", TONIGHT, seed + TONIGHT_SEED, "n"),
+        *([("elsewhere", ELSEWHERE, seed + ELSEWHERE_SEED, "e")] if benchmark else []),
     ]
     write(["the cohorts, on the anatomy of the ICBM152 template"], stderr=True)
     with Display() as display:
@@ -118,23 +129,40 @@ def _make_cohorts(folder: Path, *, subjects: int | None, seed: int, workers: int
         display({"event": "end"})
 
 
-def places(kind: str, folder: str) -> list[str]:
+def places(job: str, folder: str) -> list[str]:
     """The demo's folder in the place of `demo`, which the specs name relative to the working directory."""
     moved = {
         "ingest": {"store": "store", "cohorts[0].bids": "cohort"},
         "pretrain": {"store": "store"},
         "finetune": {"store": "store", "encoder": "runs/pretrain"},
         "infer": {"model": "runs/finetune", "cohorts[0].bids": "tonight"},
+        "outside": {"store": "store-elsewhere", "cohorts[0].bids": "elsewhere"},
+        "benchmark": {
+            "store": "store",
+            "external.elsewhere": "store-elsewhere",
+            "encoders.BrainFound": "runs/pretrain",
+        },
     }
-    return [f"{field}='{folder}/{name}'" for field, name in {"output": "runs", **moved[kind]}.items()]
+    return [f"{field}='{folder}/{name}'" for field, name in {"output": "runs", **moved[job]}.items()]
 
 
-def precision(kind: str) -> list[str]:
+def precision(job: str) -> list[str]:
     """fp32 for pretraining where nothing computes bf16: a CPU that must imitate it is much slower so."""
     import torch
 
     able = torch.cuda.is_available() or any(torch.cpu.get_capabilities().get(name) for name in BF16_INSTRUCTIONS)
-    return ["compute.precision=fp32"] if kind == "pretrain" and not able else []
+    return ["compute.precision=fp32"] if job == "pretrain" and not able else []
+
+
+def _compared(jobs: Mapping[str, Finished]) -> list[tuple[str, str]]:
+    """What the benchmark says of every encoder, where it was run."""
+    if "benchmark" not in jobs:
+        return []
+    figures = jobs["benchmark"].figures
+    names = [name.removeprefix("auroc_") for name in figures if name.startswith("auroc_")]
+    others = [name for name in names if not name.endswith(("_low", "_high")) and name not in ("low", "high")]
+    told = [("benchmark: AUROC disease, BrainFound", estimate("auroc", figures))]
+    return told + [(f"benchmark: AUROC disease, {name}", estimate(f"auroc_{name}", figures)) for name in others]
 
 
 def _left_out(ingest: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ def groups_of(subjects: int) -> Groups:
 
 DEMO = Groups(control=52, disease=52, tumour=12)  # multiples of the number of sites keep the sites balanced
 TONIGHT = Groups(control=4, disease=4, tumour=0)  # new subjects to predict
+ELSEWHERE = Groups(control=20, disease=20, tumour=0)  # an outside cohort to be tested on
 
 
 class Person(NamedTuple):

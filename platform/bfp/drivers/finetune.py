@@ -9,6 +9,8 @@
    differences
 6. one more head on all sessions: the model folder, with the heads of the folds for the spread
 
+With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the model (`finetune_tuned`).
+
 <run>/features/      vectors of stacks          <run>/folds.csv        the split
 <run>/checkpoints/   folds that are done        <run>/predictions/     predictions.parquet, out of fold
 <run>/inputs.json    the snapshot that is used  <run>/model/           the classifier
@@ -16,12 +18,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
 from bfp.drivers import finetune_segmentation
+from bfp.drivers.acquaintance import Acquaintance, acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import (
     Material,
     classes_of,
@@ -32,7 +35,6 @@ from bfp.drivers.finetune_material import (
 )
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
-from bfp.models.folders import encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
 from bfp.specs.finetune import Finetune, SegmentationTask
@@ -43,19 +45,24 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from bfp.drivers.finetune_results import Said
-    from bfp.finetuning.crossvalidation import Judged
-    from bfp.finetuning.heads import FittedHead
+    from bfp.drivers.finetune_results import Said, Trained
+    from bfp.drivers.finetune_tuned import Tuned
+    from bfp.finetuning.crossvalidation import Judged, Study
+    from bfp.finetuning.network import Pooled
     from bfp.models.encoder import LoadedEncoder
+    from bfp.models.linear import LinearHead
     from bfp.models.pooling import Pooling
     from bfp.reports.blocks import Cell, Results
-    from bfp.store.reader import SliceStore
 
 POSITION_BANDS = 20
 """Bands of height, about 7 mm each. Of 8 and 20 the better on the sessions that chose `EncoderVectors`."""
 
+ATTENTION_BANDS = 4
+"""Bags of attention: with one it has to find by itself where a slice lies, with many it has nothing to choose from."""
+
 MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms", "covariates"
-PERMUTED, ORACLE = "permuted", "oracle"
+FROZEN, MEAN = "frozen", "mean"
+SITE, PERMUTED, ORACLE = "site", "permuted", "oracle"
 NO_RIVALS = (PERMUTED, ORACLE)
 """Approaches that are there to be compared with and not to be beaten."""
 
@@ -65,12 +72,19 @@ ALIKE = {"classification": "class", "regression": "parts of the number", "surviv
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What was made of the material: the encoder, how its vectors are pooled, and the head on all sessions."""
+    """What was made of the material: the encoder, how its vectors are pooled, the head on all sessions and the strength
+    that was chosen for it; heads of the folds, none where each has another encoder; and what the folds said.
+
+    vectors: float32 (n, F) of a frozen model; None where encoder or pooling were trained on these very sessions.
+    """
 
     encoder: LoadedEncoder
-    pooling: Pooling
-    head: FittedHead
+    pooling: Pooled
+    head: LinearHead
+    strength: float
+    fold_heads: tuple[LinearHead, ...]
     folds: Judged
+    vectors: np.ndarray | None
 
 
 def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
@@ -84,7 +98,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     material = material_of(spec, run=run)
     stacks, sessions = material.index.num_rows, len(material.labelled.sessions)
     counts = ", ".join(f"{name} ({text})" for name, text in learned_in_words(material.task, material.labelled).items())
-    approaches = [name for name in _approaches(spec) if name not in NO_RIVALS]
+    approaches = [name for name in _approaches(spec, material) if name not in NO_RIVALS]
     left_out = sum(material.labelled.left_out.values())
     columns = {**material.covariates}
     if spec.baselines.oracle and material.oracle:
@@ -102,6 +116,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
             ("left out", counted(left_out, "session")),
             ("shown", ", ".join(material.shown)),
             ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches)}"),
+            *([("training", _training_in_words(spec))] if spec.trains else []),
             *(covariates if columns else []),
             ("side by side", f"stacks and folds on {counted(cpus or cpus_here(), 'CPU')}"),
             ("memory", "a copy of the encoder and some hundreds of stacks for each worker; how much is not known yet"),
@@ -140,8 +155,7 @@ def execute(spec: Finetune, run: Run) -> None:
         run.note(f"{counted(count, 'session')} left out: {reason}")
 
     encoder = load(**encoder_arguments(spec, size_px=material.store.size_px))
-    pooling = _pooling(spec, material)
-    vectors = _vectors(spec, run, material, encoder, pooling)
+    vectors, features = _vectors(spec, run, material, encoder)
     study = Study(
         learner=learner_of(material.task),
         targets=labelled.targets,
@@ -160,39 +174,62 @@ def execute(spec: Finetune, run: Run) -> None:
         stopping=lambda: run.stopping,
         at_once=spec.compute.workers or int(ray.cluster_resources()["CPU"]),
     )
+    tuned = _tuned(spec, run, material, study, encoder, features) if spec.trains else None
+    if tuned is not None:
+        judged = {MODEL: tuned.judged, **judged}
     predictions = predictions_parquet(judged, labelled, folds=material.folds, kind=kind, classes=classes)
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
     run.phase("figures and model")
-    head = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
-    said = _said(spec, material, encoder)
+    if tuned is None:
+        head, strength = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
+        fold_heads = tuple(fold.head for fold in judged[MODEL].folds)
+        pooling = _pooling(spec, material)
+        fitted = Fitted(encoder, pooling, head, strength, fold_heads, judged[MODEL], vectors[MODEL])
+    else:
+        strength = tuned.model.result.strength
+        fitted = Fitted(tuned.encoder, tuned.pooling, tuned.head, strength, tuned.fold_heads, tuned.judged, None)
+    met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
+    said = _said(spec, material, encoder, met, tuned)
     results = results_of(study, judged, labelled, said)
-    if told_by_lot := permuted_are_told(results.figures, kind=kind):
-        run.warn(told_by_lot)
-    _export(run, spec, material, Fitted(encoder, pooling, head, judged[MODEL]), results, said)
+    for warning in _faults(results.figures, material):
+        run.warn(warning)
+    if met.is_met:
+        run.warn(f"encoder: its pretraining has met {met.told}")
+    _export(run, spec, material, fitted, results, said)
     run.result(results.as_json())
 
 
-def permuted_are_told(figures: Mapping[str, Cell], *, kind: str) -> str | None:
-    """A warning, where permuted labels are told better than chance has it."""
+def _faults(figures: Mapping[str, Cell], material: Material) -> Iterator[str]:
+    """What is wrong with the study, where lots or the site alone are told better than chance has it."""
     from bfp.metrics.measures import MEASURES
 
-    first, chance = MEASURES[kind].first, MEASURES[kind].chance
-    low = figures.get(f"{first.name}_{PERMUTED}_low")
-    if chance is None or not isinstance(low, float) or low <= chance:
-        return None
-    return (
-        f"permuted labels are told from the images ({first.label} of {low:.2f} or more): by chance in one "
-        "study of forty, else a fault of the study; submit it with another name and another seed"
-    )
+    first, chance = MEASURES[material.task.type].first, MEASURES[material.task.type].chance
+    for approach in (SITE, PERMUTED):
+        low = figures.get(f"{first.name}_{approach}_low")
+        if chance is None or not isinstance(low, float) or low <= chance:
+            continue
+        if approach == PERMUTED:
+            yield (
+                f"permuted labels are told from the images ({first.label} of {low:.2f} or more): by chance in one "
+                "study of forty, else a fault of the study; submit it with another name and another seed"
+            )
+        else:
+            yield (
+                f"{', '.join(material.site)} tells {target_of(material.task)} by itself ({first.label} of {low:.2f}): "
+                "read what images add beside that; compare within sites, or leave sites out that have one class"
+            )
 
 
-def _approaches(spec: Finetune) -> list[str]:
+def _approaches(spec: Finetune, material: Material) -> list[str]:
     """The model and its baselines, in the order in which they are shown."""
     asked = {
+        FROZEN: spec.trains,
+        MEAN: spec.pooling == "attention",
         UNTRAINED: spec.baselines.untrained and parse_encoder(spec.encoder).origin != "random",
         HISTOGRAMS: spec.baselines.histograms,
         COVARIATES: bool(spec.baselines.covariates),
+        SITE: bool(material.site),
         PERMUTED: spec.baselines.permuted,
         ORACLE: spec.baselines.oracle is not None,
     }
@@ -203,37 +240,49 @@ def _approaches(spec: Finetune) -> list[str]:
 
 
 def _pooling(spec: Finetune, material: Material) -> Pooling:
+    """Of vectors of an encoder at rest. What attention has to beat is pooling by position."""
     from bfp.models.pooling import Pooling
 
-    parts = material.shown if material.store.form == "neighbours" else ("",)
-    return Pooling(bands=POSITION_BANDS if spec.pooling == "position" else 1, parts=parts)
+    return Pooling(bands=1 if spec.pooling == "mean" else POSITION_BANDS, parts=_parts(material))
+
+
+def _parts(material: Material) -> tuple[str, ...]:
+    return material.shown if material.store.form == "neighbours" else ("",)
+
+
+def _gpus(spec: Finetune) -> float:
+    import ray
+
+    machine = ray.cluster_resources()
+    return min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
 
 
 def _vectors(
-    spec: Finetune, run: Run, material: Material, encoder: LoadedEncoder, pooling: Pooling
-) -> dict[str, np.ndarray]:
-    """One vector a session for each approach, (n, F) each."""
+    spec: Finetune, run: Run, material: Material, encoder: LoadedEncoder
+) -> tuple[dict[str, np.ndarray], pa.Table]:
+    """One vector a session for each approach on vectors, (n, F) each; and the encoder's of each stack."""
     import ray
 
     from bfp.features.describe import Describe, EncoderVectors, Histograms
+    from bfp.features.doubles import check_parted, doubles
     from bfp.features.kept import Extraction
     from bfp.features.sessions import pool_sessions
     from bfp.finetuning.covariates import covariate_vectors
     from bfp.models.encoder import untrained
+    from bfp.models.pooling import Pooling
 
-    machine = ray.cluster_resources()
-    gpus = min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
-    approaches = _approaches(spec)
+    approaches, pooling = _approaches(spec, material), _pooling(spec, material)
     describe: dict[str, Describe] = {HISTOGRAMS: Histograms()} if HISTOGRAMS in approaches else {}  # cheap: goes first
     describe[MODEL] = EncoderVectors(encoder)
     if UNTRAINED in approaches:
         describe[UNTRAINED] = EncoderVectors(untrained(encoder))
     vectors: dict[str, np.ndarray] = {}
-    workers = spec.compute.workers or int(machine["CPU"])
-    with Extraction(workers=workers, gpus=gpus, batch_size=spec.compute.batch_size) as extraction:
+    tables: dict[str, pa.Table] = {}
+    workers = spec.compute.workers or int(ray.cluster_resources()["CPU"])
+    with Extraction(workers=workers, gpus=_gpus(spec), batch_size=spec.compute.batch_size) as extraction:
         for name, own in describe.items():
             run.phase(f"features: {name}", total=material.index.num_rows, unit="stacks")
-            table = extraction.features(
+            tables[name] = extraction.features(
                 material.store,
                 material.index,
                 own,
@@ -243,35 +292,66 @@ def _vectors(
                 stopping=lambda: run.stopping,
             )
             if not vectors:  # planes are the same in every table
-                _check_doubles(run, material, table)
-            vectors[name] = pool_sessions(table, material.labelled.sessions, pooling)
+                homes = dict(zip(material.labelled.persons, material.folds.tolist(), strict=True))
+                source = str(material.store.place)
+                check_parted(doubles(tables[name]), homes, source=source, note=run.note, warn=run.warn)
+            vectors[name] = pool_sessions(tables[name], material.labelled.sessions, pooling)
     if COVARIATES in approaches:
         vectors[COVARIATES] = covariate_vectors(material.covariates)
+    if SITE in approaches:
+        vectors[SITE] = covariate_vectors(material.site)
     if PERMUTED in approaches:
         vectors[PERMUTED] = vectors[MODEL]
+    if MEAN in approaches:
+        mean = Pooling(bands=1, parts=pooling.parts)
+        vectors[MEAN] = pool_sessions(tables[MODEL], material.labelled.sessions, mean)
     if material.oracle is not None:
         vectors[ORACLE] = covariate_vectors({ORACLE: material.oracle})
-    return {name: vectors[name] for name in approaches}
+    if FROZEN in approaches:
+        vectors[FROZEN] = vectors.pop(MODEL)
+    return {name: vectors[name] for name in approaches if name in vectors}, tables[MODEL]
 
 
-def _check_doubles(run: Run, material: Material, features: pa.Table) -> None:
-    """Raise InputError where somebody is learned from under one name and tested under another."""
-    from bfp.drivers.finetune_doubles import check_doubles
+def _tuned(
+    spec: Finetune, run: Run, material: Material, study: Study, encoder: LoadedEncoder, features: pa.Table
+) -> Tuned:
+    from bfp.drivers.finetune_tuned import tune_folds
+    from bfp.models.attention import AttentionPooling
+    from bfp.models.pooling import Pooling
 
-    labelled = material.labelled
-    check_doubles(run, features, persons=labelled.persons, folds=material.folds, store=material.store.place)
+    attends = spec.pooling == "attention"
+    pooling = AttentionPooling((), Pooling(ATTENTION_BANDS, _parts(material))) if attends else _pooling(spec, material)
+    return tune_folds(spec, run, material, study, encoder=encoder, features=features, pooling=pooling, gpus=_gpus(spec))
+
+
+def _training_in_words(spec: Finetune) -> str:
+    """For the plan: what is trained, and in what steps."""
+    training = spec.training
+    assert training is not None
+    what = {"frozen": "attention and head", "lora": f"adapters of rank {training.rank}", "full": "the whole encoder"}
+    return (
+        f"{what[spec.tune]}, at most {training.epochs} epochs; {training.sessions_per_step} sessions a step, "
+        f"{training.slices_per_session} slices of each"
+    )
 
 
 # what is said of it --------------------------------------------------------------------------------------------------
 
 
-def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
+def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acquaintance, tuned: Tuned | None) -> Said:
     from bfp.drivers.finetune_results import Said
 
     told, store = encoder.description, material.store
-    pooled = (
-        f"averaged in {POSITION_BANDS} bands of height" if spec.pooling == "position" else "averaged over all slices"
-    )
+    pooled = f"averaged in {POSITION_BANDS} bands of height" if spec.pooling != "mean" else "averaged over all slices"
+    begun = "untrained" if told["origin"] == "random" else "pretrained"
+    frozen = {MODEL: f"{begun} encoder"}
+    if tuned is not None:
+        trained = {"frozen": "attention on the", "lora": "low-rank adapters in the", "full": "tuned"}[spec.tune]
+        frozen = {
+            MODEL: f"{trained} {begun} encoder",
+            FROZEN: "same encoder, frozen, slices by position" if spec.pooling != "mean" else "same encoder, frozen",
+            MEAN: "same encoder, frozen, mean of slices",
+        }
     return Said(
         kind=material.task.type,
         target=target_of(material.task),
@@ -279,11 +359,12 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
         model=MODEL,
         no_rivals=NO_RIVALS,
         names={
-            MODEL: "untrained encoder" if told["origin"] == "random" else "pretrained encoder",
-            UNTRAINED: "same encoder, untrained",
+            **frozen,
+            UNTRAINED: "same encoder, untrained" + (", frozen" if spec.trains else ""),
             HISTOGRAMS: "histograms of the slices",
+            SITE: f"the site alone ({', '.join(material.site)})",
             COVARIATES: f"covariates alone ({', '.join(spec.baselines.covariates)})",
-            PERMUTED: "permuted labels",
+            PERMUTED: "permuted labels" + (", frozen encoder" if spec.trains else ""),
             ORACLE: f"oracle ({spec.baselines.oracle})",
         },
         counts=learned_in_words(material.task, material.labelled),
@@ -313,48 +394,55 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder) -> Said:
             f"{told['architecture']} "
             f"({told['parameters'] / 1e6:.1f} million parameters; {spec.encoder}). The standard deviations over the "
             f"patch tokens of each stack were {pooled}; what a session lacked took the training mean."
-            f"{_seen_before(spec, store)}"
+            f" Subjects whom its pretraining had met, without labels: {met.told}."
         ),
+        trained=_trained(spec, tuned) if tuned is not None else None,
     )
 
 
-def _seen_before(spec: Finetune, store: SliceStore) -> str:
-    """What must be said of the subjects that are tested: whether the encoder has met them."""
-    reference = parse_encoder(spec.encoder)
-    if reference.origin == "random":
-        return ""
-    if reference.uri is not None and reference.origin == "folder":
-        told = read_config(encoder_folder(place(reference.uri))).get("bfp", {})
-        if str(store.place) in [entry["uri"] for entry in told.get("stores", [])]:
-            return " The encoder was pretrained on stacks of this store, without labels, of subjects tested here too."
-    return " Whether the encoder's pretraining saw subjects who are tested here was not checked."
+def _trained(spec: Finetune, tuned: Tuned) -> Trained:
+    from bfp.drivers.finetune_results import Trained
+    from bfp.drivers.finetune_tuned import epochs_table, methods
+    from bfp.metrics.measures import MEASURES
+
+    measures = MEASURES[spec.task.type]
+    return Trained(methods(spec, tuned), epochs_table(tuned, label=measures.first.label, sign=measures.sign))
 
 
 def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, results: Results, said: Said) -> None:
     """The model folder: the head that was fitted on all sessions, beside the encoder that it needs."""
+    from bfp.drivers.finetune_material import complete_sessions
     from bfp.drivers.finetune_results import model_card
     from bfp.imaging import IMAGING_VERSION
+    from bfp.metrics.recalibration import recalibration_of, threshold_of
     from bfp.models.classifier import Classifier, save_classifier
     from bfp.models.encoder import export
+    from bfp.models.typical import fit_typical
 
     folder, store = run.folder / "model", material.store
     card = model_card(run.name, results, said)
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
+    keep_acquaintances(spec.encoder, folder / "encoder")
+    held_out, vectors, classes = fitted.folds, fitted.vectors, classes_of(material.task)
     classifier = Classifier(
         target=target_of(material.task),
-        classes=tuple(classes_of(material.task)),
+        classes=tuple(classes),
         pooling=fitted.pooling,
         shown=material.shown,
         preprocessing=store.preprocessing,
-        head=fitted.head.head,
-        fold_heads=tuple(fold.head for fold in fitted.folds.folds),
+        head=fitted.head,
+        fold_heads=fitted.fold_heads,
+        typical=None if vectors is None else fit_typical(vectors, material.folds, complete=complete_sessions(material)),
+        recalibration=recalibration_of(held_out.targets, held_out.said),
+        threshold=threshold_of(held_out.targets == 1, held_out.said[:, 1]) if len(classes) == 2 else None,
         facts={
             **provenance,
             "imaging": IMAGING_VERSION,
             "store": {"uri": spec.store, "snapshot": store.snapshot, "fingerprint": store.fingerprint},
             "weights": fitted.encoder.description["weights"],
-            "strength": fitted.head.strength,
+            "strength": fitted.strength,
+            "tuned": spec.tune,
             "figures": results.figures,
         },
     )

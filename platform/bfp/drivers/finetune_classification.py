@@ -14,8 +14,10 @@ from bfp.reports.blocks import Block, Reliability, ReliabilityCurve, Roc, RocCur
 from bfp.reports.numbers import interval_text
 
 LIMITS = (
-    "The probabilities were not recalibrated: they are an order and no risks; how far they are from what was seen "
-    "stands under Calibration in the report of the run that made the model."
+    "The probabilities are an order and no risks; how far they are from what was seen stands under Calibration in the "
+    "report of the run that made the model. The recalibrated ones beside them, and the threshold, were fitted on "
+    "held-out sessions of the same study: where the classes are rarer or commoner than there, or scans are others, "
+    "they do not hold."
 )
 
 

@@ -20,7 +20,7 @@ from bfp.metrics.bootstrap import Interval, standard_error
 from bfp.metrics.calibration import Calibration, calibration
 from bfp.metrics.measures import Measure, Measures
 from bfp.metrics.over_folds import OverFolds, difference, over_folds
-from bfp.metrics.paired import UNDEFINED, Test, corrected_t, delong, holm, plain_t
+from bfp.metrics.paired import UNDEFINED, Test, corrected_t, delong, holm, plain_t, tested_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _tests(study: Study, ours: np.ndarray, theirs: np.ndarray, found: OverFolds,
         of_heads = delong(study.targets == 1, ours[:, 1], theirs[:, 1], folds=study.folds, subjects=study.persons)
     return PairedTests(
         delong=of_heads,
-        corrected_t=corrected_t(found.folds, folds=study.folds, least_error=standard_error(found.mean)),
+        corrected_t=corrected_t(found.folds, beside=tested_beside(study.folds), least_error=standard_error(found.mean)),
         plain_t=plain_t(found.folds),
     )
 

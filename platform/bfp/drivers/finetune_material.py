@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bfp import __version__
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 Learned = Classification | Regression | Survival
 """The tasks whose heads take a session's vector."""
 
-GROUPS, COHORT = ("sex", "age", "site"), "cohort"
+SITE, COHORT = "site", "cohort"
+UNKNOWN_SITE = "not known"
+GROUPS = ("sex", "age", SITE)
 """Columns by which figures are given unasked, where a cohort carries them (BIDS `participants.tsv`)."""
 
 
@@ -36,7 +39,8 @@ GROUPS, COHORT = ("sex", "age", "site"), "cohort"
 class Material:
     """index: the stacks that are used, of sessions with a target; shown: the modalities; folds: int, of each session.
 
-    covariates, oracle, groups: text of each session, by column, "" where it is not known.
+    covariates, oracle, groups: text of each session, by column, "" where it is not known. site: likewise, of the column
+    that says where a session was scanned; none where all are of one.
     """
 
     store: SliceStore
@@ -48,6 +52,7 @@ class Material:
     covariates: dict[str, list[str]]
     oracle: list[str] | None
     groups: dict[str, list[str]]
+    site: dict[str, list[str]]
 
 
 def material_of(spec: Finetune, *, run: Place) -> Material:
@@ -55,7 +60,8 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     from bfp.finetuning.covariates import check_column
     from bfp.store.where import select
 
-    task = available(spec.task, tune=spec.tune)
+    check_tunable(spec.tune)
+    task = available(spec.task)
     if not isinstance(task, Classification):
         raise InputError(f"task.type: {task.type} is not available in bfp {__version__}; classification is")
     (store,) = open_stores([spec.store], spec.where, run=run)
@@ -83,6 +89,7 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
         covariates={name: columns[name] for name in spec.baselines.covariates},
         oracle=columns[oracle] if oracle else None,
         groups=groups_of(spec.groups, labelled, source=source),
+        site=site_of(None, labelled, source=source),
     )
 
 
@@ -96,6 +103,17 @@ def groups_of(columns: Sequence[str] | None, labelled: Labelled, *, source: str)
         for name in asked
     }
     return {name: values for name, values in found.items() if columns or len(set(values)) > 1}
+
+
+def site_of(column: str | None, labelled: Labelled, *, source: str) -> dict[str, list[str]]:
+    """Where each session was scanned, by the column that says so; {} where all are of one site.
+
+    column: None for `site` where labels have it, else the cohort.
+    """
+    found = groups_of([column] if column else None, labelled, source=source)
+    name = column or next((name for name in (SITE, COHORT) if name in found), None)
+    values = [value or UNKNOWN_SITE for value in found[name]] if name else []
+    return {name: values} if name and len(set(values)) > 1 else {}
 
 
 def folds_of(task: Learned, labelled: Labelled, *, folds: int, seed: int, splits: str | None) -> np.ndarray:
@@ -194,15 +212,19 @@ def learned_in_words(task: Learned, labelled: Labelled) -> dict[str, str]:
     return {span: many(np.ones(len(targets), dtype=bool))}
 
 
-def available(task: Task, *, tune: str) -> Learned:
+def available(task: Task) -> Learned:
     """The task, where it is one that this version can learn."""
     if not isinstance(task, Learned):
         raise InputError(
             f"task.type: {task.type} is not available in bfp {__version__}; classification, regression and survival are"
         )
-    if tune != "frozen":
-        raise InputError(f"tune: {tune} is not available in bfp {__version__}; frozen is")
     return task
+
+
+def check_tunable(tune: str) -> None:
+    """Raise InputError where tuning wants an extra that is not installed."""
+    if tune == "lora" and find_spec("peft") is None:
+        raise InputError("tune: lora: peft is not installed; pip install 'bfp[lora]', or set tune: full or frozen")
 
 
 def shown_of(modalities: Sequence[str] | None, store: SliceStore, *, field: str = "modalities") -> tuple[str, ...]:
@@ -253,3 +275,17 @@ def labelled_of(task: Learned, sessions: Collection[Key], *, store: SliceStore, 
             return assign_numbers(found, target=task.target, source=source)
         case Survival():
             return assign_times(found, time=task.time, event=task.event, source=source)
+
+
+def complete_sessions(material: Material) -> np.ndarray:
+    """Whether each session has a stack of every modality that is shown: bool (n,)."""
+    import numpy as np
+
+    from bfp.cohorts.sessions import Key
+
+    names = (*Key._fields, "modalities", "present")
+    seen: dict[Key, set[str]] = {}
+    for *key, modalities, present in zip(*(material.index[name].to_pylist() for name in names), strict=True):
+        there = (name for name, here in zip(modalities, present, strict=True) if here)
+        seen.setdefault(Key(*key), set()).update(there)
+    return np.array([seen[key] >= set(material.shown) for key in material.labelled.sessions], dtype=bool)

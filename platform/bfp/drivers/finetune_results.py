@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,13 @@ HEADS = {
 """By the type of the task: what is fitted."""
 
 
+class Trained(NamedTuple):
+    """What is said of training that followed the frozen model: a paragraph for the methods, and how the folds went."""
+
+    methods: str
+    epochs: Table
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """What the report must know of the study, in words.
@@ -38,7 +46,7 @@ class Said:
     model: the approach that is the model; no_rivals: those that it is not to be better than (the oracle, permuted
     labels). names: of each approach, for people. counts: what there is of what (of each class). groups: text of each
     session by column, for figures by group. facts: of store, encoder and settings. methods: how sessions became vectors
-    and heads. dealt: how subjects came into folds, as the end of a clause.
+    and heads. dealt: how subjects came into folds, as the end of a clause. trained: None where heads alone are fitted.
     """
 
     kind: str
@@ -52,6 +60,7 @@ class Said:
     facts: list[tuple[str, Cell]]
     methods: str
     dealt: str
+    trained: Trained | None = None
 
 
 def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said: Said) -> Results:
@@ -77,6 +86,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
         *([_by_group(study, judged, measures, said)] if said.groups else []),
         _folds(study, judged, figures, measures, said),
         *([_further_in_folds(study, figures, measures, said)] if measures.further else []),
+        *([said.trained.epochs] if said.trained else []),
         Facts(
             title="What was learned from what",
             rows=[
@@ -275,7 +285,7 @@ def _methods(study: Study, measures: Measures, said: Said) -> Text:
         f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated). Baselines were judged on "
         f"the same folds, by the same procedure; {tested}are two-sided. Software: bfp {__version__}."
     )
-    return Text(title="Methods", paragraphs=[learned, judged])
+    return Text(title="Methods", paragraphs=[learned, *([said.trained.methods] if said.trained else []), judged])
 
 
 def _capital(text: str) -> str:

@@ -115,8 +115,8 @@ def execute(spec: Finetune, run: Run) -> None:
     import ray
 
     from bfp.cohorts.derivatives import Masks
-    from bfp.drivers.finetune_doubles import check_doubles
     from bfp.drivers.finetune_segmentation_results import results_of, write_pictures
+    from bfp.features.doubles import check_parted, doubles
     from bfp.features.token_maps import planes_of
     from bfp.finetuning.segmentation import ALL, dump_fold, load_fold, run_fold
     from bfp.finetuning.side_by_side import Job, side_by_side
@@ -133,7 +133,8 @@ def execute(spec: Finetune, run: Run) -> None:
     encoder = load(**encoder_arguments(spec, size_px=material.store.size_px))
     files = _token_maps(spec, run, material, encoder)
     planes = planes_of(study.sessions, files["encoder"])
-    check_doubles(run, planes, persons=material.persons, folds=study.folds, store=material.store.place)
+    homes = dict(zip(material.persons, study.folds.tolist(), strict=True))
+    check_parted(doubles(planes), homes, source=str(material.store.place), note=run.note, warn=run.warn)
     description = f"out of fold: each by a decoder that was learned without the subject (run {run.name})"
     masks = Masks(run.folder / "derivatives", material.task.target, tuple(material.classes), description)
     recipe, gpus = _recipe(spec, material.task), _gpus(spec)

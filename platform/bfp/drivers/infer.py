@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -55,10 +56,12 @@ if TYPE_CHECKING:
     from bfp.inference.kept import Predictions
     from bfp.inference.pipeline import Machine
     from bfp.inference.predictor import Outcome
+    from bfp.inference.pseudonyms import Pseudonyms
 
 SESSIONS_PER_PART = 64
 SECONDS_PER_PART = 30.0
 SHOWN_SESSIONS = 8
+SHOWN_SUBJECTS = 5
 
 FACTS = ("run", "bfp", "imaging", "encoder", "weights", "figures")  # of model.json, told on the page
 
@@ -78,7 +81,12 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
     _check_masks(spec, told)
     check_available(_preprocessing(told), spec.cohorts)
     _brain_program(told, profile)
-    sessions = [each for each in sessions_of(spec.cohorts, _preprocessing(told)) if each.scans]
+    if _pseudonyms(spec) and segments(told):
+        raise InputError(
+            "privacy.identifiers: hash: the model segments, and its masks are named for subjects and sessions, as BIDS "
+            "has it; keep them (identifiers: keep), and hash what you pass on"
+        )
+    sessions = [each for each in _sessions(spec, told) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
     begun = bool((place(spec.output) / spec.name / "predictions").names())
@@ -109,9 +117,26 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
         },
         warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]]
         + [each.warning for each in masks if each.warning]
+        + _picture_warnings(spec, told)
         + _estimate_warnings(_preprocessing(told))
         + memory_warnings(estimate.memory_gb),
     )
+
+
+def _picture_warnings(spec: Infer, told: dict[str, Any]) -> list[str]:
+    if spec.privacy.pictures != "brain" or told["preprocessing"]["brain"] != "none":
+        return []
+    return ["no pictures (privacy.pictures: brain): the model's stacks show the whole head (preprocessing.brain: none)"]
+
+
+def _pseudonyms(spec: Infer) -> Pseudonyms | None:
+    """Raises InputError where the key is not in the environment, or too short."""
+    if spec.privacy.identifiers == "keep":
+        return None
+    from bfp.inference.pseudonyms import Pseudonyms
+
+    variable = spec.privacy.key_variable
+    return Pseudonyms(os.environ.get(variable, ""), variable=variable)
 
 
 def _estimate_warnings(preprocessing: Preprocessing) -> list[str]:
@@ -153,11 +178,12 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Predict what is new, and say what stands of all."""
     from bfp.drivers import infer_segmentation
     from bfp.drivers.infer_results import results_of, write_pictures
+    from bfp.models.typical import WARNED_FROM
 
     folder, told = _model(spec)
     brain_program = _brain_program(told, profile)
     run.phase("listing", unit="sessions")
-    sessions = sessions_of(spec.cohorts, _preprocessing(told))
+    sessions = _sessions(spec, told)
     run.progress(len(sessions))
     by_inputs, kept, todo = _work(spec, folder, told, sessions)
     if damaged := kept.damaged():
@@ -165,20 +191,28 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
         kept.discard(damaged)
 
     shown, passing = _predict(spec, run, folder, told, todo, kept, brain_program=brain_program)
-    if spec.pictures and shown and segments(told):
+    for warning in _picture_warnings(spec, told):
+        run.warn(warning)
+    if _shows_pictures(spec, told) and shown and segments(told):
         infer_segmentation.write_pictures(run, shown, axis=_preprocessing(told).slice_axis)
-    elif spec.pictures and shown:
+    elif _shows_pictures(spec, told) and shown:
         write_pictures(run, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]
+    if pseudonyms := _pseudonyms(spec):
+        early = [pseudonyms.left_out(row) for row in early]
     united = kept.unite(by_inputs, passing=passing, left_out=early)
     results = infer_segmentation.results_of if segments(told) else results_of
-    run.result(results(spec, run, told, united).as_json())
+    run.result(results(spec, run, told, united, with_pictures=_shows_pictures(spec, told)).as_json())
     predicted, rejected = united.predictions.num_rows, united.rejected.num_rows
     run.note(f"{counted(predicted, 'session')} predicted, {counted(rejected, 'scan')} rejected")
     if passing:
         run.warn(f"scans of {counted(len(passing), 'session')} {TRIED_AGAIN}")
+    measured = [] if segments(told) else united.predictions["atypical"].to_pylist()
+    if far := sum(atypical is not None and atypical >= WARNED_FROM for atypical in measured):
+        lie = counted(far, "session lies", "sessions lie")
+        run.warn(f"{lie} beyond 99 % of the training sessions: the model was trained on nothing like it")
     for name in told["shown"]:
         lacking = sum(name in missing for missing in united.predictions["missing"].to_pylist())
         if lacking:
@@ -225,6 +259,18 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
             f"{IMAGING_VERSION}: fine-tune again, or predict with bfp {told['facts']['bfp']}"
         )
     return folder, told
+
+
+def _sessions(spec: Infer, told: dict[str, Any]) -> list[Session]:
+    """The sessions that are asked for. Raises InputError where a subject that is asked for has none."""
+    found = sessions_of(spec.cohorts, _preprocessing(told))
+    if spec.subjects is None:
+        return found
+    there = {session.key.subject for session in found}
+    if absent := [subject for subject in spec.subjects if subject not in there]:
+        known = ", ".join(sorted(there)[:SHOWN_SUBJECTS]) + (", …" if len(there) > SHOWN_SUBJECTS else "")
+        raise InputError(f"subjects: {', '.join(absent)}: in no cohort; there are {known}")
+    return [session for session in found if session.key.subject in spec.subjects]
 
 
 def segments(told: dict[str, Any]) -> bool:
@@ -281,12 +327,20 @@ def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Sessi
     schema = segmentations_schema(classes) if segments(told) else predictions_schema(classes, embedding=spec.embedding)
     kept = Predictions(run, schema=schema, model=model, version=__version__)
     by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
+    if pseudonyms := _pseudonyms(spec):  # or a guess at a file's name could be checked
+        by_inputs = {pseudonyms.of("inputs", inputs): session for inputs, session in by_inputs.items()}
     done = kept.done()
     return _Work(by_inputs, kept, {inputs: each for inputs, each in by_inputs.items() if inputs not in done})
 
 
 def _preprocessing(told: dict[str, Any]) -> Preprocessing:
     return Preprocessing.of_stored(told["preprocessing"])
+
+
+def _shows_pictures(spec: Infer, told: dict[str, Any]) -> bool:
+    return spec.privacy.pictures == "shown" or (
+        spec.privacy.pictures == "brain" and told["preprocessing"]["brain"] != "none"
+    )
 
 
 def _channels(told: dict[str, Any]) -> tuple[str, ...]:
@@ -317,6 +371,7 @@ def _predict(
     """
     from bfp.drivers.infer_segmentation import segment_sessions
     from bfp.inference.pipeline import Failure, predict_sessions
+    from bfp.inference.pseudonyms import sentence
 
     run.phase("predicting", total=len(todo), unit="sessions")
     if not todo:
@@ -333,7 +388,7 @@ def _predict(
             machine=replace(machine, workers=workers),
         )
 
-    machine, limit_s = _machine(spec), spec.compute.scan_timeout_s
+    machine, limit_s, pseudonyms = _machine(spec), spec.compute.scan_timeout_s, _pseudonyms(spec)
     arriving = attempts(
         {inputs: (inputs, session) for inputs, session in todo.items()},
         once,
@@ -353,8 +408,11 @@ def _predict(
                 lost = outcome
                 continue
             if isinstance(outcome, Failure):
-                failures.append(outcome.cause)
+                cause = outcome.cause
+                failures.append(sentence(cause, todo[outcome.inputs]) if pseudonyms else cause)
                 continue
+            if pseudonyms:
+                outcome = pseudonyms.outcome(outcome, todo[outcome.inputs])
             arrived += 1
             if outcome.passing:
                 passing.append(replace(outcome, preview=None))

@@ -13,6 +13,7 @@ from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.imaging.stacks import SliceAxis
 from bfp.inference.kept import Kept
 from bfp.inference.predictor import Outcome, Preview
+from bfp.models.typical import WARNED_FROM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
 from bfp.reports.numbers import interval_text
 from bfp.reports.pictures import SessionSlices, mosaic, orientation
@@ -20,22 +21,26 @@ from bfp.runs import Run
 from bfp.specs.infer import Infer
 
 SHOWN_ROWS = 50
+SHOWN_TO_LOOK_AT = 20
+APART = 0.2  # standard deviation over the fold heads: some of them say the other class
 PICTURE = "pictures/sessions.png"
 LIMITS = (
-    "For research; not a medical device. The probabilities are not calibrated: they put sessions in an order, and 0.9 "
-    "does not mean that nine of ten are of that class. The spread tells how far the heads of the folds are apart; it "
+    "For research; not a medical device. The probabilities put sessions in an order; 0.9 does not mean that nine of "
+    "ten are of that class. The recalibrated ones in the table come near to that, where the classes are as frequent "
+    "and the scans as alike as in the model's training. The spread tells how far the heads of the folds are apart; it "
     "is no interval around the probability."
 )
 
 
-def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Results:
+def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_pictures: bool) -> Results:
     """Figures and blocks, of everything that stands in the two tables."""
     rows = kept.predictions.to_pylist()
     classes: list[str] = told["classes"]
     predicted = Counter(row["predicted"] for row in rows)
     figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
     figures |= {f"predicted_{name}": predicted[name] for name in classes}
-    blocks: list[Block] = [_predictions(rows, classes), Text("Limits", [LIMITS])]
+    figures["atypical"] = sum(map(_far, rows))
+    blocks: list[Block] = [_predictions(rows, classes), *_to_look_at(rows), Text("Limits", [LIMITS])]
     blocks += [
         Histogram(
             title=f"Probability of {name}",
@@ -46,13 +51,15 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Resul
         for name in (classes[1:] if len(classes) == 2 else classes)
         if rows
     ]
+    if any(row["distance"] is not None for row in rows):
+        blocks.append(_distances(rows))
     blocks.append(_rejected(kept.rejected.to_pylist()))
     if any(row["missing"] for row in rows):
         blocks.append(_missing(rows))
     if shifts := [row["shift_mm"] for row in rows if row["shift_mm"] is not None]:
         axis = "largest shift within a session, mm"
         blocks.append(Histogram("Registration", shifts, axis, "sessions", flag_above=SUSPICIOUS_SHIFT_MM))
-    if spec.pictures and (run.folder / PICTURE).exists():
+    if with_pictures and (run.folder / PICTURE).exists():
         caption = "Slices as the model saw them, in their order, one row for each channel. "
         axis = told["preprocessing"].get("slice_axis", "axial")
         blocks.append(Picture("Sessions", PICTURE, caption + orientation(axis)))
@@ -96,6 +103,55 @@ def _predictions(rows: list[dict[str, Any]], classes: list[str]) -> Table:
     )
 
 
+def _to_look_at(rows: list[dict[str, Any]]) -> list[Table]:
+    """The sessions of which a person should see the scans before the prediction; each once, for the first reason."""
+    by_distance = sorted(rows, key=lambda row: -(row["distance"] or 0.0))
+    by_spread = sorted(rows, key=lambda row: -(row["spread"] or 0.0))
+    reasons = [
+        *((row, f"unlike the training sessions (distance {row['distance']:.1f})") for row in by_distance if _far(row)),
+        *((row, f"no {', '.join(row['missing'])}") for row in by_distance if row["missing"]),
+        *(
+            (row, f"the heads of the folds are apart ({row['spread']:.2f})")
+            for row in by_spread
+            if (row["spread"] or 0.0) > APART
+        ),
+    ]
+    found: dict[tuple[str, str, str], tuple[dict[str, Any], str]] = {}
+    for row, reason in reasons:
+        found.setdefault((row["cohort"], row["subject"], row["session"]), (row, reason))
+    if not found:
+        return []
+    shown: list[list[Cell]] = [
+        [row["cohort"], row["subject"], row["session"], reason, row["predicted"], row["atypical"], row["spread"]]
+        for row, reason in list(found.values())[:SHOWN_TO_LOOK_AT]
+    ]
+    more = f" The first {SHOWN_TO_LOOK_AT} of {len(found):,} are shown." if len(found) > SHOWN_TO_LOOK_AT else ""
+    return [
+        Table(
+            "Sessions to look at",
+            ["cohort", "subject", "session", "why", "predicted", "atypical", "spread"],
+            shown,
+            note="Atypical: the share of the training sessions, each held out, that lie less far from the others; "
+            f"from {WARNED_FROM} on the model was not trained on the like.{more}",
+        )
+    ]
+
+
+def _far(row: dict[str, Any]) -> bool:
+    """Whether it lies far from the training sessions, where that is known."""
+    return row["atypical"] is not None and bool(row["atypical"] >= WARNED_FROM)
+
+
+def _distances(rows: list[dict[str, Any]]) -> Histogram:
+    return Histogram(
+        title="How far sessions lie from the training sessions",
+        values=[row["distance"] for row in rows],
+        x_label="distance, 1 is that of a usual training session",
+        y_label="sessions",
+        flag_above=min((row["distance"] for row in rows if _far(row)), default=None),
+    )
+
+
 def _rejected(rows: list[dict[str, Any]]) -> Table:
     examples: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -135,10 +191,15 @@ def _model(spec: Infer, told: dict[str, Any], rows: list[dict[str, Any]]) -> Fac
 
 def _methods(told: dict[str, Any]) -> Text:
     facts = told["facts"]
+    spread = (
+        "The spread is the standard deviation of the predicted class's probability over the "
+        f"{told['folds']} heads of its cross-validation."
+        if told["folds"]
+        else "There is no spread over folds: the encoder was tuned, and those of the folds are not kept."
+    )
     paragraph = (
         f"Sessions were classified by {told['target']} ({', '.join(told['classes'])}) with the model {facts['run']}. "
         f"Scans were prepared as its training data were (imaging version {facts['imaging']}), and each session's "
-        f"stacks of {', '.join(told['shown'])} gave one row. The spread is the standard deviation of the predicted "
-        f"class's probability over the {told['folds']} heads of its cross-validation. Software: bfp {__version__}."
+        f"stacks of {', '.join(told['shown'])} gave one row. {spread} Software: bfp {__version__}."
     )
     return Text("Methods", [paragraph])

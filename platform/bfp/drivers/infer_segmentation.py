@@ -59,7 +59,7 @@ def write_pictures(run: Run, outcomes: Sequence[Outcome], *, axis: SliceAxis) ->
     (run.folder / PICTURE).write(outlines(slices, axis=axis))
 
 
-def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Results:
+def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_pictures: bool) -> Results:
     """Figures and blocks, of everything that stands in the two tables; and what stands once beside the masks."""
     rows, classes = kept.predictions.to_pylist(), list(told["classes"])
     scans = [(Key(row["cohort"], row["subject"], row["session"]), row["space"]) for row in rows]
@@ -73,7 +73,7 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept) -> Resul
         if rows
     ]
     blocks.append(_rejected(kept.rejected.to_pylist()))
-    if (run.folder / PICTURE).exists():
+    if with_pictures and (run.folder / PICTURE).exists():
         caption = "Of each session the slice with most of its mask, as the model saw it, and its outlines. "
         axis = told["preprocessing"].get("slice_axis", "axial")
         blocks.append(Picture("Masks", PICTURE, caption + orientation(axis)))

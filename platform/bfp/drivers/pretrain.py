@@ -19,6 +19,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
+from bfp.drivers.acquaintance import write_seen_by
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.pretrain_material import Material, material_of, probed_sessions, recipe_of
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
@@ -120,6 +121,7 @@ def execute(spec: Pretrain, run: Run) -> None:
         run.result(opening_of(spec, material).as_json())
     if not trained:
         _train(spec, run, material)
+    write_seen_by(spec, material, run.folder / "model")
     encoder, lengths = _exported(run), _earlier(run.folder, steps=material.steps)
 
     def tell(probed: Probed | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bfp.drivers.acquaintance import write_seen_by
 from bfp.drivers.pretrain_card import card, provenance
 from bfp.drivers.pretrain_material import material_of
 from bfp.drivers.pretrain_results import Probed
@@ -60,4 +61,5 @@ def export_checkpoint(run: RunFolder, folder: Place, *, step: int | None) -> int
         earlier=earlier,
     )
     export(encoder, folder, card=told, provenance=provenance(spec, material, name=run.name, step=step))
+    write_seen_by(spec, material, folder)
     return step

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bfp.errors import InputError
 from bfp.models.folders import encoder_folder, read_config
 from bfp.specs.backbones import backbones
-from bfp.specs.encoders import off_patch_grid, parse_encoder
+from bfp.specs.encoders import EncoderShape, off_patch_grid, parse_encoder
 from bfp.specs.fields import Where
 from bfp.specs.finetune import Finetune
 from bfp.specs.pretrain import Pretrain
@@ -30,7 +30,7 @@ PIN = "inputs.json"
 
 
 def open_stores(places: Sequence[str], where: Where, *, run: Place) -> tuple[SliceStore, ...]:
-    """The stores at the snapshots that the run has pinned, or at their latest ones where it has not begun.
+    """The stores at the snapshots that the run has pinned, or at their latest ones where it has not used them yet.
 
     Raises InputError where a list of subjects is no longer what it was when the run began.
     """
@@ -49,15 +49,17 @@ def open_stores(places: Sequence[str], where: Where, *, run: Place) -> tuple[Sli
                 f"where.{name}: {getattr(where, name)}: {new} more and {gone} fewer than when {run} began, which has "
                 "learned from other subjects than it would say; bring the list back, or give --name another"
             )
-    snapshots = [entry["snapshot"] for entry in pinned["stores"]]
-    return tuple(SliceStore.open(place(at), snapshot) for at, snapshot in zip(places, snapshots, strict=True))
+    snapshots = {entry["store"]: entry["snapshot"] for entry in pinned["stores"]}
+    return tuple(SliceStore.open(at, snapshots.get(str(at))) for at in map(place, places))
 
 
 def pin_inputs(stores: Sequence[SliceStore], where: Where, *, run: Place) -> None:
     """From now on the run uses these snapshots, and these lists of subjects."""
-    if _pinned(run) is None:
-        entries = [{"store": str(store.place), "snapshot": store.snapshot} for store in stores]
-        (run / PIN).write(json.dumps({"stores": entries, **_lists(where)}).encode())
+    pinned = _pinned(run) or {"stores": [], **_lists(where)}
+    known = {entry["store"] for entry in pinned["stores"]}
+    new = [{"store": str(each.place), "snapshot": each.snapshot} for each in stores if str(each.place) not in known]
+    if new:
+        (run / PIN).write(json.dumps({**pinned, "stores": [*pinned["stores"], *new]}).encode())
 
 
 def wanted_stacks(store: SliceStore, where: Where) -> pa.Table:
@@ -123,29 +125,35 @@ def _pinned(run: Place) -> dict[str, Any] | None:
 
 def encoder_arguments(spec: Pretrain | Finetune, *, size_px: int) -> dict[str, Any]:
     """The arguments of `models.encoder.load` for the encoder that a spec names, made for images of size_px."""
-    reference, shape = parse_encoder(spec.encoder), spec.encoder_shape
+    return loading(spec.encoder, spec.encoder_shape, seed=spec.seed, size_px=size_px)
+
+
+def loading(encoder: str, shape: EncoderShape | None, *, seed: int, size_px: int) -> dict[str, Any]:
+    """The same for an encoder by its name; shape: of an untrained one."""
+    reference = parse_encoder(encoder)
+    shape = shape if reference.origin == "random" else None
     return {
         "origin": reference.origin,
         "name": reference.name,
         "uri": place(reference.uri).uri if reference.uri else None,
         "size_px": size_px,
-        "seed": spec.seed,
+        "seed": seed,
         **(shape.model_dump() if shape else {}),
     }
 
 
-def check_encoder(text: str) -> int | None:
+def check_encoder(text: str, *, field: str = "encoder") -> int | None:
     """The side in pixels of the patches of an encoder, as a spec names it; None for Meta's files, which are not opened.
 
-    Raises InputError where it is not there.
+    field: where it stands, for messages. Raises InputError where it is not there.
     """
     reference = parse_encoder(text)
     if reference.uri is not None:
         at = place(reference.uri)
         if reference.origin == "folder":
-            return _patch_of_folder(at)
+            return _patch_of_folder(at, field=field)
         if not at.exists():
-            raise InputError(f"encoder: {at}: no such file of weights")
+            raise InputError(f"{field}: {at}: no such file of weights")
     return backbones()[reference.name.split(".")[0]].patch_px if reference.name else None
 
 
@@ -158,11 +166,11 @@ def check_size(store: SliceStore, *, patch_px: int | None, encoder: str) -> None
         )
 
 
-def _patch_of_folder(at: Place) -> int | None:
+def _patch_of_folder(at: Place, *, field: str) -> int | None:
     try:
         arguments = read_config(encoder_folder(at))["model_args"]
     except InputError as error:
         known = f"; for timm's {at.name} write random:{at.name} or timm:{at.name}" if at.name in backbones() else ""
-        raise InputError(f"encoder: {error}{known}") from error
+        raise InputError(f"{field}: {error}{known}") from error
     size_px = arguments.get("patch_size")
     return int(size_px) if size_px else None

@@ -7,12 +7,18 @@ tested, a figure is too good. A copy that was cut, resampled or coded anew is no
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from bfp.errors import InputError
+from bfp.words import counted
+
+MOST_NAMED = 20
+"""Pairs of subjects that a run names."""
 LEAST_SHARE = 0.5  # of the planes of the one who has fewer: single planes may be equal where hardly anything is shown
 MOST_HOLDERS = 20  # of a plane that tells people apart: what more have in common is a test pattern or an empty frame
 
@@ -46,3 +52,35 @@ def doubles(features: pa.Table) -> list[Double]:
         if number >= LEAST_SHARE * (fewer := int(min(held[one], held[other])))
     ]
     return sorted(found, key=lambda each: -each.shared)
+
+
+def check_parted(
+    found: Sequence[Double],
+    homes: Mapping[str, Any],
+    *,
+    source: str,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Raise InputError where somebody is learned from under one name and tested under another.
+
+    homes: of each subject that is judged where that happens (a fold): two of equal homes are never parted. source: the
+    store, for the message; note and warn hear of those who stand twice in one home.
+    """
+    judged = [each for each in found if each.one in homes and each.other in homes]
+    torn = [each for each in judged if homes[each.one] != homes[each.other]]
+    for each in judged[:MOST_NAMED]:
+        note(f"the same scans: {each.one} and {each.other} share {each.shared} of {each.planes} planes")
+    if torn:
+        first, *others = torn
+        more = f"; and so are {counted(len(others), 'other pair')}" if others else ""
+        raise InputError(
+            f"{source}: {first.one} and {first.other} are the same scans under two names ({first.shared} "
+            f"of {counted(first.planes, 'plane')} are equal), one of which would be learned from and the other tested "
+            f"on{more}; leave one of each out (where.exclude_subjects), or put both in one fold (splits)"
+        )
+    if judged:
+        warn(
+            f"{counted(len(judged), 'pair')} of subjects are the same scans under two names, in one fold each: they "
+            "count twice (the notes name them)"
+        )

@@ -28,6 +28,7 @@ STACKS_PER_CHUNK = 512
 CHANNELS = 3
 FORMAT = 2
 """Of the kept tables; 2 has `planes`."""
+_SECONDS = b"bfp.seconds"
 _COLUMNS = ["cohort", "subject", "session", "modalities", "present", "height"]
 
 
@@ -123,6 +124,16 @@ def vectors_of(features: pa.Table) -> np.ndarray:
     """The column `vector` as float32 (n, D)."""
     column = features["vector"].combine_chunks()
     return np.asarray(column.flatten()).reshape(len(column), -1)
+
+
+def with_seconds(table: pa.Table, seconds: float) -> pa.Table:
+    """The table, telling how long one worker took for its vectors."""
+    return table.replace_schema_metadata({_SECONDS: f"{seconds:.3f}"})
+
+
+def seconds_of(table: pa.Table) -> float:
+    """What `with_seconds` said; 0 where an earlier bfp described the stacks."""
+    return float((table.schema.metadata or {}).get(_SECONDS, 0))
 
 
 def _named(rows: list[Rows], identity: str, shown: Sequence[str]) -> Chunk:

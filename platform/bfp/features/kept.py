@@ -11,6 +11,7 @@ there is one worker for each. Starting one costs seconds, so several description
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
@@ -20,7 +21,7 @@ import ray
 
 from bfp.errors import Interrupted
 from bfp.features.describe import Describe
-from bfp.features.extraction import Chunk, describe_chunk, plan_chunks
+from bfp.features.extraction import Chunk, describe_chunk, plan_chunks, seconds_of, with_seconds
 from bfp.features.token_maps import Labels, SessionRows, TokenMaps, map_session, plan_sessions
 from bfp.storage import Place
 from bfp.store.reader import SliceStore
@@ -49,7 +50,9 @@ class _Worker:
     ) -> int:
         """Describe a chunk and write it; how many stacks it was. boxed: the reference to the description."""
         describe = self._held(identity, boxed)
+        began = time.perf_counter()
         table = describe_chunk(store, chunk, describe, shown=shown, batch_size=self._batch_size)
+        table = with_seconds(table, time.perf_counter() - began)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         _file(kept, chunk).write(buffer.getvalue())
@@ -121,7 +124,9 @@ class Extraction:
         waiting = [chunk for chunk in chunks if _file(kept, chunk).name not in already]
         told = {"store": store, "boxed": describe, "identity": describe.identity, "shown": shown, "kept": kept}
         self._spread("keep", chunks, waiting, told, on_done=on_done, stopping=stopping)
-        return pa.concat_tables([_read(_file(kept, chunk)) for chunk in chunks])
+        tables = [_read(_file(kept, chunk)) for chunk in chunks]
+        whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+        return with_seconds(whole, sum(map(seconds_of, tables)))
 
     def token_maps(
         self,

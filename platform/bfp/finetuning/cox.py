@@ -35,7 +35,9 @@ class Cox:
                 return weights @ weights / 2 - strength * value, weights - strength * (span.coordinates.T @ slope)
 
             start = np.zeros(span.coordinates.shape[1])
-            found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-7, "ftol": 1e-14})
+            found = minimize(
+                loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-7, "ftol": 1e-14}
+            )
             heads.append(span.head(found.x[None], np.zeros(1)))
         return heads
 

@@ -176,11 +176,11 @@ def load_fold(data: bytes) -> FoldResult:
     return FoldResult(head, float(tensors["strength"][0]), tensors["tested"], tensors["said"])
 
 
-def digest_of(study: Study, *arrays: np.ndarray) -> str:
-    """A hash of all that comes of a study on these vectors."""
+def digest_of(study: Study, *arrays: np.ndarray, told: Sequence[str] = ()) -> str:
+    """A hash of all that comes of a study on these vectors. told: what else names them."""
     digest = hashlib.sha256()
     for array in (*arrays, study.targets, study.folds):
         digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    told = [study.persons, repr(study.learner), study.strengths, study.seed, study.fraction]
-    digest.update(json.dumps(told).encode())
+    plain = [study.persons, repr(study.learner), study.strengths, study.seed, study.fraction, *told]
+    digest.update(json.dumps(plain).encode())
     return digest.hexdigest()[:16]

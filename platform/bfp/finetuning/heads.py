@@ -60,14 +60,14 @@ def fit_head(
 ) -> FittedHead:
     """A head for the training sessions. strengths: values of C to choose from; persons: whose session it is."""
     chosen = min(strengths)  # the most cautious, where there is nothing to choose by
-    folds = _inner_folds(learner.dealt(targets), persons=persons, seed=seed)
+    folds = inner_folds(learner.dealt(targets), persons=persons, seed=seed)
     if len(strengths) > 1 and folds is not None:
         chosen = max(zip(_merits(learner, vectors, targets, folds, strengths), strengths, strict=True))[1]
     return FittedHead(learner.fit(vectors, targets, [chosen])[0], chosen)
 
 
-def _inner_folds(dealt: np.ndarray, *, persons: Sequence[str], seed: int) -> np.ndarray | None:
-    """None where a sort of sessions is of one subject only."""
+def inner_folds(dealt: np.ndarray, *, persons: Sequence[str], seed: int) -> np.ndarray | None:
+    """Folds inside the training sessions, int64 (n,); None where a sort of sessions is of one subject only."""
     whose, sorts = np.asarray(persons), range(int(dealt.max()) + 1)
     fewest = min(len(np.unique(whose[dealt == sort])) for sort in sorts)
     if fewest < 2:

@@ -39,9 +39,12 @@ REJECTED = schemas.REJECTED.append(_INPUTS)
 def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
     """One row per session.
 
-    predicted: the likeliest class; prob_<class>: its probability; spread: standard deviation over the fold heads of the
-    predicted class's probability. modalities: that the model saw; missing: that it was trained with and did not see.
-    shift_mm: the largest header offset within the session; foreground: the smallest share of a scan that is head.
+    predicted: the likeliest class; prob_<class>: its probability; recalibrated_<class>: the same, recalibrated on
+    held-out training sessions; positive_at_90_specificity: of the second of two classes, null with more; spread:
+    standard deviation over the fold heads of the predicted class's probability, null where there are none. distance,
+    atypical: from the training sessions (`bfp.models.typical`), null where encoder or pooling were trained on them.
+    modalities: that the model saw; missing: that it was trained with and did not see. shift_mm: the largest header
+    offset within the session; foreground: the smallest share of a scan that is head.
     embedding: the mean over stacks of the spread of their patch tokens.
     """
     texts = pa.list_(pa.string())
@@ -49,7 +52,11 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
         *schemas.IDENTITY,
         pa.field("predicted", pa.string()),
         *(pa.field(f"prob_{name}", pa.float64()) for name in classes),
+        *(pa.field(f"recalibrated_{name}", pa.float64()) for name in classes),
+        pa.field("positive_at_90_specificity", pa.bool_()),
         pa.field("spread", pa.float64()),
+        pa.field("distance", pa.float64()),
+        pa.field("atypical", pa.float64()),
         pa.field("modalities", texts),
         pa.field("missing", texts),
         pa.field("stacks", pa.int32()),

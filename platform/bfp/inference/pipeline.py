@@ -1,5 +1,7 @@
 """Sessions through Ray Data: prepared on CPUs, predicted by copies of the model, a few sessions in flight.
 
+A copy of the model is given SESSIONS_TOGETHER sessions at a time, so that its batches are filled across them.
+
 Each session is a row, and the stacks of a session are all that is held of it, so memory is bounded by how many Ray
 Data lets through, not by the cohort. The model's actors claim no CPU, or a target with few of them would have none
 left to prepare scans; on a CPU each computes with one thread.
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray.data
 import torch
 from ray.util.annotations import RayDeprecationWarning
@@ -23,8 +26,11 @@ from bfp.cohorts.sessions import Session
 from bfp.errors import BfpError
 from bfp.imaging.stacks import Recipe
 from bfp.inference.predictor import Outcome, Predictor
-from bfp.inference.ready import ready
+from bfp.inference.ready import Ready, ready
 from bfp.storage import Place
+
+SESSIONS_TOGETHER = 4
+"""Of four sessions of 150 stacks batches of 64 are 94 % full, of each by itself 78 %; they are 90 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +77,9 @@ def predict_sessions(
                 compute=ray.data.TaskPoolStrategy(size=machine.workers),
                 max_retries=0,
             )
-            rows = prepared.map(
-                PredictRow,  # type: ignore[arg-type]  # Ray Data takes a class for actors
+            rows = prepared.map_batches(
+                PredictRows,  # Ray Data takes a class for actors
+                batch_size=SESSIONS_TOGETHER,
                 fn_constructor_kwargs={"model": model, "device": device, "batch_size": machine.batch_size},
                 num_cpus=0,
                 num_gpus=machine.gpus,
@@ -96,22 +103,30 @@ def prepare_row(row: dict[str, Any], *, recipe: Recipe, shown: Sequence[str], sc
     return {"ready": pickle.dumps(found)}
 
 
-class PredictRow:
+class PredictRows:
     """A copy of the model in a process of its own."""
 
     def __init__(self, *, model: Place, device: str, batch_size: int) -> None:
         torch.set_num_threads(1)
         self._predictor = Predictor(model, device=device, batch_size=batch_size)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        found = pickle.loads(row["ready"])
-        if isinstance(found, Failure):
-            return {"outcome": row["ready"]}
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        found: list[Ready | Failure] = [pickle.loads(each) for each in rows["ready"]]
+        sessions = [each for each in found if isinstance(each, Ready)]
+        outcomes: list[Outcome | Failure] = [each for each in found if isinstance(each, Failure)]
         try:
-            outcome: Outcome | Failure = self._predictor.predict(found)
+            described = self._predictor.vectors(sessions)
         except Exception as error:  # as above
-            outcome = _failure(found.inputs, error)
-        return {"outcome": pickle.dumps(outcome)}
+            outcomes += [_failure(session.inputs, error) for session in sessions]
+        else:
+            outcomes += [self._outcome(*each) for each in zip(sessions, described, strict=True)]
+        return {"outcome": [pickle.dumps(each) for each in outcomes]}
+
+    def _outcome(self, session: Ready, vectors: np.ndarray) -> Outcome | Failure:
+        try:
+            return self._predictor.predict(session, vectors)
+        except Exception as error:  # as above
+            return _failure(session.inputs, error)
 
 
 def _failure(inputs: str, error: Exception) -> Failure:

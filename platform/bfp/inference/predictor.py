@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,39 +66,73 @@ class Predictor:
         self._describe = EncoderVectors(encoder).to(device)
         self._batch_size = batch_size
 
-    def predict(self, session: Ready) -> Outcome:
+    def predict(self, session: Ready, vectors: np.ndarray) -> Outcome:
+        """vectors: float32 (n, D) of its n stacks.
+
+        Raises InputError where they are no numbers.
+        """
         if not len(session.pixels):
             return Outcome(session.inputs, None, session.left_out, None, session.passing)
-        vectors = self._vectors(session)
         if not np.isfinite(vectors).all():  # a head would take them for what a session lacks
             raise InputError("the encoder gave numbers that are not finite; its weights are damaged, or the model is")
         pooled = self._classifier.pooling.pool(vectors, heights=session.heights, parts=session.parts)[None]
         prediction, classes = self._classifier.predict(pooled), self._classifier.classes
         probabilities = prediction.probabilities[0]
         modalities = sorted({scan.modality for scan in session.scans})
+        missing = [name for name in self._classifier.shown if name not in modalities]
+        typical = self._classifier.typical
+        atypical = None if prediction.atypical is None else float(prediction.atypical[0])
+        of_session = [f"no {name}, which the model was trained with" for name in missing]
+        if typical and atypical is not None:
+            of_session += filter(None, [typical.warning(atypical)])
+        of_scans = [f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings]
         shifts = [scan.shift_mm for scan in session.scans if scan.shift_mm is not None]
         row = {
             **session.key._asdict(),
             "predicted": classes[int(probabilities.argmax())],
             **{f"prob_{name}": float(value) for name, value in zip(classes, probabilities, strict=True)},
-            "spread": float(prediction.spread[0]),
+            **{f"recalibrated_{name}": float(p) for name, p in zip(classes, prediction.recalibrated[0], strict=True)},
+            "positive_at_90_specificity": None if prediction.positive is None else bool(prediction.positive[0]),
+            "spread": float(prediction.spread[0]) if np.isfinite(prediction.spread[0]) else None,
+            "distance": None if prediction.distances is None else float(prediction.distances[0]),
+            "atypical": atypical,
             "modalities": modalities,
-            "missing": [name for name in self._classifier.shown if name not in modalities],
+            "missing": missing,
             "stacks": len(vectors),
             "shift_mm": max(shifts, default=None),
             "foreground": min(scan.foreground for scan in session.scans),
-            "warnings": [f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings],
+            "warnings": [*of_session, *of_scans],
             "scans": [scan.uri for scan in session.scans],
             "embedding": vectors.mean(axis=0, dtype=np.float64).astype(np.float32),
             "inputs": session.inputs,
         }
         return Outcome(session.inputs, row, session.left_out, _preview(session), session.passing)
 
-    def _vectors(self, session: Ready) -> np.ndarray:
-        """Of each stack, float32 (n, D)."""
-        pixels, visible = torch.from_numpy(session.pixels), torch.from_numpy(session.visible)
-        batches = zip(pixels.split(self._batch_size), visible.split(self._batch_size), strict=True)
-        return np.concatenate([self._describe(fill_absent(own, seen)) for own, seen in batches])
+    def vectors(self, sessions: Sequence[Ready]) -> list[np.ndarray]:
+        """Of each session float32 (n, D), one row a stack; batches are filled across sessions."""
+        counts = [len(session.pixels) for session in sessions]
+        made = [self._describe(fill_absent(*batch)) for batch in self._batches(sessions)]
+        return np.split(np.concatenate(made), np.cumsum(counts)[:-1]) if made else [np.zeros((0, 0))] * len(sessions)
+
+    def _batches(self, sessions: Sequence[Ready]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Pixels and what is visible of them, `batch_size` stacks at a time; no more than a batch is copied at once."""
+        waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        for session in sessions:
+            pixels, visible = session.pixels, session.visible
+            while len(pixels):
+                lacking = self._batch_size - sum(len(own) for own, _ in waiting)
+                waiting.append((pixels[:lacking], visible[:lacking]))
+                pixels, visible = pixels[lacking:], visible[lacking:]
+                if sum(len(own) for own, _ in waiting) == self._batch_size:
+                    yield _joined(waiting)
+                    waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels, visible = (np.concatenate(own) for own in zip(*parts, strict=True))
+    return torch.from_numpy(pixels), torch.from_numpy(visible)
 
 
 def _preview(session: Ready) -> Preview:

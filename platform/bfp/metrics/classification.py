@@ -24,7 +24,7 @@ _ROUNDING = 1e-9  # of sums of weights, relative
 
 def average_precision(classes: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     def of_class(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        hits, others = _above(positive, scores, weights)
+        hits, others = above(positive, scores, weights)
         gained = np.diff(hits, axis=1, prepend=0)
         with np.errstate(invalid="ignore"):
             precision = np.where(gained > 0, hits / (hits + others), 0)
@@ -51,7 +51,7 @@ def sensitivity_at(classes: np.ndarray, probabilities: np.ndarray, weights: np.n
     """At a specificity of SPECIFICITY or more."""
 
     def of_class(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        hits, others = _above(positive, scores, weights)
+        hits, others = above(positive, scores, weights)
         allowed = others <= (1 - SPECIFICITY + _ROUNDING) * others[:, -1:]
         return np.where(allowed, hits, 0).max(axis=1) / hits[:, -1]
 
@@ -88,7 +88,7 @@ def _macro(
     return np.mean(found, axis=0)
 
 
-def _above(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def above(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The weight of positives and of others at or above each distinct score, from the highest: (R, distinct) each."""
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])

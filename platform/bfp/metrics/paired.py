@@ -93,14 +93,20 @@ def _freed(count: int) -> float:
     return count / (count - 1)
 
 
-def corrected_t(differences: Sequence[float | None], *, folds: np.ndarray, least_error: float | None) -> Test:
-    """differences: of each fold, undefined ones left out; folds: int (n,), where each session was tested.
+def corrected_t(differences: Sequence[float | None], *, beside: float, least_error: float | None) -> Test:
+    """differences: of each fold, undefined ones left out, of one cross-validation or of several, dealt anew (Bouckaert
+    and Frank 2004, doi 10.1007/978-3-540-24775-3_3).
 
-    least_error: the standard error of the difference over tested subjects (of a bootstrap); None: not known.
+    beside: how many sessions a fold tests for each that its heads learn from. least_error: the standard error of the
+    difference over tested subjects (of a bootstrap); None: not known.
     """
-    sizes = np.unique(folds, return_counts=True)[1]
-    beside = float(np.mean(sizes / (len(folds) - sizes)))  # tested for each that is learned from
     return _t(differences, beside=beside, least_error=least_error or 0.0)
+
+
+def tested_beside(folds: np.ndarray) -> float:
+    """`beside`, where each fold learns from all the others. folds: int (n,), where each session was tested."""
+    sizes = np.unique(folds, return_counts=True)[1]
+    return float(np.mean(sizes / (len(folds) - sizes)))
 
 
 def plain_t(differences: Sequence[float | None]) -> Test:

@@ -1,12 +1,15 @@
 """The model folder of a classifier: an encoder, a head, and all that is needed to use them on raw scans.
 
     <folder>/encoder/            the encoder as plain timm loads it (`bfp.models.encoder`)
-    <folder>/head.safetensors    the head, and one head for each fold of its cross-validation
-    <folder>/model.json          classes, pooling, modalities, preprocessing, figures, hash of the head; written last
+    <folder>/head.safetensors    the head, one head for each fold of its cross-validation, and where training sessions
+                                 lie (`bfp.models.typical`)
+    <folder>/model.json          classes, pooling, modalities, preprocessing, recalibration, threshold, figures, hash of
+                                 the head; written last
     <folder>/README.md           the model card
 
 The head names its classes too, so neither of the two files can be exchanged without the other. `infer` needs nothing
-else. A session's vector is made of the spread of each stack's patch tokens (`bfp.features.describe`), pooled.
+else. A session's vector is made of the spread of each stack's patch tokens (`bfp.features.describe`), pooled. Where the
+encoder was tuned, that of each fold was another one, which is not kept: there are no heads of folds then.
 """
 
 from __future__ import annotations
@@ -20,15 +23,27 @@ from typing import Annotated, Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bfp.errors import InputError
+from bfp.models.attention import AttentionMap, AttentionPooling
 from bfp.models.linear import LinearHead
 from bfp.models.pooling import Pooling
+from bfp.models.recalibration import Recalibration, Threshold
+from bfp.models.typical import Typical
 from bfp.storage import Place
 
-CONTRACT = 2
+CONTRACT = 3
 """The version of the folder's files, and of the vectors that a head takes; another one is refused."""
+
+
+class _Attention(BaseModel):
+    """An AttentionPooling in model.json; its maps stand beside the heads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    maps: Annotated[int, Field(ge=1)]
+    within: Pooling
 
 
 class _Told(BaseModel):
@@ -36,23 +51,34 @@ class _Told(BaseModel):
 
     target: str
     classes: Annotated[list[str], Field(min_length=2)]
-    pooling: Pooling
+    pooling: Pooling | _Attention
     shown: Annotated[list[str], Field(min_length=1)]
     preprocessing: dict[str, Any]
-    folds: Annotated[int, Field(ge=1)]
+    folds: Annotated[int, Field(ge=0)]
+    typical: bool
+    recalibration: Recalibration
+    threshold: Threshold | None
     head_sha256: str
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """Of n sessions: probabilities float64 (n, K) of the classes, and how far the fold heads are apart.
+    """Of n sessions: probabilities float64 (n, K) of the classes, as the head says them and recalibrated, and how far
+    the fold heads are apart.
 
-    spread: float64 (n,), the standard deviation over the fold heads of the predicted class's probability.
+    spread: float64 (n,), the standard deviation over the fold heads of the predicted class's probability; NaN without
+    fold heads.
+    positive: bool (n,), at or above the threshold; None with more than two classes. distances, atypical: float64 (n,),
+    as of `bfp.models.typical`, None where that is not known.
     """
 
     probabilities: np.ndarray
+    recalibrated: np.ndarray
     spread: np.ndarray
+    positive: np.ndarray | None
+    distances: np.ndarray | None
+    atypical: np.ndarray | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,16 +86,22 @@ class Classifier:
     """The head and how it is used.
 
     target: the column that was learned. shown: the modalities that the encoder was shown.
-    preprocessing: as in the store that it was trained on. facts: plain values for a reader (data, figures, versions).
+    preprocessing: as in the store that it was trained on. typical: where the training sessions lie, None
+    where encoder or pooling were trained on them. recalibration,
+    threshold: from held-out sessions; None with more than two classes. facts: plain values for a reader (data, figures,
+    versions).
     """
 
     target: str
     classes: tuple[str, ...]
-    pooling: Pooling
+    pooling: Pooling | AttentionPooling
     shown: tuple[str, ...]
     preprocessing: Mapping[str, Any]
     head: LinearHead
     fold_heads: tuple[LinearHead, ...]
+    typical: Typical | None
+    recalibration: Recalibration
+    threshold: Threshold | None
     facts: Mapping[str, Any]
 
     def predict(self, vectors: np.ndarray) -> Prediction:
@@ -77,7 +109,15 @@ class Classifier:
         probabilities = self.head.probabilities(vectors)
         chosen = probabilities.argmax(axis=1)
         by_fold = [head.probabilities(vectors)[np.arange(len(vectors)), chosen] for head in self.fold_heads]
-        return Prediction(probabilities, np.std(by_fold, axis=0))
+        distances = self.typical.distances(vectors) if self.typical else None
+        return Prediction(
+            probabilities=probabilities,
+            recalibrated=self.recalibration(probabilities),
+            spread=np.std(by_fold, axis=0) if by_fold else np.full(len(vectors), np.nan),
+            positive=probabilities[:, 1] >= self.threshold.probability if self.threshold else None,
+            distances=distances,
+            atypical=self.typical.atypical(distances) if self.typical and distances is not None else None,
+        )
 
 
 def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None:
@@ -85,16 +125,27 @@ def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None
     tensors = classifier.head.tensors("head.")
     for number, head in enumerate(classifier.fold_heads):
         tensors |= head.tensors(f"folds.{number}.")
+    if classifier.typical:
+        tensors |= classifier.typical.tensors("typical.")
+    pooling = classifier.pooling
+    if isinstance(pooling, AttentionPooling):
+        for number, each in enumerate(pooling.maps):
+            tensors |= each.tensors(f"maps.{number}.")
     weights = safetensors.numpy.save(tensors, metadata={"classes": json.dumps(classifier.classes)})
     told = {
         "contract": CONTRACT,
         "type": "classification",
         "target": classifier.target,
         "classes": list(classifier.classes),
-        "pooling": asdict(classifier.pooling),
+        "pooling": asdict(pooling)
+        if isinstance(pooling, Pooling)
+        else {"maps": len(pooling.maps), "within": asdict(pooling.within)},
         "shown": list(classifier.shown),
         "preprocessing": dict(classifier.preprocessing),
         "folds": len(classifier.fold_heads),
+        "typical": classifier.typical is not None,
+        "recalibration": asdict(classifier.recalibration),
+        "threshold": asdict(classifier.threshold) if classifier.threshold else None,
         "head_sha256": hashlib.sha256(weights).hexdigest(),
         "facts": dict(classifier.facts),
     }
@@ -127,8 +178,8 @@ def read_description(folder: Place) -> dict[str, Any]:
         )
     if contract < CONTRACT:
         raise InputError(
-            f"{file}: written by an older bfp (contract {contract}; this one is {CONTRACT}), which made other vectors "
-            "of a session; fine-tune again"
+            f"{file}: written by an older bfp (contract {contract}; this one is {CONTRACT}), which made other "
+            "vectors of a session or kept less of its training; fine-tune again"
         )
     if kind != "classification":
         raise InputError(f"{file}: a model for {kind}; this bfp predicts with classifiers only")
@@ -161,11 +212,14 @@ def load_classifier(folder: Place) -> Classifier:
         classifier = Classifier(
             target=told["target"],
             classes=tuple(told["classes"]),
-            pooling=Pooling(**{**told["pooling"], "parts": tuple(told["pooling"]["parts"])}),
+            pooling=_pooling(told["pooling"], tensors),
             shown=tuple(told["shown"]),
             preprocessing=told["preprocessing"],
             head=LinearHead.from_tensors(tensors, "head."),
             fold_heads=tuple(LinearHead.from_tensors(tensors, f"folds.{number}.") for number in range(told["folds"])),
+            typical=Typical.from_tensors(tensors, "typical.") if told["typical"] else None,
+            recalibration=TypeAdapter(Recalibration).validate_python(told["recalibration"]),
+            threshold=TypeAdapter(Threshold | None).validate_python(told["threshold"]),
             facts=told["facts"],
         )
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
@@ -173,7 +227,19 @@ def load_classifier(folder: Place) -> Classifier:
     for head in (classifier.head, *classifier.fold_heads):
         if fault := head.fault(class_count=len(classes), length=classifier.head.centre.size):
             raise InputError(f"{file}: {fault}; fine-tune again")
+    if classifier.typical and (fault := classifier.typical.fault(length=classifier.head.centre.size)):
+        raise InputError(f"{file}: {fault}; fine-tune again")
     return classifier
+
+
+def _pooling(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Pooling | AttentionPooling:
+    """As model.json tells it; the maps of attention stand beside the heads."""
+    within = told.get("within", told)
+    plain = Pooling(**{**within, "parts": tuple(within["parts"])})
+    if "maps" not in told:
+        return plain
+    maps = tuple(AttentionMap.from_tensors(tensors, f"maps.{number}.") for number in range(told["maps"]))
+    return AttentionPooling(maps, plain)
 
 
 def _classes_of(data: bytes) -> list[str]:

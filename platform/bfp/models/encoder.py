@@ -182,6 +182,12 @@ def resized(encoder: LoadedEncoder, size_px: int) -> LoadedEncoder:
     return replace(encoder, model=model, description={**encoder.description, **facts(model), "positions": positions})
 
 
+def with_weights_told(encoder: LoadedEncoder) -> LoadedEncoder:
+    """The encoder, whose weights were changed, with their hash in its description; its mask token was of others."""
+    model = encoder.model.eval()
+    return replace(encoder, mask_token=None, description={**encoder.description, "weights": fingerprint(model)})
+
+
 def facts(model: VisionTransformer) -> dict[str, Any]:
     """The architecture in plain values."""
     first: Any = model.blocks[0]

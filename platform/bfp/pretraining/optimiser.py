@@ -1,8 +1,7 @@
 """How parameters are updated: AdamW with a rate and a weight decay for each, and gradients clipped by module (DINOv2).
 
-Rate: block i of d has decay^(d - i); class, register and mask tokens, positions and the patch embedding decay^(d +
-1); the final norm and the heads 1; the patch embedding a further factor. Weight decay: on everything, tokens and both
-parts of the weight-normalised prototypes included, but not on biases, norms and LayerScale.
+Rate: the backbone's by `models.layer_decay`; the heads' 1; the patch embedding's a further factor. Weight decay: on
+everything, tokens and both parts of the weight-normalised prototypes included, but not on biases, norms and LayerScale.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bfp.models.heads import GroupNorm1d, Prototypes
+from bfp.models.layer_decay import depth_rate
 from bfp.pretraining.schedules import Now
 
 BETAS = (0.9, 0.999)
@@ -58,13 +58,11 @@ def multipliers(
 
 
 def _rate(name: str, *, depth: int, layer_decay: float, patch_embed_rate: float) -> float:
-    parts = name.removeprefix("backbone.").removeprefix("vit.").split(".")
-    if not name.startswith("backbone.") or parts[0] in ("norm", "fc_norm"):
+    if not name.startswith("backbone."):
         return 1.0
-    if parts[0] == "blocks":
-        return layer_decay ** (depth - int(parts[1]))
-    embedded = layer_decay ** (depth + 1)
-    return embedded * patch_embed_rate if parts[0] == "patch_embed" else embedded
+    own = name.removeprefix("backbone.").removeprefix("vit.")
+    rate = depth_rate(own, depth=depth, layer_decay=layer_decay)
+    return rate * patch_embed_rate if own.startswith("patch_embed.") else rate
 
 
 def adamw(network: nn.Module, *, depth: int, layer_decay: float, patch_embed_rate: float) -> torch.optim.AdamW:

@@ -67,6 +67,52 @@ class Intervals:
     note: str = ""
 
 
+class Bar(NamedTuple):
+    """One of several beside each other: its value, its interval, the single values behind it, and a mark of how it
+    differs from the one that the others are compared with ("***")."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    dots: list[float | None] = []  # noqa: RUF012
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Groups of bars, in each one of every series; they stand on `base`. bars: for each group, one for each series."""
+
+    title: str
+    groups: list[str]
+    series: list[str]
+    bars: list[list[Bar]]
+    axis_label: str
+    base: float
+    note: str = ""
+
+
+class TrendLine(NamedTuple):
+    """Values with their intervals over a few places, rising."""
+
+    label: str
+    at: list[float]
+    values: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trends:
+    """How a figure goes with something, a line for each approach; `reference` is a value of no effect."""
+
+    title: str
+    lines: list[TrendLine]
+    x_label: str
+    y_label: str
+    reference: float | None = None
+    note: str = ""
+
+
 class RocCurve(NamedTuple):
     """One ROC curve: false positive rates, true positive rates (both rising from 0 to 1)."""
 
@@ -142,11 +188,11 @@ class Text:
     paragraphs: list[str]
 
 
-Block = Facts | Table | Curves | Intervals | Roc | Reliability | Scatter | Histogram | Picture | Text
+Block = Facts | Table | Curves | Intervals | Bars | Trends | Roc | Reliability | Scatter | Histogram | Picture | Text
 
 _KINDS: dict[str, type[Block]] = {
     kind.__name__.lower(): kind
-    for kind in (Facts, Table, Curves, Intervals, Roc, Reliability, Scatter, Histogram, Picture, Text)
+    for kind in (Facts, Table, Curves, Intervals, Bars, Trends, Roc, Reliability, Scatter, Histogram, Picture, Text)
 }
 
 
@@ -179,6 +225,10 @@ def results_from_json(found: dict[str, Any]) -> Results:
         kind = _KINDS[name]
         if kind is Intervals:
             fields["rows"] = [IntervalRow(*row) for row in fields["rows"]]
+        elif kind is Bars:
+            fields["bars"] = [[Bar(*bar) for bar in group] for group in fields["bars"]]
+        elif kind is Trends:
+            fields["lines"] = [TrendLine(*line) for line in fields["lines"]]
         elif kind is Roc:
             fields["curves"] = [RocCurve(*curve) for curve in fields["curves"]]
         elif kind is Reliability:

@@ -21,15 +21,17 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bfp.reports.blocks import Curves, Histogram, Intervals, Reliability, Roc, Scatter
+from bfp.reports.blocks import Bars, Curves, Histogram, Intervals, Reliability, Roc, Scatter, Trends
 from bfp.reports.numbers import interval_text, number_text
 
-Chartable = Curves | Intervals | Roc | Reliability | Scatter | Histogram
+Chartable = Curves | Intervals | Bars | Trends | Roc | Reliability | Scatter | Histogram
 Points = Mapping[str, Sequence[tuple[int, float]]]  # of each metric's name: (step, value), in any order
 
 WIDTH = 460
@@ -65,6 +67,7 @@ SERIES = [
     Series("--series-5", "#6a51a3", (0, (9, 3)), "v"),
     Series("--series-6", "#8a6d00", (0, (3, 1.5, 1.2, 1.5, 1.2, 1.5)), "X"),
 ]
+HATCHES = ("", "//", "..", "\\\\", "xx", "++")
 VARIABLES = {INK: "--ink", FAINT: "--faint", **{series.colour: series.variable for series in SERIES}}
 
 STYLE: Any = {  # matplotlib types its settings as a dict of 400 literal names
@@ -116,6 +119,10 @@ def draw(block: Chartable, points: Points) -> Chart:
                 drawn = _curves(block, points)
             case Intervals():
                 drawn = _intervals(block)
+            case Bars():
+                drawn = _bars(block)
+            case Trends():
+                drawn = _trends(block)
             case Roc():
                 drawn = _roc(block)
             case Reliability():
@@ -170,6 +177,82 @@ def _intervals(block: Intervals) -> _Drawn:
     axes.margins(x=0.06)
     axes.grid(axis="x")
     return _Drawn(figure, f"{block.axis_label}: {'; '.join(told)}.")
+
+
+def _bars(block: Bars) -> _Drawn:
+    """Groups of bars with their intervals, rings for the single values and marks above."""
+    figure, axes = _axes(height=330, x_label="", y_label=block.axis_label)
+    width, told, patches = 0.84 / max(1, len(block.series)), list[str](), []
+    ends = [block.base]
+    for index, name in enumerate(block.series):
+        _, colour, _, _ = SERIES[index % len(SERIES)]
+        hatch = HATCHES[index % len(HATCHES)]
+        for group, bars in enumerate(block.bars):
+            value, low, high, dots, mark = bars[index]
+            x = group + (index - (len(block.series) - 1) / 2) * width
+            told.append(f"{name}, {block.groups[group]}: {interval_text(value, low, high)} {mark}".strip())
+            if value is None:
+                continue
+            axes.bar(
+                x,
+                value - block.base,
+                0.86 * width,
+                block.base,
+                color=colour,
+                alpha=0.75,
+                hatch=hatch,
+                edgecolor=INK,
+                linewidth=0.5,
+            )
+            rings = [dot for dot in dots if dot is not None]
+            axes.plot([x] * len(rings), rings, "o", color=INK, fillstyle="none", markersize=3, markeredgewidth=0.6)
+            if low is not None and high is not None:
+                axes.plot([x, x], [low, high], color=INK, linewidth=1.3)
+            top = max(end for end in (value, high, *rings, block.base) if end is not None)
+            ends += [end for end in (value, low, high, *rings) if end is not None]
+            if mark:
+                axes.text(x, top, mark, ha="center", va="bottom", fontsize=FONT - 2)
+        patches.append(Patch(facecolor=colour, alpha=0.75, hatch=hatch, edgecolor=INK, linewidth=0.5))
+    low_end, high_end = _span(np.array(ends))
+    room = 0.08 * (high_end - low_end)
+    axes.set(ylim=(low_end - room * (low_end < block.base), high_end + room), xlim=(-0.6, len(block.groups) - 0.4))
+    axes.set_xticks(
+        range(len(block.groups)),
+        [textwrap.fill(name, max(8, 44 // max(1, len(block.groups)))) for name in block.groups],
+    )
+    axes.axhline(block.base, color=INK, linewidth=1)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    if len(block.series) > 1:
+        _legend(figure, patches, block.series)
+    return _Drawn(figure, f"{block.axis_label}: {'; '.join(told)}.")
+
+
+def _trends(block: Trends) -> _Drawn:
+    """A line for each approach over a few places, with the interval of each value; lines stand a little apart."""
+    figure, axes = _axes(height=330, x_label=block.x_label, y_label=block.y_label)
+    places = sorted({at for line in block.lines for at in line.at})
+    axes.set_xscale("log")
+    drawn, told = [], []
+    for index, (label, at, values, low, high) in enumerate(block.lines):
+        apart = 1.02 ** (index - (len(block.lines) - 1) / 2)
+        x = [place * apart for place in at]
+        line = _line(axes, x, [math.nan if value is None else value for value in values], series=index)
+        line.set_markevery(None)
+        for place, bottom, top in zip(x, low, high, strict=True):
+            if bottom is not None and top is not None:
+                axes.plot([place, place], [bottom, top], color=line.get_color(), linewidth=1.2, alpha=0.7)
+        drawn.append(line)
+        said = zip(at, values, low, high, strict=True)
+        told.append(f"{label}: " + ", ".join(f"at {number_text(a)} {interval_text(*ends)}" for a, *ends in said))
+    axes.set_xticks(places, [f"{place:.3g}" for place in places])
+    axes.minorticks_off()
+    if block.reference is not None:
+        axes.axhline(block.reference, color=INK, linewidth=1, linestyle=DASHED)
+    axes.grid(axis="y")
+    if drawn:
+        _legend(figure, drawn, [line.label for line in block.lines])
+    return _Drawn(figure, f"{block.y_label} by {block.x_label}: {'; '.join(told)}.")
 
 
 def _roc(block: Roc) -> _Drawn:
@@ -271,7 +354,7 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], *, series: int) ->
     return line
 
 
-def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
+def _legend(figure: Figure, lines: Sequence[Artist], labels: Sequence[str]) -> None:
     """Below the axes, in as many columns as the labels leave room for."""
     longest = max(len(label) for label in labels) + 5
     columns = max(1, min(len(labels), LEGEND_CHARACTERS // longest))

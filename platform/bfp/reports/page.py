@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from bfp.errors import InputError
 from bfp.reports.blocks import (
+    Bars,
     Block,
     Cell,
     Curves,
@@ -32,6 +33,7 @@ from bfp.reports.blocks import (
     Scatter,
     Table,
     Text,
+    Trends,
     results_from_json,
 )
 from bfp.reports.headline import headline
@@ -176,7 +178,7 @@ def _block(block: Block, points: dict[str, list[tuple[int, float]]], run: RunFol
             table = _table(block.title, block.columns, block.rows) if block.rows else Markup("")
             note = block.note or ("" if block.rows else "None.")
             return Section(block.title, join(table, _note(note)), half=_is_narrow(block))
-        case Curves() | Intervals() | Roc() | Reliability() | Scatter() | Histogram():
+        case Curves() | Intervals() | Bars() | Trends() | Roc() | Reliability() | Scatter() | Histogram():
             from bfp.reports import figures  # matplotlib takes half a second, and a page without charts needs none
 
             chart = figures.draw(block, points)
@@ -197,6 +199,12 @@ def _is_narrow(table: Table) -> bool:
 
 
 def _how_to_read(block: Block) -> str:
+    if isinstance(block, Bars | Trends):
+        return (
+            "Lines on the bars: 95 % intervals; rings: single folds."
+            if isinstance(block, Bars)
+            else ("Upright lines: 95 % intervals.")
+        )
     if isinstance(block, Reliability):
         return "Bars: 95 % intervals; dashed: what is said is what is seen."
     if not isinstance(block, Intervals):

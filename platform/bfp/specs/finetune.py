@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from bfp.specs.encoders import Encoder, EncoderShape, shape_clashes
 from bfp.specs.fields import (
@@ -14,6 +15,7 @@ from bfp.specs.fields import (
     Modality,
     Name,
     Positive,
+    Share,
     Shipped,
     Strict,
     Uri,
@@ -21,8 +23,12 @@ from bfp.specs.fields import (
     Workers,
     run_in_store,
 )
+from bfp.specs.presets import PRESET_OF, TRAINING_PRESETS
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]
+Pooling = Literal["position", "mean"]
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
+"""Of regularisation, inverse: what a head chooses from unless a spec says otherwise."""
 
 
 class Classification(Strict):
@@ -98,12 +104,67 @@ class Baselines(Strict):
     oracle: Column | None = Field(None, description="A column that is known to hold the truth (made cohorts only).")
 
 
+def _optional_by_preset(schema: dict[str, Any]) -> None:
+    """In the JSON Schema every number may be left out: the preset gives it."""
+    schema.pop("required", None)
+
+
+class Training(Strict):
+    """How the encoder, or attention on it, is trained. `preset` sets all numbers; one beside it overrides the preset's.
+
+    After each epoch a fifth of a fold's training subjects, which are set aside, tells how good the model is; the best
+    epoch is taken.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_optional_by_preset)
+
+    preset: Literal["retfound", "lora", "attention"] = Field(
+        "retfound",
+        description="Where the numbers come from: RETFound's recipe, for `tune: full`; ours for `tune: lora`, and for "
+        "attention on a frozen encoder.",
+    )
+    epochs: int = Field(ge=1, le=10_000, description="Most passes over the sessions; the best one is taken.")
+    warmup_epochs: float = Field(ge=0, description="Epochs of linear warm-up from 0.")
+    learning_rate: Positive = Field(
+        description="Peak rate for a step of 256 sessions; scaled by sessions_per_step / 256."
+    )
+    min_learning_rate: float = Field(ge=0, description="Rate at the end of the cosine.")
+    weight_decay: float = Field(ge=0, description="Weight decay, not on biases, norms, positions and tokens.")
+    sessions_per_step: int = Field(ge=1, le=1024, description="Sessions in a step.")
+    slices_per_session: int = Field(
+        ge=1, le=4096, description="Slices of each session in a step, drawn evenly over it. All of them are tested."
+    )
+    label_smoothing: Share = Field(description="Share of each label that is spread over all classes.")
+    class_balanced: bool = Field(description="Sessions of rare classes weigh more, so that all classes weigh alike.")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="tune: full. Factor of the rate from one block to the one below."
+    )
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="tune: full. Stochastic depth of the last block; that of the first is 0."
+    )
+    rank: int | None = Field(None, ge=1, le=1024, description="tune: lora. Rank of the adapters.")
+    alpha: int | None = Field(None, ge=1, description="tune: lora. What adapters add is multiplied with alpha / rank.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", "retfound")
+        known = isinstance(preset, str) and preset in TRAINING_PRESETS  # else refused where its type is checked
+        return {**TRAINING_PRESETS[preset if known else "retfound"], "preset": "retfound", **given}
+
+
 class FinetuneCompute(Strict):
     """How the work is spread out. Changes nothing in what comes out."""
 
     workers: Workers | None = Field(None, description="Folds at once, one CPU each. null: every CPU of the target.")
     gpus: float | None = Field(
-        None, ge=0, le=8, description="GPUs for computing features. null: one if the target has any, else none."
+        None,
+        ge=0,
+        le=8,
+        description="GPUs for computing features, and for training, where each fold takes one. null: one if the target "
+        "has any, else none.",
     )
     batch_size: int = Field(64, ge=1, description="Stacks in one forward pass.")
 
@@ -139,17 +200,26 @@ class Finetune(Job):
     modalities: list[Modality] | None = Field(
         None, min_length=1, description="Only these modalities are shown to the encoder. null: all of the store."
     )
-    tune: Literal["frozen", "lora", "full"] = Field("frozen", description="What is trained beside the head.")
-    pooling: Literal["position", "mean"] = Field(
+    tune: Literal["frozen", "lora", "full"] = Field(
+        "frozen",
+        description="What is trained beside the head. frozen: nothing. lora: low-rank adapters in the encoder's blocks "
+        "(an extra: pip install 'bfp[lora]'). full: the whole encoder. The frozen one is judged beside it.",
+    )
+    training: Training | None = Field(
+        None,
+        description="How it is trained, with `tune: lora` or `full`, or `pooling: attention`. null: as in its preset.",
+        examples=[{"preset": "retfound", "epochs": 50, "slices_per_session": 32}],
+    )
+    pooling: Literal["position", "mean", "attention"] = Field(
         "position",
         description="From the stacks of a session to one vector. position: the mean of the slices in each of several "
-        "bands of height; mean: one mean of all.",
+        "bands of height; mean: one mean of all; attention: a mean whose weights are learned (gated attention; Ilse "
+        "et al. 2018).",
     )
     regularisation: list[Positive] = Field(
-        default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0],
+        default_factory=lambda: list(STRENGTHS),
         min_length=1,
-        description="Inverse strengths C of the logistic regression; one is chosen inside each fold's training "
-        "subjects.",
+        description="Inverse strengths C of the heads; one is chosen inside each fold's training subjects.",
     )
     folds: int = Field(5, ge=2, le=50, description="Folds of the cross-validation, grouped by subject.")
     splits: Shipped | None = Field(
@@ -166,24 +236,64 @@ class Finetune(Job):
     baselines: Baselines = Field(default_factory=Baselines, description="What the model is compared with.")
     compute: FinetuneCompute = Field(default_factory=FinetuneCompute, description="How the work is spread out.")
 
+    @property
+    def trains(self) -> bool:
+        """Whether more is trained than a head on vectors."""
+        return self.tune != "frozen" or self.pooling == "attention"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_by_tune(cls, given: Any) -> Any:
+        """The preset is what `tune` asks for, where nothing else is said."""
+        if not isinstance(given, dict):
+            return given
+        tune, training = given.get("tune", "frozen"), given.get("training")
+        wanted = tune in ("lora", "full") or given.get("pooling") == "attention"
+        if isinstance(tune, str) and tune in PRESET_OF and (isinstance(training, dict) or (wanted and not training)):
+            return {**given, "training": {"preset": PRESET_OF[tune], **(training or {})}}
+        return given
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Finetune:
         clashes = [
             *shape_clashes(self.encoder, self.encoder_shape),
             *run_in_store(self, [self.store]),
-            *self._baselines_that_are_told_the_answer(),
+            *answers_told(self.task, self._baseline_columns(), field="task"),
             *self._no_vectors_of_sessions(),
+            *self._training_of_something_else(),
         ]
         if clashes:
             raise Misfit(*clashes)
         return self
 
-    def _baselines_that_are_told_the_answer(self) -> list[Clash]:
-        learned = [getattr(self.task, name) for name in ("target", "time", "event") if hasattr(self.task, name)]
+    def _training_of_something_else(self) -> list[Clash]:
+        if self.training is None:
+            return []
+        if not self.trains:
+            expected = "goes with tune: lora or full, or with pooling: attention; set one of them, or leave it out"
+            return [Clash("training", expected, ("tune", "pooling"))]
+        training, wanted = self.training, PRESET_OF[self.tune]
+        if training.preset != wanted:
+            return [Clash("training.preset", f"tune: {self.tune} goes with the preset {wanted}", ("tune",))]
+        if isinstance(self.task, Survival):
+            expected = "survival is learned on frozen vectors alone: set tune: frozen and pooling: position or mean"
+            return [Clash("task.type", expected, ("tune", "pooling"))]
+        clashes = []
+        for name, tune in {"layer_decay": "full", "drop_path": "full", "rank": "lora", "alpha": "lora"}.items():
+            if (getattr(training, name) is None) is (self.tune == tune):
+                expected = f"goes with tune: {tune}" if self.tune != tune else "needs a number"
+                clashes.append(Clash(f"training.{name}", expected, ("tune",)))
+        if training.class_balanced and not isinstance(self.task, Classification):
+            expected = "goes with a classification alone: a number is of no class"
+            clashes.append(Clash("training.class_balanced", expected, ("task",)))
+        if training.warmup_epochs >= training.epochs:
+            expected = f"less than training.epochs ({training.epochs})"
+            clashes.append(Clash("training.warmup_epochs", expected, ("training.epochs",)))
+        return clashes
+
+    def _baseline_columns(self) -> dict[str, str | None]:
         columns = {"baselines.oracle": self.baselines.oracle}
-        columns |= {f"baselines.covariates[{n}]": name for n, name in enumerate(self.baselines.covariates)}
-        expected = "is what the task learns: the baseline would be told the answer; leave it out"
-        return [Clash(path, expected, ("task",)) for path, name in columns.items() if name in learned]
+        return columns | {f"baselines.covariates[{n}]": name for n, name in enumerate(self.baselines.covariates)}
 
     def _no_vectors_of_sessions(self) -> list[Clash]:
         """A segmentation learns from masks, slice by slice: it has no use for a session's labels or vector."""
@@ -197,3 +307,10 @@ class Finetune(Job):
         }
         expected = "goes with a class, number or time of each session, not with a segmentation; leave it out"
         return [Clash(path, expected, ("task",)) for path, is_given in given.items() if is_given]
+
+
+def answers_told(task: Task, columns: Mapping[str, str | None], *, field: str) -> list[Clash]:
+    """Baselines whose column is what the task learns. columns: of each field; field: where the task stands."""
+    learned = [getattr(task, name) for name in ("target", "time", "event") if hasattr(task, name)]
+    expected = "is what the task learns: the baseline would be told the answer; leave it out"
+    return [Clash(path, expected, (field,)) for path, name in columns.items() if name in learned]

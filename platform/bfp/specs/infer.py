@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from bfp.specs.cohorts import Cohort, in_cohorts, same_names
 from bfp.specs.fields import Job, Misfit, Positive, Share, Strict, Uri, Workers
+
+Label = Annotated[str, Field(pattern=r"^[^/\s]+$")]
+EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class InferCompute(Strict):
@@ -29,6 +32,26 @@ class InferCompute(Strict):
     retries: int = Field(2, ge=0, le=10, description="How often sessions whose worker died are tried again.")
 
 
+class Privacy(Strict):
+    """What a run may show of the people whose scans it reads."""
+
+    identifiers: Literal["keep", "hash"] = Field(
+        "keep",
+        description="hash: subjects, sessions and files stand in tables, events, pictures and report as hashes with a "
+        "key; without the key nobody can find out whose they are.",
+    )
+    key_variable: EnvironmentVariable = Field(
+        "BFP_IDENTIFIER_KEY",
+        description="The environment variable that holds the key of `hash`, a secret of 16 characters or more. The "
+        "same key gives the same hashes.",
+    )
+    pictures: Literal["shown", "brain", "none"] = Field(
+        "shown",
+        description="Slices of the scans in the report. brain: only where the model's preprocessing cuts out the "
+        "brain, since a face can be made from slices of a head.",
+    )
+
+
 class Infer(Job):
     """Raw scans of new cohorts become one row of predictions a session."""
 
@@ -37,11 +60,14 @@ class Infer(Job):
     cohorts: list[Cohort] = Field(
         min_length=1, description="Where the scans come from.", examples=[[{"name": "my-cohort", "bids": "data/bids"}]]
     )
+    subjects: list[Label] | None = Field(
+        None, min_length=1, description="Only subjects with these labels, without `sub-`. null: all.", examples=[["01"]]
+    )
     embedding: bool = Field(True, description="Write each session's embedding beside its probabilities.")
     max_rejected: Share | None = Field(
         None, description="Fail when more than this share of the scans is rejected. null: never."
     )
-    pictures: bool = Field(True, description="Show slices of the scans in the report.")
+    privacy: Privacy = Field(default_factory=Privacy, description="What the run may show of people.")
     compute: InferCompute = Field(default_factory=InferCompute, description="How the work is spread out.")
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
-"""The numbers of each SSL preset, from their sources.
+"""The numbers of each preset, of pretraining and of fine-tuning, from their sources.
 
+Pretraining:
 dinov2-fast   the released code's default configuration (ViT-L, ImageNet-22k, 100 epochs)
 dinov2-long   the released training configuration of ViT-L/14 (LVD-142M recipe, 500 epochs of 1,250 steps)
 brain         ours, for cohorts of 1,000 to 100,000 scans on one GPU or a few; it departs from dinov2-fast so:
@@ -11,6 +12,13 @@ brain         ours, for cohorts of 1,000 to 100,000 scans on one GPU or a few; i
               for ViT-S, where the others' 0.3 and 0.4 are ViT-L's; scope global, so that what is learned does not
               hang on the number of workers; as many hidden patches in every batch, since on a CPU memory grew from
               step to step with varying ones.
+
+Training of `kind: finetune`:
+retfound      RETFound's recipe for full tuning (Zhou et al. 2023, doi 10.1038/s41586-023-06555-x, and the released
+              commands): 50 epochs of which 10 warm up, base rate 5e-3, layer decay 0.65, weight decay 0.05, drop path
+              0.2, label smoothing 0.1, batches of 16
+lora          ours: adapters of rank 8 (Hu et al. 2021, arXiv 2106.09685), a peak rate of 1e-3 in steps of 16 sessions
+attention     ours: attention and head alone, on an encoder that rests, which bear a larger rate
 """
 
 from __future__ import annotations
@@ -92,6 +100,29 @@ LENGTHS = MappingProxyType(
 """How long the sources train: their warm-ups are shares of it."""
 
 SSL_PRESETS = MappingProxyType({"dinov2-fast": _DINOV2_FAST, "dinov2-long": _DINOV2_LONG, "brain": _BRAIN})
+
+_RETFOUND: dict[str, Any] = {
+    "epochs": 50,
+    "warmup_epochs": 10.0,
+    "learning_rate": 5e-3,
+    "min_learning_rate": 1e-6,
+    "weight_decay": 0.05,
+    "sessions_per_step": 16,
+    "slices_per_session": 32,
+    "label_smoothing": 0.1,
+    "class_balanced": False,
+    "layer_decay": 0.65,
+    "drop_path": 0.2,
+}
+
+_ATTENTION: dict[str, Any] = {**_RETFOUND, "learning_rate": 0.1, "layer_decay": None, "drop_path": None}
+
+_LORA: dict[str, Any] = {**_ATTENTION, "learning_rate": 1.6e-2, "rank": 8, "alpha": 16}
+
+TRAINING_PRESETS = MappingProxyType({"retfound": _RETFOUND, "lora": _LORA, "attention": _ATTENTION})
+
+PRESET_OF = MappingProxyType({"full": "retfound", "lora": "lora", "frozen": "attention"})
+"""Of each `tune`: where the numbers of its training come from."""
 
 NATURAL_BLUR = MappingProxyType({"published": (0.0, 0.9, 0.5), "declared": (1.0, 0.1, 0.5)})
 """DINOv2's probabilities of a blur: of the first global crop, the second, and local ones.

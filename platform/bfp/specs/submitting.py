@@ -17,6 +17,7 @@ FREE = {
     "output",  # the folder was found under it, whatever path led there
     "max_rejected",
     "pictures",
+    "privacy.pictures",
     "preprocessing.preset",  # the fields that it sets are compared
     "probe.every",
     "probe.on_worse",
@@ -85,5 +86,5 @@ _GROWING: dict[str, dict[str, Callable[[Any, Any], bool]]] = {
         "modalities": _more,
         "seeds": _longer,
     },
-    "infer": {"cohorts": _more},
+    "infer": {"cohorts": _more, "subjects": _more},
 }

@@ -1,0 +1,195 @@
+"""The rows of a benchmark: of each approach, task, share of labels, modalities and cohort, how good it is.
+
+Several seeds deal the same subjects into other folds. A figure is the mean over the folds of all seeds, and its
+interval that of this mean, a drawn subject being drawn in all of them; the corrected t test is over all folds. Outside
+cohorts are judged by the head of every fold, and compared by intervals alone: heads that were made from mostly the same
+subjects and judged on the same others are no repetitions.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bfp.drivers.finetune_figures import better_than
+from bfp.metrics.bootstrap import Interval, standard_error
+from bfp.metrics.measures import MEASURES
+from bfp.metrics.over_folds import OverFolds, over_folds
+from bfp.metrics.paired import corrected_t, holm, plain_t
+from bfp.reports.numbers import interval_text
+
+WITHIN = ""
+"""The cohort of what is cross-validated."""
+
+
+class Where(NamedTuple):
+    """What a row is of. cohort: WITHIN, or an outside one; learned_with, tested_with: sets of modalities, by name."""
+
+    task: str
+    cohort: str
+    learned_with: str
+    tested_with: str
+    fraction: float
+    approach: str
+
+
+class Said(NamedTuple):
+    """What an approach said, over the folds of all seeds one after the other.
+
+    targets: (t, …); said: (t, K); folds: int64 (t,), numbered on over the seeds; subjects: whose each of the t is.
+    """
+
+    targets: np.ndarray
+    said: np.ndarray
+    folds: np.ndarray
+    subjects: list[str]
+
+
+class Judged(NamedTuple):
+    """figure: of the approach; better: by how much ours is better than it, and p values of that, None for ours, for
+    what it is not compared with, and (p) on outside cohorts."""
+
+    figure: OverFolds
+    better: OverFolds | None
+    p_corrected_t: float | None
+    p_plain_t: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """kind: of the task. sessions, subjects: that were tested; learned_from: subjects, the mean over folds.
+
+    p_holm: the p of the corrected t, adjusted over all rows of the task.
+    """
+
+    where: Where
+    kind: str
+    sessions: int
+    subjects: int
+    learned_from: float
+    judged: Judged
+    p_holm: float | None = None
+
+
+def judge(kind: str, own: Said, ours: Said | None, beside: float | None, seed: int) -> Judged:
+    """kind: of the task. ours: what ours said of the same; beside: as of `corrected_t`, None for no test."""
+    measures = MEASURES[kind]
+    figure = over_folds(measures.first.figure, own.targets, own.said, folds=own.folds, subjects=own.subjects, seed=seed)
+    if ours is None:
+        return Judged(figure, None, None, None)
+    better = better_than(measures, own.targets, ours.said, own.said, folds=own.folds, subjects=own.subjects, seed=seed)
+    if beside is None:
+        return Judged(figure, better, None, None)
+    corrected = corrected_t(better.folds, beside=beside, least_error=standard_error(better.mean))
+    return Judged(figure, better, corrected.p, plain_t(better.folds).p)
+
+
+def dump_judged(judged: Judged) -> bytes:
+    parts = [None if each is None else [list(each.mean), each.folds] for each in (judged.figure, judged.better)]
+    return json.dumps([*parts, judged.p_corrected_t, judged.p_plain_t]).encode()
+
+
+def load_judged(data: bytes) -> Judged:
+    figure, better, corrected, plain = json.loads(data)
+    first, second = (each and OverFolds(Interval(*each[0]), each[1]) for each in (figure, better))
+    return Judged(first, second, corrected, plain)
+
+
+def adjusted(rows: Sequence[Row]) -> list[Row]:
+    """With p values adjusted by Holm, over the rows of each task."""
+    done = list(rows)
+    for task in dict.fromkeys(row.where.task for row in rows):
+        own = [number for number, row in enumerate(rows) if row.where.task == task]
+        for number, p in zip(own, holm([rows[number].judged.p_corrected_t for number in own]), strict=True):
+            done[number] = replace(rows[number], p_holm=p)
+    return done
+
+
+# as files -------------------------------------------------------------------------------------------------------------
+
+COLUMNS = [
+    "task",
+    "cohort",
+    "learned_with",
+    "tested_with",
+    "label_fraction",
+    "approach",
+    "measure",
+    "value",
+    "low",
+    "high",
+    "ours_better_by",
+    "ours_better_low",
+    "ours_better_high",
+    "p_corrected_t",
+    "p_holm",
+    "p_plain_t",
+    "tested_sessions",
+    "tested_subjects",
+    "learned_subjects",
+    "folds",
+]
+
+
+def results_csv(rows: Sequence[Row]) -> bytes:
+    """Every row, every digit. `folds`: values in each fold of each seed, parted by semicolons, undefined ones empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow(["" if cell is None else cell for cell in _cells(row)])
+    return text.getvalue().encode()
+
+
+def _cells(row: Row) -> list[Any]:
+    where, found = row.where, row.judged
+    better = Interval(None, None, None) if found.better is None else found.better.mean
+    folds = ";".join("" if value is None else repr(value) for value in found.figure.folds)
+    return [
+        where.task,
+        where.cohort or "cross-validation",
+        where.learned_with,
+        where.tested_with,
+        where.fraction,
+        where.approach,
+        MEASURES[row.kind].first.name,
+        *found.figure.mean,
+        *better,
+        found.p_corrected_t,
+        row.p_holm,
+        found.p_plain_t,
+        row.sessions,
+        row.subjects,
+        round(row.learned_from, 2),
+        folds,
+    ]
+
+
+def results_markdown(rows: Sequence[Row], *, ours: str) -> bytes:
+    """The same for people, a table for each task; p is that of the corrected t, adjusted by Holm."""
+    parts = []
+    for task in dict.fromkeys(row.where.task for row in rows):
+        own = [row for row in rows if row.where.task == task]
+        label = MEASURES[own[0].kind].first.label
+        parts += [f"## {task}", "", f"| tested on | learned with | tested with | labels | approach | {label} | "]
+        parts[-1] += f"{ours} is better by | p |"
+        parts.append("| --- | --- | --- | ---: | --- | --- | --- | ---: |")
+        parts += [f"| {' | '.join(_words(row))} |" for row in own]
+        parts.append("")
+    return "\n".join(parts).encode()
+
+
+def _words(row: Row) -> list[str]:
+    where, found = row.where, row.judged
+    better = "" if found.better is None else interval_text(*found.better.mean)
+    p = "" if row.p_holm is None else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
+    cohort = where.cohort or "cross-validation"
+    shares = f"{where.fraction:.0%} ({row.learned_from:.0f})"
+    figure = interval_text(*found.figure.mean)
+    return [cohort, where.learned_with, where.tested_with, shares, where.approach, figure, better, p]

@@ -1,0 +1,240 @@
+"""What a benchmark spec comes down to: the stores, the sets of modalities, and of each task its sessions and folds.
+
+Found without torch; whatever is wrong with a store, an encoder or the labels is said here. A task is judged on the same
+sessions in every cell: those that have stacks in each set of modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bfp import __version__
+from bfp.drivers.finetune_material import (
+    Learned,
+    available,
+    folds_of,
+    keys_of,
+    labelled_of,
+    learned_in_words,
+    shown_of,
+    site_of,
+    target_of,
+)
+from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
+from bfp.errors import InputError
+from bfp.specs.benchmark import Benchmark
+from bfp.specs.finetune import Classification
+from bfp.storage import Place, place
+from bfp.words import counted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from bfp.cohorts.sessions import Key
+    from bfp.finetuning.labels import Labelled
+    from bfp.store.reader import SliceStore
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A set of modalities: its name in tables, and what is in it."""
+
+    name: str
+    modalities: tuple[str, ...]
+
+    def is_part_of(self, other: Shown) -> bool:
+        return set(self.modalities) < set(other.modalities)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stacks:
+    """A store and its stacks that show any of the modalities, of sessions that have some of every set."""
+
+    store: SliceStore
+    index: pa.Table
+    incomplete: dict[str, int]
+
+    def showing(self, shown: Shown) -> pa.Table:
+        from bfp.store.where import select
+
+        return select(self.index, modalities=shown.modalities)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskMaterial:
+    """name: in tables. folds: of each seed, int64 (n,). site: as in `finetune_material.Material`.
+
+    outside: the sessions of each outside cohort that have a target. covariates: text of each session, by column.
+    """
+
+    name: str
+    task: Learned
+    labelled: Labelled
+    folds: list[np.ndarray]
+    site: dict[str, list[str]]
+    outside: dict[str, Labelled]
+    covariates: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """sets: of modalities, the one with most of them first. stacks: of the store; outside: of each other cohort."""
+
+    sets: list[Shown]
+    stacks: Stacks
+    outside: dict[str, Stacks]
+    tasks: list[TaskMaterial]
+
+    @property
+    def everything(self) -> Shown:
+        """The set with most modalities."""
+        return self.sets[0]
+
+    @property
+    def all_stacks(self) -> dict[str, Stacks]:
+        """Of the store ("") and of each outside cohort."""
+        return {"": self.stacks, **self.outside}
+
+    def task(self, name: str) -> TaskMaterial:
+        return next(task for task in self.tasks if task.name == name)
+
+    @property
+    def stores(self) -> list[SliceStore]:
+        return [own.store for own in self.all_stacks.values()]
+
+
+def material_of(spec: Benchmark, *, run: Place) -> Material:
+    """The stores as the run in that folder has pinned them, else as they are. Raises InputError for what is wrong."""
+    tasks = [available(task) for task in spec.tasks]
+    if spec.tune != "frozen":
+        raise InputError(f"tune: {spec.tune} is not available for a benchmark in bfp {__version__}; frozen is")
+    store, *others = open_stores([spec.store, *spec.external.values()], spec.where, run=run)
+    for name, encoder in spec.encoders.items():
+        check_size(store, patch_px=check_encoder(encoder, field=f"encoders.{name}"), encoder=encoder)
+    sets = _sets(spec, store)
+    stacks = _stacks(store, wanted_stacks(store, spec.where), sets, source=spec.store)
+    outside = {}
+    for name, other in zip(spec.external, others, strict=True):
+        _check_same_preprocessing(store, other, name=name)
+        outside[name] = _stacks(other, other.stack_index(), sets, source=f"external.{name}")
+    named = _names(tasks)
+    return Material(
+        sets=sets,
+        stacks=stacks,
+        outside=outside,
+        tasks=[_task(spec, name, task, stacks, outside) for name, task in zip(named, tasks, strict=True)],
+    )
+
+
+def _sets(spec: Benchmark, store: SliceStore) -> list[Shown]:
+    asked: Sequence[list[str] | None] = spec.modalities or [None]
+    found = [
+        shown_of(each, store, field=f"modalities[{number}]" if each else "modalities")
+        for number, each in enumerate(asked)
+    ]
+    named = [Shown("+".join(modalities), modalities) for modalities in found]
+    return sorted(named, key=lambda shown: -len(shown.modalities))
+
+
+def _stacks(store: SliceStore, index: pa.Table, sets: list[Shown], *, source: str) -> Stacks:
+    import pyarrow as pa
+
+    from bfp.store.where import select
+
+    index = select(index, modalities=sorted({name for shown in sets for name in shown.modalities}))
+    everybody, incomplete = set(keys_of(index)), dict[str, int]()
+    if not everybody:
+        raise InputError(f"{source}: no stack is left by `where` and `modalities`")
+    complete = set(everybody)
+    for shown in sets:
+        seen = set(keys_of(select(index, modalities=shown.modalities)))
+        if lacking := len(complete - seen):
+            incomplete[f"no stack shows {' or '.join(shown.modalities)}"] = lacking
+        complete &= seen
+    if not complete:
+        why = "; ".join(f"{counted(count, 'session')}: {reason}" for reason, count in incomplete.items())
+        raise InputError(f"{source}: no session has stacks of every set of `modalities` ({why})")
+    return Stacks(store, index.filter(pa.array([key in complete for key in keys_of(index)])), incomplete)
+
+
+def _check_same_preprocessing(store: SliceStore, other: SliceStore, *, name: str) -> None:
+    if other.fingerprint == store.fingerprint:
+        return
+    differing = [
+        field
+        for field in sorted({*store.preprocessing, *other.preprocessing})
+        if store.preprocessing.get(field) != other.preprocessing.get(field)
+    ]
+    raise InputError(
+        f"external.{name}: {other.place}: was made by another preprocessing than {store.place} "
+        f"({', '.join(differing) or 'of another version of bfp'}); ingest it with the same"
+    )
+
+
+def _names(tasks: list[Learned]) -> list[str]:
+    """By what is learned; with the classes where two tasks would be called alike."""
+    short = [target_of(task) for task in tasks]
+    return [
+        f"{name} ({', '.join(task.classes)})" if short.count(name) > 1 and isinstance(task, Classification) else name
+        for name, task in zip(short, tasks, strict=True)
+    ]
+
+
+def _task(spec: Benchmark, name: str, task: Learned, stacks: Stacks, outside: dict[str, Stacks]) -> TaskMaterial:
+    from bfp.finetuning.covariates import check_column
+
+    source = spec.labels or str(stacks.store.place)
+    labelled = labelled_of(task, keys_of(stacks.index), store=stacks.store, labels=spec.labels)
+    for reason, count in stacks.incomplete.items():
+        labelled.left_out[reason] = count
+    covariates = {column: labelled.column(column, source=source) for column in spec.baselines.covariates}
+    for column, values in covariates.items():
+        check_column(column, values, subjects=[key.subject for key in labelled.sessions], source=source)
+    return TaskMaterial(
+        name=name,
+        task=task,
+        labelled=labelled,
+        folds=[
+            folds_of(task, labelled, folds=spec.folds, seed=spec.seed + number, splits=spec.splits)
+            for number in range(spec.seeds)
+        ],
+        site=site_of(spec.site, labelled, source=source),
+        outside={
+            other: _outside(spec, task, own, name=other, within=labelled.sessions) for other, own in outside.items()
+        },
+        covariates=covariates,
+    )
+
+
+def _outside(spec: Benchmark, task: Learned, stacks: Stacks, *, name: str, within: Sequence[Key]) -> Labelled:
+    """Of an outside cohort, by the table of labels where that speaks of it, else by what it carries.
+
+    within: the sessions of the store.
+    """
+    from bfp.cohorts.labels import read_labels
+
+    sessions, spoken_of = set(keys_of(stacks.index)), False
+    if spec.labels:
+        table = read_labels(place(spec.labels))
+        theirs = {row.subject for key in sessions for row in table.rows_of(key)}
+        spoken_of = bool(theirs)
+        if both := sorted(theirs & {key.subject for key in within} if not table.cohorts else ()):
+            raise InputError(
+                f"{table.source}: subject {both[0]} is in {spec.store} and in external.{name} "
+                f"({counted(len(both), 'such subject')}), and the table says not which; add a column `cohort`"
+            )
+    try:
+        return labelled_of(task, sessions, store=stacks.store, labels=spec.labels if spoken_of else None)
+    except InputError as error:
+        raise InputError(f"external.{name}: {error}") from error
+
+
+def in_words(task: TaskMaterial) -> str:
+    """What is learned from whom."""
+    counts = learned_in_words(task.task, task.labelled)
+    told = ", ".join(f"{name} ({text})" for name, text in counts.items())
+    outside = [f"{name}: {counted(len(own.sessions), 'session')}" for name, own in task.outside.items()]
+    return f"{told}{'; outside: ' if outside else ''}{', '.join(outside)}"

@@ -1,0 +1,415 @@
+"""What a benchmark came to, as blocks of the report: the paper's figures, the table, the checks, the cost.
+
+For machines: `<measure>` of ours with all labels and modalities, `<measure>_<approach>` of each other approach there,
+and by how much ours is `above_<approach>` (`below_…` where less is better); with `_low` and `_high`, the ends of the
+95 % interval. Of a second task they carry its number, `2_<measure>`. Every row stands in results.csv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bfp import __version__
+from bfp.drivers.acquaintance import Acquaintance
+from bfp.drivers.benchmark_cells import NOTHING_SHOWN, Found
+from bfp.drivers.benchmark_figures import WITHIN, Row
+from bfp.drivers.benchmark_material import Material, TaskMaterial
+from bfp.drivers.finetune_material import learned_in_words, target_of
+from bfp.drivers.finetune_results import HEADS, RESEARCH, p_text
+from bfp.finetuning.site import SiteProbe, numbered
+from bfp.metrics.auroc import weighted_auroc
+from bfp.metrics.bootstrap import REPLICATES
+from bfp.metrics.measures import MEASURES, Measures
+from bfp.metrics.over_folds import OverFolds, over_folds
+from bfp.reports.blocks import Bar, Bars, Block, Cell, Facts, Results, Table, Text, TrendLine, Trends
+from bfp.reports.numbers import duration_text, interval_text
+from bfp.specs.benchmark import COVARIATES, HISTOGRAMS, PERMUTED, SITE, Benchmark
+from bfp.specs.encoders import parse_encoder
+from bfp.words import counted
+
+NAMES = {
+    HISTOGRAMS: "histograms of the slices",
+    COVARIATES: "covariates alone",
+    SITE: "the site alone",
+    PERMUTED: "permuted labels",
+}
+ROUGH = (
+    "Figures of few folds and of small groups are rough; what differs between encoders on this cohort may differ the "
+    "other way on another."
+)
+MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+MARKED = "Marks: p of the corrected t test against {ours}, by Holm: * below 0.05, ** 0.01, *** 0.001."
+
+
+class Shown(NamedTuple):
+    """shown: the page and the figures; warnings: what is wrong with the comparison."""
+
+    shown: Results
+    warnings: list[str]
+
+
+def results_of(
+    spec: Benchmark, material: Material, found: Found, rows: Sequence[Row], met: Mapping[str, Acquaintance]
+) -> Shown:
+    numbers: dict[str, Cell] = {
+        "encoders": len(spec.encoders),
+        "cells": len(found.cells),
+        "rows": len(rows),
+        "sessions": max(len(task.labelled.sessions) for task in material.tasks),
+    }
+    blocks: list[Block] = []
+    warnings: list[str] = []
+    for number, task in enumerate(material.tasks, start=1):
+        own = [row for row in rows if row.where.task == task.name]
+        numbers |= _numbers(spec, material, own, prefix="" if number == 1 else f"{number}_")
+        blocks += _figures(spec, material, task, own)
+        warnings += _warnings(spec, material, task, own)
+    if found.sites:
+        blocks += [_sites(spec, material, found, task) for task in material.tasks if task.site]
+    blocks += [
+        _guard(spec, met),
+        _cost(spec, found),
+        *(_learned(task) for task in material.tasks),
+        Facts(title="What was compared on what", rows=_facts(spec, material)),
+        *(_table(spec, [row for row in rows if row.where.task == task.name], task) for task in material.tasks),
+        _methods(spec, material, found),
+        Text("Limits", [f"{RESEARCH} {ROUGH}"]),
+    ]
+    return Shown(Results(figures=numbers, blocks=blocks), warnings)
+
+
+# the paper's figures --------------------------------------------------------------------------------------------------
+
+
+def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequence[Row]) -> list[Block]:
+    measures = MEASURES[task.task.type]
+    label, most = measures.first.label, max(spec.label_fractions)
+    encoders = [name for name in (*spec.encoders, HISTOGRAMS) if any(row.where.approach == name for row in rows)]
+    everything = material.everything.name
+    at = {
+        (row.where.cohort, row.where.learned_with, row.where.tested_with, row.where.fraction, row.where.approach): row
+        for row in rows
+    }
+    marked = MARKED.format(ours=spec.compared)
+    base = 0.0 if measures.chance is None else measures.chance
+
+    def bars(title: str, groups: Mapping[str, tuple[str, str, str]], note: str) -> Bars:
+        return Bars(
+            title=f"{task.name}: {title}",
+            groups=list(groups),
+            series=[NAMES.get(name, name) for name in encoders],
+            bars=[[_bar(at.get((*place, most, name))) for name in encoders] for place in groups.values()],
+            axis_label=f"{label}, mean of folds",
+            base=base,
+            note=note,
+        )
+
+    blocks: list[Block] = [
+        bars(
+            "encoders",
+            {shown.name: (WITHIN, shown.name, shown.name) for shown in material.sets},
+            f"Cross-validated, learned and tested with these modalities. {marked}",
+        )
+    ]
+    if len(spec.label_fractions) > 1:
+        blocks.append(_few_labels(spec, material, task, at, encoders, measures))
+    less = {
+        f"{shown.name} only": (WITHIN, everything, shown.name) for shown in material.sets if shown.name != everything
+    }
+    less = {name: place for name, place in less.items() if (*place, most, encoders[0]) in at}
+    if less:
+        blocks.append(
+            bars(
+                "missing modalities",
+                {"all": (WITHIN, everything, everything), **less},
+                f"Learned with {everything}; what is missing then is filled as the encoder fills what is absent. "
+                f"{marked}",
+            )
+        )
+    if material.outside:
+        groups = {"cross-validation": (WITHIN, everything, everything)}
+        groups |= {name: (name, everything, everything) for name in material.outside}
+        blocks.append(
+            bars(
+                "outside cohorts",
+                groups,
+                "The heads of the cross-validation on cohorts from which nothing was learned; a ring is a head.",
+            )
+        )
+    return blocks
+
+
+def _bar(row: Row | None) -> Bar:
+    if row is None:
+        return Bar(None, None, None)
+    p = row.p_holm
+    mark = next((mark for limit, mark in MARKS if p is not None and p < limit), "")
+    return Bar(*row.judged.figure.mean, row.judged.figure.folds, mark)
+
+
+def _few_labels(
+    spec: Benchmark,
+    material: Material,
+    task: TaskMaterial,
+    at: Mapping[tuple[str, str, str, float, str], Row],
+    encoders: Sequence[str],
+    measures: Measures,
+) -> Trends:
+    everything, lines = material.everything.name, []
+    for name in encoders:
+        own = [at[WITHIN, everything, everything, fraction, name] for fraction in sorted(spec.label_fractions)]
+        value, low, high = ([getattr(row.judged.figure.mean, end) for row in own] for end in ("value", "low", "high"))
+        lines.append(TrendLine(NAMES.get(name, name), [row.learned_from for row in own], value, low, high))
+    shares = ", ".join(f"{fraction:.0%}" for fraction in sorted(spec.label_fractions))
+    return Trends(
+        title=f"{task.name}: few labels",
+        lines=lines,
+        x_label="labelled subjects that a head learns from (mean of folds)",
+        y_label=f"{measures.first.label}, mean of folds",
+        reference=measures.chance,
+        note=f"Shares of {shares} of the training subjects of each class; the smaller are parts of the larger. With "
+        f"{everything}.",
+    )
+
+
+# the table and the checks ---------------------------------------------------------------------------------------------
+
+
+def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
+    label = MEASURES[task.task.type].first.label
+    cells: list[list[Cell]] = []
+    above: list[Cell] = []
+    for row in rows:
+        where, found = row.where, row.judged
+        better = "" if found.better is None else interval_text(*found.better.mean)
+        p: list[Cell] = ["" if each is None else p_text(each) for each in (row.p_holm, found.p_plain_t)]
+        place: list[Cell] = [
+            where.cohort or "cross-validation",
+            where.learned_with,
+            where.tested_with,
+            f"{where.fraction:.0%} ({row.learned_from:.0f})",
+        ]
+        cells.append(
+            [
+                *([""] * len(place) if place == above else place),
+                NAMES.get(where.approach, where.approach),
+                interval_text(*found.figure.mean),
+                better,
+                *p,
+            ]
+        )
+        above = place
+    return Table(
+        title=f"{task.name}: every cell",
+        columns=[
+            "tested on",
+            "learned with",
+            "tested with",
+            "labels",
+            "approach",
+            label,
+            f"{spec.compared} better by",
+            "p",
+            "plain t",
+        ],
+        rows=cells,
+        note="In brackets 95 % intervals over subjects; labels: the share, and the subjects a head learns from. p is "
+        "of the corrected t test over the folds of all seeds (Nadeau and Bengio), adjusted by Holm over this table; "
+        "outside cohorts are compared by intervals. The plain t test is what papers print; it finds differences where "
+        "there are none. The same with all digits: results.csv, results.md.",
+    )
+
+
+def _sites(spec: Benchmark, material: Material, found: Found, task: TaskMaterial) -> Table:
+    ((column, values),) = task.site.items()
+    sites, names = numbered(values)
+    measures, folds, persons = MEASURES[task.task.type], task.folds[0], task.labelled.persons
+
+    def site(said: np.ndarray) -> str:
+        return interval_text(
+            *over_folds(weighted_auroc, sites, said, folds=folds, subjects=persons, seed=spec.seed).mean
+        )
+
+    def own(said: np.ndarray) -> OverFolds:
+        targets = task.labelled.targets
+        return over_folds(measures.first.figure, targets, said, folds=folds, subjects=persons, seed=spec.seed)
+
+    rows: list[list[Cell]] = []
+    for (approach, name), probe in found.sites.items():
+        if name != task.name:
+            continue
+        key = next(
+            key
+            for key in found.cells
+            if key[:3] == (approach, name, 0)
+            and key.shown == material.everything.name
+            and key.fraction == max(spec.label_fractions)
+        )
+        told = [site(getattr(probe, each)) for each in SiteProbe.__slots__[:4]]
+        before, after = (interval_text(*own(said).mean) for said in (found.cells[key].said, probe.task_after))
+        rows.append([NAMES.get(approach, approach), *told, before, after])
+    label = measures.first.label
+    return Table(
+        title=f"{task.name}: how well features tell sites apart",
+        columns=[
+            "approach",
+            "site, linear",
+            "site, neighbours",
+            "linear, without",
+            "neighbours, without",
+            f"{label}",
+            f"{label}, without",
+        ],
+        rows=rows,
+        note=f"AUROC of {column} ({counted(len(names), 'site')}, one against the rest) on the folds of the "
+        "first seed, by a linear head and by the nearest neighbours; 0.5: nothing. Without: once what parts the means "
+        "of the sites of the training sessions is taken away, of which a linear head can say nothing more; what the "
+        f"neighbours still tell is left in the features. {label}: of the task, before and after.",
+    )
+
+
+def _guard(spec: Benchmark, met: Mapping[str, Acquaintance]) -> Table:
+    rows: list[list[Cell]] = [[name, spec.encoders[name], each.told] for name, each in met.items()]
+    return Table(
+        title="Whom the encoders have met",
+        columns=["encoder", "from", "subjects of its pretraining among those that are judged"],
+        rows=rows,
+        note="By name and by what their voxels came to at ingest. Pretraining sees no label, but an encoder that has "
+        "met the subjects it is judged on has an advantage that it will not have on others.",
+    )
+
+
+def _warnings(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequence[Row]) -> list[str]:
+    measures, found = MEASURES[task.task.type], list[str]()
+    if measures.chance is None:
+        return found
+    for row in rows:
+        low = row.judged.figure.mean.low
+        if low is None or low <= measures.chance:
+            continue
+        told = interval_text(*row.judged.figure.mean)
+        if row.where.approach == SITE:
+            found.append(
+                f"{task.name}: {next(iter(task.site))} alone tells it ({measures.first.label} {told}): what images add "
+                "must be read beside that; compare within sites, or leave sites out that have one class"
+            )
+        if row.where.approach == PERMUTED:
+            found.append(
+                f"{task.name}: permuted labels are told from the images ({measures.first.label} {told}, "
+                f"{row.where.learned_with}): by chance in one study of forty, else a fault of the study; submit it "
+                "with another name and another seed"
+            )
+    return found
+
+
+def _cost(spec: Benchmark, found: Found) -> Table:
+    rows: list[list[Cell]] = []
+    for name in dict.fromkeys(key.approach for key in found.cells):
+        cells = [cell for key, cell in found.cells.items() if key.approach == name]
+        vectors = [cost for (approach, _), cost in found.costs.items() if approach == name]
+        rows.append(
+            [
+                NAMES.get(name, name),
+                len(vectors),
+                sum(cost.stacks for cost in vectors),
+                duration_text(sum(cost.seconds for cost in vectors)) if vectors else "",
+                len(cells),
+                duration_text(sum(cell.seconds for cell in cells)),
+                duration_text(max(cell.seconds for cell in cells)),
+            ]
+        )
+    return Table(
+        title="What it cost",
+        columns=["approach", "extractions", "stacks", "of one worker", "cells", "of one CPU", "longest"],
+        rows=rows,
+        note="An extraction is one pass of an encoder over all stacks for one set of modalities, kept for all "
+        "its cells; a cell is a cross-validation.",
+    )
+
+
+# words ----------------------------------------------------------------------------------------------------------------
+
+
+def _learned(task: TaskMaterial) -> Facts:
+    rows: list[tuple[str, Cell]] = [("target", target_of(task.task))]
+    rows += [(name, text) for name, text in learned_in_words(task.task, task.labelled).items()]
+    rows += [("left out", f"{counted(count, 'session')}: {reason}") for reason, count in task.labelled.left_out.items()]
+    for cohort, own in task.outside.items():
+        rows += [(f"{cohort}: {name}", text) for name, text in learned_in_words(task.task, own).items()]
+    return Facts(title=f"{task.name}: what was learned from what", rows=rows)
+
+
+def _facts(spec: Benchmark, material: Material) -> list[tuple[str, Cell]]:
+    store = material.stacks.store
+    rows: list[tuple[str, Cell]] = [
+        ("store", f"{store.place}, snapshot {store.snapshot}"),
+        ("preprocessing", store.fingerprint),
+    ]
+    rows += [
+        (f"outside: {name}", f"{own.store.place}, snapshot {own.store.snapshot}")
+        for name, own in material.outside.items()
+    ]
+    for name, encoder in spec.encoders.items():
+        untrained = " (untrained, whatever the name says)" if parse_encoder(encoder).origin == "random" else ""
+        rows.append((name, f"{encoder}{untrained}"))
+    rows += [
+        ("modalities", "; ".join(shown.name for shown in material.sets)),
+        ("shares of labels", ", ".join(f"{fraction:.0%}" for fraction in sorted(spec.label_fractions))),
+        ("folds", f"as in {spec.splits}" if spec.splits else f"{spec.folds}, dealt by each seed"),
+        ("seeds", ", ".join(str(spec.seed + number) for number in range(spec.seeds))),
+        ("tuned", spec.tune),
+    ]
+    return rows
+
+
+def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
+    store = material.stacks.store
+    kinds = list(dict.fromkeys(task.task.type for task in material.tasks))
+    labels = " and ".join(MEASURES[kind].first.label for kind in kinds)
+    fitted = " or ".join(HEADS[kind] for kind in kinds)
+    seeds = f", repeated with {spec.seeds} seeds" if spec.seeds > 1 else ""
+    outside = (
+        f" The heads of every fold were also tested on {counted(len(material.outside), 'outside cohort')} "
+        f"({', '.join(material.outside)}), from which nothing was learned."
+        if material.outside
+        else ""
+    )
+    pooled = "averaged in bands of height" if spec.pooling == "position" else "averaged over all slices"
+    strengths = ", ".join(f"{value:g}" for value in spec.regularisation)
+    learned = (
+        f"{store.slice_axis.capitalize()} slice stacks were passed through each frozen encoder "
+        f"({', '.join(spec.encoders)}). The standard deviations over the patch tokens of each stack were {pooled}. A "
+        f"standardised, L2-regularised {fitted} was fitted; its inverse strength (C of {strengths}) was chosen by "
+        f"{labels} in a cross-validation inside each fold's training subjects."
+    )
+    judged = (
+        f"Performance was estimated by {spec.folds}-fold cross-validation{seeds}, grouped by subject, on the same "
+        f"sessions and folds for every encoder. {labels} is the mean over folds; 95 % intervals are from "
+        f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated). Differences from "
+        f"{spec.compared} were tested over folds by the corrected resampled t test (Nadeau and Bengio, 2003), "
+        "two-sided, its standard error being at least the bootstrap's; p values were adjusted by Holm's procedure "
+        f"over all cells of a task.{outside} Software: bfp {__version__}."
+    )
+    return Text(title="Methods", paragraphs=[learned, judged])
+
+
+def _numbers(spec: Benchmark, material: Material, rows: Sequence[Row], *, prefix: str) -> dict[str, Cell]:
+    numbers: dict[str, Cell] = {}
+    most, everything = max(spec.label_fractions), material.everything.name
+    for row in rows:
+        where = row.where
+        if where.cohort != WITHIN or where.fraction != most or where.learned_with not in (everything, NOTHING_SHOWN):
+            continue
+        if where.tested_with != where.learned_with:
+            continue
+        measures = MEASURES[row.kind]
+        name = prefix + measures.first.name + ("" if where.approach == spec.compared else f"_{where.approach}")
+        figures = {name: row.judged.figure}
+        if row.judged.better is not None:
+            figures[f"{prefix}{measures.compared}_{where.approach}"] = row.judged.better
+        for key, own in figures.items():
+            numbers |= {key: own.mean.value, f"{key}_low": own.mean.low, f"{key}_high": own.mean.high}
+    return numbers
