@@ -144,7 +144,7 @@ def test_the_report_shows_classes_distances_cases_and_methods(run):
 
 def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, balls, tmp_path):
     spec = a_spec(balls[1], tmp_path)
-    with pytest.raises(Interrupted, match="of 5 folds; submit it again"):
+    with pytest.raises(Interrupted, match="of 7 folds; submit it again"):
         execute(spec, stop_after="cross-validation")
     kept = [file for part in ("features", "checkpoints/folds") for file in (tmp_path / "balls" / part).iterdir()]
     stamps = {file: file.stat().st_mtime_ns for file in kept}
