@@ -136,13 +136,13 @@ def test_heads_are_tested_with_less_than_they_learned_with(run):
 def test_the_page_shows_the_papers_figures_the_checks_and_the_cost(run):
     shown = results(run).blocks
     titles = [block.title for block in shown]
-    assert titles[:5] == [
+    assert titles[:4] == [
         "diagnosis: encoders",
         "diagnosis: few labels",
         "diagnosis: missing modalities",
         "diagnosis: outside cohorts",
-        "diagnosis: every cell",
     ]
+    assert "diagnosis: every cell" in titles
     bars = next(block for block in shown if isinstance(block, Bars))
     assert (bars.groups, bars.series) == (["T1w+T2w+FLAIR", "T1w"], ["one", "two", "histograms of the slices"])
     assert all(len(bar.dots) == 3 for group in bars.bars for bar in group)

@@ -156,7 +156,7 @@ def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself
     assert found["auroc"] == figures(run)["auroc"]
     # the same seed made both
     assert found["above_untrained"] == 0
-    assert "pretraining saw subjects who are tested here was not checked" in (again / "model/README.md").read().decode()
+    assert "whom its pretraining had met, without labels: not known" in (again / "model/README.md").read().decode()
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, store, tmp_path):

@@ -64,7 +64,8 @@ def _stacks(key: Key, random: np.random.Generator, *, shift: float, stripes: flo
     bump = np.exp(-(((height - 0.3) / 0.1) ** 2)) - np.exp(-(((height - 0.7) / 0.1) ** 2))
     noise = random.normal(120, 30, (count, 3, SIZE_PX, SIZE_PX)) + random.normal(0, 5)
     rows, columns = np.mgrid[:SIZE_PX, :SIZE_PX]
-    noise += abs(stripes) * np.sin((columns + np.sign(stripes) * rows) * np.pi / 3.5 + random.uniform(0, 6))
+    if stripes:  # what is drawn without them stays as it is
+        noise += abs(stripes) * np.sin((columns + np.sign(stripes) * rows) * np.pi / 3.5 + random.uniform(0, 6))
     pixels = np.clip(noise + shift * bump[:, None, None, None], 1, 255).astype(np.uint8)
     pixels[:, ~np.array(present)] = 0
     return stack_table(
