@@ -91,7 +91,13 @@ class Strict(BaseModel):
     """What people write is read strictly: no unknown keys, no silent conversion of text to numbers."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, serialize_by_alias=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        serialize_by_alias=True,
+        defer_build=True,  # of five kinds a light command reads one
     )
 
 
