@@ -1,9 +1,11 @@
 import csv
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
+import ray
 
 from bfp.drivers import benchmark
 from bfp.errors import InputError, Interrupted
@@ -173,7 +175,7 @@ def test_adding_an_encoder_a_share_and_a_seed_computes_only_what_is_new(run, sto
     )
     again = execute(spec)
     before = files_of(again)
-    both = {"two": "random:vit_small_patch14_dinov2", "one": "random:vit_small_patch16_224"}
+    both = {"one": "random:vit_small_patch16_224", "two": "random:vit_small_patch14_dinov2"}  # before the other
     more = a_spec(stores, tmp_path, encoders=both, seeds=2, ours="two")
     with pytest.raises(InputError, match=r"16, the patch size"):
         execute(more)
@@ -185,6 +187,28 @@ def test_adding_an_encoder_a_share_and_a_seed_computes_only_what_is_new(run, sto
     rows = rows_of(again)
     assert {row["label_fraction"] for row in rows} == {"0.5", "1.0"}
     assert all(len(row["folds"].split(";")) == 6 for row in rows if row["cohort"] == "cross-validation")
+
+
+def test_cells_have_the_cpus_that_the_extraction_had(stores, tmp_path):
+    """On a Ray whose every CPU the workers of the extraction take."""
+    holder = ray.remote(num_cpus=3)(_Holder).remote()  # of the four
+    ray.get(holder.ready.remote())
+    spec = a_spec(stores, tmp_path, external={}, label_fractions=[1.0], modalities=None, compute={"workers": 1})
+    folder = place(spec.output) / spec.name
+    try:
+        with Run(folder, spec_yaml="", kind="benchmark", version="0", listener=lambda event: None) as run:
+            waited = threading.Timer(240, run.ask_to_stop)
+            waited.start()
+            benchmark.execute(spec, run)
+            waited.cancel()
+    finally:
+        ray.kill(holder)
+    assert rows_of(folder)
+
+
+class _Holder:
+    def ready(self):
+        return True
 
 
 def test_a_stopped_benchmark_goes_on_and_ends_as_if_undisturbed(run, stores, tmp_path):

@@ -205,6 +205,9 @@ def test_raw_scans_become_masks_on_their_own_voxels_once_each(run, tmp_path):
             "cohorts": [{"name": "clinic", "bids": str(tmp_path / "bids")}],
         }
     )
+    hashed = spec.model_copy(update={"privacy": spec.privacy.model_copy(update={"identifiers": "hash"})})
+    with pytest.raises(InputError, match="the model segments, and its masks are named for subjects"):
+        infer.plan(hashed)
     assert infer.plan(spec).figures["sessions_to_do"] == 4
     folder = place(spec.output) / spec.name
     with Run(folder, spec_yaml="", kind="infer", version="0") as infers:

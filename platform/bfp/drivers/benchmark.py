@@ -17,6 +17,7 @@ What an encoder needs is forgotten before the next one begins, so that memory ho
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -142,9 +143,9 @@ def _described(spec: Benchmark, material: Material) -> Iterator[tuple[str, Descr
 
     if spec.baselines.histograms:
         yield HISTOGRAMS, Histograms()
-    for number, (name, encoder) in enumerate(spec.encoders.items()):
-        # untrained ones of one architecture are as many draws
-        seed = spec.seed + number if parse_encoder(encoder).origin == "random" else spec.seed
+    for name, encoder in spec.encoders.items():
+        # Untrained ones of one architecture are as many draws; by their names, so that one more changes no other.
+        seed = spec.seed + zlib.crc32(name.encode()) if parse_encoder(encoder).origin == "random" else spec.seed
         arguments = loading(encoder, spec.encoder_shape, seed=seed, size_px=material.stacks.store.size_px)
         yield name, EncoderVectors(load(**arguments))
 

@@ -81,11 +81,7 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
     _check_masks(spec, told)
     check_available(_preprocessing(told), spec.cohorts)
     _brain_program(told, profile)
-    if _pseudonyms(spec) and segments(told):
-        raise InputError(
-            "privacy.identifiers: hash: the model segments, and its masks are named for subjects and sessions, as BIDS "
-            "has it; keep them (identifiers: keep), and hash what you pass on"
-        )
+    _pseudonyms(spec, told)
     sessions = [each for each in _sessions(spec, told) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
@@ -129,10 +125,15 @@ def _picture_warnings(spec: Infer, told: dict[str, Any]) -> list[str]:
     return ["no pictures (privacy.pictures: brain): the model's stacks show the whole head (preprocessing.brain: none)"]
 
 
-def _pseudonyms(spec: Infer) -> Pseudonyms | None:
-    """Raises InputError where the key is not in the environment, or too short."""
+def _pseudonyms(spec: Infer, told: dict[str, Any]) -> Pseudonyms | None:
+    """Raises InputError where the key is not in the environment, or too short, and where names cannot be kept back."""
     if spec.privacy.identifiers == "keep":
         return None
+    if segments(told):
+        raise InputError(
+            "privacy.identifiers: hash: the model segments, and its masks are named for subjects and sessions, as BIDS "
+            "has it; keep them (identifiers: keep), and hash what you pass on"
+        )
     from bfp.inference.pseudonyms import Pseudonyms
 
     variable = spec.privacy.key_variable
@@ -200,7 +201,7 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]
-    if pseudonyms := _pseudonyms(spec):
+    if pseudonyms := _pseudonyms(spec, told):
         early = [pseudonyms.left_out(row) for row in early]
     united = kept.unite(by_inputs, passing=passing, left_out=early)
     results = infer_segmentation.results_of if segments(told) else results_of
@@ -327,7 +328,7 @@ def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Sessi
     schema = segmentations_schema(classes) if segments(told) else predictions_schema(classes, embedding=spec.embedding)
     kept = Predictions(run, schema=schema, model=model, version=__version__)
     by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
-    if pseudonyms := _pseudonyms(spec):  # or a guess at a file's name could be checked
+    if pseudonyms := _pseudonyms(spec, told):  # or a guess at a file's name could be checked
         by_inputs = {pseudonyms.of("inputs", inputs): session for inputs, session in by_inputs.items()}
     done = kept.done()
     return _Work(by_inputs, kept, {inputs: each for inputs, each in by_inputs.items() if inputs not in done})
@@ -388,7 +389,7 @@ def _predict(
             machine=replace(machine, workers=workers),
         )
 
-    machine, limit_s, pseudonyms = _machine(spec), spec.compute.scan_timeout_s, _pseudonyms(spec)
+    machine, limit_s, pseudonyms = _machine(spec), spec.compute.scan_timeout_s, _pseudonyms(spec, told)
     arriving = attempts(
         {inputs: (inputs, session) for inputs, session in todo.items()},
         once,

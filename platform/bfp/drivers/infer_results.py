@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -143,12 +144,13 @@ def _far(row: dict[str, Any]) -> bool:
 
 
 def _distances(rows: list[dict[str, Any]]) -> Histogram:
+    nearest_far = min((row["distance"] for row in rows if _far(row)), default=None)
     return Histogram(
         title="How far sessions lie from the training sessions",
         values=[row["distance"] for row in rows],
         x_label="distance, 1 is that of a usual training session",
         y_label="sessions",
-        flag_above=min((row["distance"] for row in rows if _far(row)), default=None),
+        flag_above=None if nearest_far is None else math.nextafter(nearest_far, 0.0),  # it is one of them
     )
 
 

@@ -25,7 +25,7 @@ class Cell:
     """said: float64 (n, K), of each session by the head that did not see its subject; fewer: the same with other
     modalities shown, by their name; outside: (J, m, K) by each fold's head, by the cohort's name.
 
-    subjects, sessions: int64 (J,), how many each head learned from; strengths: float64 (J,); seconds: of one CPU.
+    subjects, sessions: int64 (J,), how many each head learned from; seconds: of one CPU.
     """
 
     said: np.ndarray
@@ -33,7 +33,6 @@ class Cell:
     outside: dict[str, np.ndarray]
     subjects: np.ndarray
     sessions: np.ndarray
-    strengths: np.ndarray
     seconds: float
 
 
@@ -59,13 +58,12 @@ def run_cell(
         outside={name: np.stack([say(each.head, own) for each in fitted]) for name, own in outside.items()},
         subjects=np.array([len(set(whose[own])) for own in chosen]),
         sessions=np.array([int(own.sum()) for own in chosen]),
-        strengths=np.array([each.strength for each in fitted]),
         seconds=time.perf_counter() - began,
     )
 
 
 def dump_cell(cell: Cell) -> bytes:
-    tensors = {name: getattr(cell, name) for name in ("said", "subjects", "sessions", "strengths")}
+    tensors = {name: getattr(cell, name) for name in ("said", "subjects", "sessions")}
     tensors |= {_FEWER + name: own for name, own in cell.fewer.items()}
     tensors |= {_OUTSIDE + name: own for name, own in cell.outside.items()}
     return safetensors.numpy.save({**tensors, "seconds": np.array([cell.seconds])})
@@ -77,5 +75,5 @@ def load_cell(data: bytes) -> Cell:
         {name.removeprefix(start): own for name, own in tensors.items() if name.startswith(start)}
         for start in (_FEWER, _OUTSIDE)
     )
-    own = {name: tensors[name] for name in ("said", "subjects", "sessions", "strengths")}
+    own = {name: tensors[name] for name in ("said", "subjects", "sessions")}
     return Cell(**own, fewer=fewer, outside=outside, seconds=float(tensors["seconds"][0]))

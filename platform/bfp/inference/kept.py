@@ -31,6 +31,18 @@ if TYPE_CHECKING:
     from bfp.inference.predictor import Outcome
 
 _INPUTS = pa.field("inputs", pa.string())
+_TEXTS = pa.list_(pa.string())
+_SEEN = [
+    pa.field("modalities", _TEXTS),
+    pa.field("missing", _TEXTS),
+    pa.field("stacks", pa.int32()),
+    pa.field("shift_mm", pa.float32()),
+    pa.field("foreground", pa.float32()),
+    pa.field("warnings", _TEXTS),
+    pa.field("scans", _TEXTS),
+]
+"""What the model saw of a session."""
+_MADE_BY = [pa.field("model", pa.string()), pa.field("bfp", pa.string()), _INPUTS]
 
 REJECTED = schemas.REJECTED.append(_INPUTS)
 """As in a store. A session without any row of predictions has its inputs here."""
@@ -47,7 +59,6 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
     offset within the session; foreground: the smallest share of a scan that is head.
     embedding: the mean over stacks of the spread of their patch tokens.
     """
-    texts = pa.list_(pa.string())
     columns = [
         *schemas.IDENTITY,
         pa.field("predicted", pa.string()),
@@ -57,17 +68,9 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
         pa.field("spread", pa.float64()),
         pa.field("distance", pa.float64()),
         pa.field("atypical", pa.float64()),
-        pa.field("modalities", texts),
-        pa.field("missing", texts),
-        pa.field("stacks", pa.int32()),
-        pa.field("shift_mm", pa.float32()),
-        pa.field("foreground", pa.float32()),
-        pa.field("warnings", texts),
-        pa.field("scans", texts),
+        *_SEEN,
         *([pa.field("embedding", pa.list_(pa.float32()))] if embedding else []),
-        pa.field("model", pa.string()),
-        pa.field("bfp", pa.string()),
-        _INPUTS,
+        *_MADE_BY,
     ]
     return pa.schema(columns)
 
@@ -78,23 +81,14 @@ def segmentations_schema(classes: Sequence[str]) -> pa.Schema:
     mask: its path below <run>/derivatives; space: the scan on whose voxels it lies; ml_<class>: the volume of the
     class in it. The other columns as of `predictions_schema`.
     """
-    texts = pa.list_(pa.string())
     return pa.schema(
         [
             *schemas.IDENTITY,
             pa.field("mask", pa.string()),
             pa.field("space", pa.string()),
             *(pa.field(f"ml_{name}", pa.float64()) for name in classes),
-            pa.field("modalities", texts),
-            pa.field("missing", texts),
-            pa.field("stacks", pa.int32()),
-            pa.field("shift_mm", pa.float32()),
-            pa.field("foreground", pa.float32()),
-            pa.field("warnings", texts),
-            pa.field("scans", texts),
-            pa.field("model", pa.string()),
-            pa.field("bfp", pa.string()),
-            pa.field("inputs", pa.string()),
+            *_SEEN,
+            *_MADE_BY,
         ]
     )
 
