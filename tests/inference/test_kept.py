@@ -3,7 +3,7 @@ import numpy as np
 from bfp.cohorts.sessions import Key, LeftOut
 from bfp.errors import Reason
 from bfp.inference.kept import Predictions, predictions_schema
-from bfp.inference.predictor import Outcome
+from bfp.inference.outcomes import Outcome
 from bfp.storage import place
 
 SCHEMA = predictions_schema(["CN", "AD"], embedding=True)

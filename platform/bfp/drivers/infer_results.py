@@ -13,7 +13,7 @@ from bfp import __version__
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.imaging.stacks import SliceAxis
 from bfp.inference.kept import Kept
-from bfp.inference.predictor import Outcome, Preview
+from bfp.inference.outcomes import Outcome, Preview
 from bfp.models.typical import WARNED_FROM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
 from bfp.reports.numbers import interval_text

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from bfp.batches.absent import fill_absent
-from bfp.cohorts.sessions import LeftOut
 from bfp.errors import InputError
 from bfp.features.describe import EncoderVectors
 from bfp.imaging import SHOWN_HEIGHTS
+from bfp.inference.outcomes import Failure, Outcome, Preview
 from bfp.inference.ready import Ready
 from bfp.models.classifier import load_classifier
 from bfp.models.encoder import load
 from bfp.storage import Place
-
-
-class Preview(NamedTuple):
-    """A few slices for the report: uint8 (few, 3, H, W), and which channels the model saw."""
-
-    pixels: np.ndarray
-    visible: tuple[bool, ...]
-
-
-class MaskPreview(NamedTuple):
-    """A slice of a segmented scan for the report: grey uint8 (H, W), and labels uint8 (H, W)."""
-
-    grey: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What came of a session: its row (columns of `kept.predictions_schema`, or of `segmenting.segmentations_schema`;
-    None where it gave no stack), the scans that were left out, and, where there are stacks, a preview. passing: as of
-    `Ready`."""
-
-    inputs: str
-    row: dict[str, Any] | None
-    left_out: list[LeftOut]
-    preview: Preview | MaskPreview | None
-    passing: bool = False
 
 
 class Predictor:
@@ -65,6 +36,20 @@ class Predictor:
             )
         self._describe = EncoderVectors(encoder).to(device)
         self._batch_size = batch_size
+
+    def outcomes(self, sessions: Sequence[Ready]) -> list[Outcome | Failure]:
+        """One of each session; batches are filled across them."""
+        try:
+            described = self.vectors(sessions)
+        except Exception as error:  # whichever session it is of, none has vectors
+            return [Failure.of(session.inputs, error) for session in sessions]
+        return [self._outcome(*each) for each in zip(sessions, described, strict=True)]
+
+    def _outcome(self, session: Ready, vectors: np.ndarray) -> Outcome | Failure:
+        try:
+            return self.predict(session, vectors)
+        except Exception as error:
+            return Failure.of(session.inputs, error)
 
     def predict(self, session: Ready, vectors: np.ndarray) -> Outcome:
         """vectors: float32 (n, D) of its n stacks.
