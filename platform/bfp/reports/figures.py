@@ -46,6 +46,8 @@ ROW_CHARACTERS = 56  # in the words above an interval
 
 ROW = 46  # the height of one interval
 
+TOLD_RATES = (0.1, 0.2, 0.5)  # false positive rates at which a ROC curve's interval is put into words
+
 DASHED = (0, (4, 3))
 INK, FAINT = "#1f2328", "#8c959f"
 
@@ -256,7 +258,7 @@ def _trends(block: Trends) -> _Drawn:
 
 
 def _roc(block: Roc) -> _Drawn:
-    """ROC curves in the unit square, with the diagonal of guessing."""
+    """ROC curves in the unit square, with the diagonal of guessing; bands for the intervals."""
     figure, axes = _axes(
         height=400, x_label="false positive rate (1 − specificity)", y_label="true positive rate (sensitivity)"
     )
@@ -264,9 +266,16 @@ def _roc(block: Roc) -> _Drawn:
     drawn = [
         _line(axes, curve.false_positive, curve.true_positive, series=index) for index, curve in enumerate(block.curves)
     ]
+    told = []
+    for line, curve in zip(drawn, block.curves, strict=True):
+        known = [ends for ends in zip(curve.rates, curve.low, curve.high, strict=True) if None not in ends]
+        if known:
+            axes.fill_between(*zip(*known, strict=True), color=line.get_color(), alpha=0.18, linewidth=0)
+        near = [f"{low:.2f} to {high:.2f} at {rate:.2g}" for rate, low, high in known if round(rate, 3) in TOLD_RATES]
+        told.append(f"{curve.label}, intervals {', '.join(near)}" if near else curve.label)
     if drawn:
         _legend(figure, drawn, [curve.label for curve in block.curves])
-    return _Drawn(figure, f"ROC curves: {'; '.join(curve.label for curve in block.curves) or 'none'}.")
+    return _Drawn(figure, f"ROC curves: {'; '.join(told) or 'none'}.")
 
 
 def _reliability(block: Reliability) -> _Drawn:

@@ -39,7 +39,7 @@ EDGE = (255, 196, 0)  # light enough to stand out of brain in grey print
 FOR, AGAINST = (255, 150, 0), (60, 150, 255)  # signs tell them apart in grey
 STRONGEST_OPACITY = 0.8
 DIMMED = 0.6  # a slice below colours
-SIGNED_FROM = 0.3  # of the full colour: fainter patches carry no sign
+SIGNED_FROM = 0.4  # of the full colour: fainter patches carry no sign
 BARS_PX = 52
 
 _SIDES = {"A": "anterior", "S": "superior", "L": "the patient's left", "P": "posterior"}
