@@ -146,6 +146,7 @@ def execute(spec: Finetune, run: Run) -> None:
     import ray
 
     from bfp.drivers.finetune_results import results_of
+    from bfp.drivers.finetune_tripod import known_of, reported
     from bfp.finetuning.crossvalidation import Study, cross_validate
     from bfp.finetuning.tables import folds_csv, predictions_parquet
     from bfp.models.encoder import load
@@ -197,6 +198,7 @@ def execute(spec: Finetune, run: Run) -> None:
     met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
     said = _said(spec, material, encoder, met, tuned)
     results = results_of(study, judged, labelled, said, cases=cases)
+    results = reported(results, known_of(spec, material, said, met=met.told))
     for warning in _faults(results.figures, material):
         run.warn(warning)
     if met.is_met:

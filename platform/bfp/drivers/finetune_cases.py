@@ -65,6 +65,10 @@ class _Explained:
     pixels: np.ndarray
     effects: np.ndarray
 
+    def name_of(self, n: int, parts: Sequence[str]) -> str:
+        """A slice, by its modality, where that is a part of the session, and its height."""
+        return " ".join(filter(None, (parts[self.where.parts[n]], f"at {self.where.heights[n]:.0%}")))
+
 
 def case_blocks(
     run: Run,
@@ -98,7 +102,7 @@ def case_blocks(
     most_of_patch = float(np.quantile(of_patches, FULL_COLOUR_AT)) or 1.0
     blocks: list[Block] = [
         Text(TITLE, [WHAT_IT_IS, _how(material, poolings[0], len(classes)), WHAT_IT_IS_NOT]),
-        _table(explained, material, classes),
+        _table(explained, material, classes, parts),
     ]
     for k, name in enumerate(classes):
         own = [each for each in explained if each.case.target == k]
@@ -174,7 +178,7 @@ def _how(material: Material, pooling: Pooled, class_count: int) -> str:
     )
 
 
-def _table(explained: Sequence[_Explained], material: Material, classes: Sequence[str]) -> Table:
+def _table(explained: Sequence[_Explained], material: Material, classes: Sequence[str], parts: Sequence[str]) -> Table:
     rows: list[list[Cell]] = []
     for each in explained:
         case, key = each.case, material.labelled.sessions[each.case.session]
@@ -187,17 +191,19 @@ def _table(explained: Sequence[_Explained], material: Material, classes: Sequenc
                 case.probability,
                 case.fold + 1,
                 *(each.bias, float(up), float(down), float(each.bias + each.shares.sum())),
+                "; ".join(f"{each.name_of(n, parts)}: {each.shares[n]:+.2f}" for n in each.shown),
             ]
         )
     return Table(
         title="What the cases were taken for, and why",
         columns=[
             *("cohort", "subject", "session", "is", "taken for", "probability", "fold"),
-            *("training mean", "slices for", "slices against", "log odds"),
+            *("training mean", "slices for", "slices against", "log odds", "slices shown"),
         ],
         rows=rows,
         note="Log odds of the class that it was taken for: those of the training mean, plus the slices that speak for "
-        "it, plus those against it. The probability is that of the head, not recalibrated.",
+        "it, plus those against it. Slices shown: at which height of the head, and their shares. The probability is "
+        "that of the head, not recalibrated.",
     )
 
 
@@ -212,7 +218,7 @@ def _told(each: _Explained, material: Material, classes: Sequence[str], parts: S
         there, channels = [1], ("",)
     slices = [
         TellingSlice(
-            name=" ".join(filter(None, (parts[each.where.parts[n]], f"at {each.where.heights[n]:.0%}"))),
+            name=each.name_of(n, parts),
             pixels=pixels[there],
             share=float(each.shares[n]),
             effects=effects,

@@ -268,10 +268,12 @@ def _roc(block: Roc) -> _Drawn:
     ]
     told = []
     for line, curve in zip(drawn, block.curves, strict=True):
-        known = [ends for ends in zip(curve.rates, curve.low, curve.high, strict=True) if None not in ends]
-        if known:
-            axes.fill_between(*zip(*known, strict=True), color=line.get_color(), alpha=0.18, linewidth=0)
-        near = [f"{low:.2f} to {high:.2f} at {rate:.2g}" for rate, low, high in known if round(rate, 3) in TOLD_RATES]
+        ends = zip(curve.rates, curve.low, curve.high, strict=True)
+        band = [(rate, low, high) for rate, low, high in ends if low is not None and high is not None]
+        rates, low_ends, high_ends = ([each[end] for each in band] for end in range(3))
+        if band:
+            axes.fill_between(rates, low_ends, high_ends, color=line.get_color(), alpha=0.18, linewidth=0, zorder=0)
+        near = [f"{low:.2f} to {high:.2f} at {rate:.2g}" for rate, low, high in band if round(rate, 3) in TOLD_RATES]
         told.append(f"{curve.label}, intervals {', '.join(near)}" if near else curve.label)
     if drawn:
         _legend(figure, drawn, [curve.label for curve in block.curves])
