@@ -140,8 +140,10 @@ def test_the_cases_are_the_surest_of_the_predictions_and_what_told_lies_where_th
     for name in ("CN", "AD"):
         for is_right in (True, False):
             own = held_out[(held_out["class"] == name) & ((held_out.predicted == name) == is_right)]
-            expected = own.sort_values("sure", ascending=False).subject[:2].tolist()
-            assert [row[1] for row in cases if row[3] == name and (row[4] == name) == is_right] == expected
+            expected = own.sort_values("sure", ascending=False).subject[:2]
+            assert [row[0] for row in cases if row[1] == name and (row[2] == name) == is_right] == [
+                f"made {subject}" for subject in expected
+            ]
         png = (run / blocks[f"Cases of {name}"].file).read()
         assert png.startswith(b"\x89PNG")
     for *_, probability, _, bias, up, down, log_odds, shown in cases:

@@ -185,7 +185,7 @@ def _table(explained: Sequence[_Explained], material: Material, classes: Sequenc
         up, down = each.shares[each.shares > 0].sum(), each.shares[each.shares < 0].sum()
         rows.append(
             [
-                *(key.cohort, key.subject, key.session),
+                " ".join(filter(None, key)),
                 classes[case.target],
                 classes[case.taken_for],
                 case.probability,
@@ -197,13 +197,13 @@ def _table(explained: Sequence[_Explained], material: Material, classes: Sequenc
     return Table(
         title="What the cases were taken for, and why",
         columns=[
-            *("cohort", "subject", "session", "is", "taken for", "probability", "fold"),
-            *("training mean", "slices for", "slices against", "log odds", "slices shown"),
+            *("session", "is", "taken for", "probability", "fold"),
+            *("mean", "for", "against", "log odds", "slices shown"),
         ],
         rows=rows,
-        note="Log odds of the class that it was taken for: those of the training mean, plus the slices that speak for "
-        "it, plus those against it. Slices shown: at which height of the head, and their shares. The probability is "
-        "that of the head, not recalibrated.",
+        note="Log odds of the class that it was taken for: those of the training mean, plus the shares of the slices "
+        "that speak for it, plus those of the slices against it. Slices shown: at which height of the head, and their "
+        "shares. The probability is that of the head, not recalibrated.",
     )
 
 

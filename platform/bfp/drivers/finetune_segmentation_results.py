@@ -170,7 +170,7 @@ def known_of(spec: Finetune, material: Material, *, met: str) -> Known:
         outcome=f"{material.task.target} ({', '.join(material.classes)}), the masks that the cohorts brought",
         model=f"a convolutional decoder of {decoder.steps:,} steps on patch tokens of {spec.encoder}, which was not "
         "trained; nothing was chosen by its figures",
-        dealt=f"{spec.folds} folds, no subject in two, {dealt}",
+        dealt=f"{spec.folds} folds, grouped by subject, {dealt}",
         evaluated=evaluated(met),
         groups=[],
         measures={"dice": "Dice", "hd95_mm": "HD95 (mm)"},

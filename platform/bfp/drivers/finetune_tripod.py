@@ -103,7 +103,7 @@ def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Kno
         model=f"L2-regularised {HEADS[said.kind]} on vectors of {spec.encoder}"
         f"{', then trained further (see Methods)' if tuned else ', which was not trained'}; inverse strength of "
         f"{strengths}, chosen inside each fold's training subjects",
-        dealt=f"{spec.folds} folds, no subject in two{said.dealt}",
+        dealt=f"{spec.folds} folds, grouped by subject{said.dealt}",
         evaluated=evaluated(met),
         groups=list(material.groups),
         measures={measure.name: measure.label for measure in (measures.first, *measures.further)},
@@ -247,7 +247,7 @@ def _eligible(known: Known) -> str:
     filters = "; ".join(
         f"{name}: {', '.join(value) if isinstance(value, list) else value}" for name, value in where.items()
     )
-    return f"sessions of the store with a usable scan of {', '.join(known.shown)} and an outcome" + (
+    return f"sessions of the store with a usable scan of {' or '.join(known.shown)} and an outcome" + (
         f"; where {filters}" if filters else ""
     )
 
@@ -287,7 +287,7 @@ def _missing(known: Known) -> str:
         else "their part of a vector taken as the training mean"
     )
     shown = f"{', '.join(without)}: {how}" if without else "every session has every modality"
-    left = "; ".join(f"{reason}: {count}" for reason, count in known.left_out.items())
+    left = ", ".join(f"{count} ({reason})" for reason, count in known.left_out.items())
     return f"{shown}. Left out: {left or 'no session'}"
 
 
@@ -295,8 +295,8 @@ def _imbalance(known: Known) -> str:
     if not known.kinds:
         return "no classes"
     kinds = Counter(known.kinds)
-    counts = ", ".join(f"{name}: {kinds[name]}" for name in known.classes)
-    return f"sessions of {counts}; neither weighted nor resampled, folds alike"
+    counts = ", ".join(f"{kinds[name]} {name}" for name in known.classes)
+    return f"sessions: {counts}; neither weighted nor resampled"
 
 
 def _by(groups: Sequence[str]) -> str:

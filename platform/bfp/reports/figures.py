@@ -357,11 +357,14 @@ def _unit_square(axes: Axes) -> None:
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], *, series: int) -> Line2D:
-    """A line of the series' own colour, dash and marker; some seven markers on its way, apart from its neighbours'."""
+    """A line of the series' own colour, dash and marker; some seven markers on its way, apart from its neighbours'.
+    Where there are more lines than series, the later ones are thin, and their markers hollow."""
     _, colour, dash, marker = SERIES[series % len(SERIES)]
     stride = max(1, len(x) // 7)
     every = (series * stride // len(SERIES) % stride, stride)
     (line,) = axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markevery=every)
+    if series >= len(SERIES):
+        line.set(fillstyle="none", linewidth=1.0)
     return line
 
 
