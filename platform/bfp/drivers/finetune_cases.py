@@ -4,8 +4,8 @@ Each is explained by the head that judged it, which did not see its subject: whi
 that it was taken for (`finetuning.contributions`), and in them which patches. It costs one forward pass for each slice
 that is shown. Where encoders were tuned, those of the folds are not kept, and no case can be explained.
 
-As the other pictures of ingest and finetune, which never leave the run folder, these show what the store holds: the
-whole head where its preprocessing cuts out no brain, under the store's own names.
+Like the other pictures of ingest and finetune these show what the store holds: the whole head where its preprocessing
+cuts out no brain, under the store's own names. The page says so.
 
 <run>/pictures/cases-<k>.png    those of class k, from 1
 """
@@ -43,7 +43,8 @@ TUNED = (
 WHAT_IT_IS = (
     "The sessions below are the surest that the heads were right about and the surest that they were wrong about, each "
     "judged by the head that did not see its subject: the best and the worst of the study, and no sample of it. Look "
-    "at the wrong ones first: the scan, its quality, its label."
+    "at the wrong ones first: the scan, its quality, its label. Scans are shown as the store holds them, under its "
+    "names: give this page to nobody who may not see them."
 )
 WHAT_IT_IS_NOT = (
     "The colours explain the model and not the disease. They say what moved its judgement, be it anatomy, the scanner "
