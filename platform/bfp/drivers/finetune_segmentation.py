@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
-from bfp.drivers.acquaintance import acquaintance, scans_of
+from bfp.drivers.acquaintance import acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import shown_of
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import (
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from bfp.reports.blocks import Results
     from bfp.store.reader import SliceStore
 
-FORMAT = 1
+FORMAT = 2
 """Of kept folds."""
 
 
@@ -410,6 +410,7 @@ def _export(
     card = model_card(run.name, results, material)
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(encoder, folder / "encoder", card=card, provenance=provenance)
+    keep_acquaintances(spec.encoder, folder / "encoder")
     segmenter = Segmenter(
         target=material.task.target,
         classes=tuple(material.classes),

@@ -30,6 +30,9 @@ NARROWEST = 16
 DROPOUT = 0.1
 """Of whole channels of tokens: without it the decoder learns a few training subjects by heart."""
 GREYS = 4  # the three channels of a stack, and its height
+GREY_SCALE = 5.0
+"""What these are multiplied with, or at first they are drowned by the W channels of tokens beside them: eleven real
+heads, regions on T1w, Dice of the deep grey matter after 400 steps 0.66 without, 0.75 with it."""
 
 
 def blocks_of(layers: Layers, *, depth: int) -> tuple[int, ...]:
@@ -68,6 +71,7 @@ class Decoder(nn.Module):
         maps = self.project(self.norm(tokens)).transpose(1, 2).unflatten(2, (rows, rows))  # (b, W, n, n)
         maps = self.drop(maps)
         greys = torch.cat([pixels.float() / 255, heights[:, None, None, None].expand_as(pixels[:, :1])], dim=1)
+        greys = GREY_SCALE * greys
         for size_px, step in zip(self.sizes_px, self.steps, strict=True):
             maps = F.interpolate(maps, size=(size_px, size_px), mode="bilinear", align_corners=False)
             beside = F.interpolate(greys, size=(size_px, size_px), mode="area")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bfp.models.decoder import Decoder, Layers
     from bfp.models.encoder import LoadedEncoder
 
-CONTRACT = 1
+CONTRACT = 2
 """The version of the folder's files, and of what a decoder takes; another one is refused."""
 TYPE = "segmentation"
 DECODER, DESCRIPTION = "decoder.safetensors", "model.json"
