@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from bfp.drivers.board import News
     from bfp.drivers.pretrain_results import Probed
-    from bfp.drivers.training import Task
+    from bfp.drivers.training_worker import Task
     from bfp.models.encoder import LoadedEncoder
     from bfp.pretraining.labelled import LabelledSessions
     from bfp.pretraining.schedules import Length
@@ -185,7 +185,7 @@ def _train(spec: Pretrain, run: Run, material: Material) -> None:
 
 def _task(spec: Pretrain, run: Run, material: Material) -> Task:
     from bfp.drivers.pretrain_card import provenance
-    from bfp.drivers.training import Task
+    from bfp.drivers.training_worker import Task
     from bfp.models.encoder import load
     from bfp.pretraining.loop import Cadence
 
