@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from bfp.drivers import finetune
 from bfp.errors import InputError, Interrupted
 from bfp.inference.predictor import Predictor
-from bfp.models.classifier import load_classifier, model_folder
+from bfp.models.session_model import load_model, model_folder
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
 from bfp.specs import Finetune
@@ -129,25 +129,25 @@ def test_the_report_says_what_was_compared(run):
 
 
 def test_the_model_folder_predicts_without_the_run(run):
-    classifier = load_classifier(model_folder(run))
-    assert classifier.classes == ("CN", "AD")
-    assert len(classifier.fold_heads) == 3
-    assert classifier.preprocessing["size"] == 28
-    assert classifier.facts["figures"]["auroc"] == figures(run)["auroc"]
+    model = load_model(model_folder(run))
+    assert model.classes == ("CN", "AD")
+    assert len(model.fold_heads) == 3
+    assert model.preprocessing["size"] == 28
+    assert model.facts["figures"]["auroc"] == figures(run)["auroc"]
 
 
 def test_the_model_folder_holds_what_its_held_out_sessions_say_of_it(run):
-    classifier = load_classifier(model_folder(run))
+    model = load_model(model_folder(run))
     table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
     held_out = table[table.approach == "encoder"]
-    called = held_out.prob_AD >= classifier.threshold.probability
+    called = held_out.prob_AD >= model.threshold.probability
     positive = held_out["class"] == "AD"
-    assert called[positive].mean() == pytest.approx(classifier.threshold.sensitivity)
-    assert (~called[~positive]).mean() == pytest.approx(classifier.threshold.specificity)
-    assert classifier.threshold.specificity >= 0.9
-    recalibrated = classifier.recalibration(held_out[["prob_CN", "prob_AD"]].to_numpy())[:, 1]
+    assert called[positive].mean() == pytest.approx(model.threshold.sensitivity)
+    assert (~called[~positive]).mean() == pytest.approx(model.threshold.specificity)
+    assert model.threshold.specificity >= 0.9
+    recalibrated = model.recalibration(held_out[["prob_CN", "prob_AD"]].to_numpy())[:, 1]
     assert recalibrated.mean() == pytest.approx(positive.mean(), abs=0.02)
-    assert 15 <= len(classifier.typical.held_out) <= 30
+    assert 15 <= len(model.typical.held_out) <= 30
 
 
 def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself_untrained(run, store, tmp_path):
@@ -191,9 +191,9 @@ def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts
     results = results_from_json(json.loads((run / "results.json").read()))
     worth = next(block for block in results.blocks if block.title == "Was training worth it?")
     assert [row[0] for row in worth.rows] == ["fold 1", "fold 2", "fold 3"]
-    classifier = load_classifier(model_folder(run))
-    assert classifier.fold_heads == ()
-    assert np.isnan(classifier.predict(np.zeros((1, 32))).spread).all()
+    model = load_model(model_folder(run))
+    assert model.fold_heads == ()
+    assert np.isnan(model.predict(np.zeros((1, 32))).spread).all()
     Predictor(model_folder(run), device="cpu", batch_size=8)  # encoder and head are of one another
     frozen = json.loads((execute(a_spec(store, tmp_path, name="frozen", pooling="mean")) / "results.json").read())
     assert figures(run)["auroc_frozen"] == frozen["figures"]["auroc"]
@@ -202,17 +202,17 @@ def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts
 def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_path):
     run = execute(a_spec(store, tmp_path, pooling="attention", training=SHORT, baselines=ALONE))
     assert {"auroc_frozen", "auroc_mean", "above_mean"} <= figures(run).keys()
-    classifier = load_classifier(model_folder(run))
-    assert len(classifier.pooling.maps) == 4
+    model = load_model(model_folder(run))
+    assert len(model.pooling.maps) == 4
     random = np.random.default_rng(0)
-    pooled = classifier.pooling.pool(
+    pooled = model.pooling.pool(
         random.normal(size=(9, 32)).astype(np.float32), heights=np.linspace(0, 1, 9), parts=[""] * 9
     )
     assert pooled.shape == (4 * 32,)
     other = pooled.copy()
     other[:32] += 1  # the model's own vector, which no head of a fold looks at
-    assert (classifier.head.logits(pooled[None]) != classifier.head.logits(other[None])).any()
-    for head in classifier.fold_heads:
+    assert (model.head.logits(pooled[None]) != model.head.logits(other[None])).any()
+    for head in model.fold_heads:
         np.testing.assert_array_equal(head.logits(pooled[None]), head.logits(other[None]))
 
 

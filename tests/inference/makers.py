@@ -9,11 +9,11 @@ import numpy as np
 from bfp.imaging import IMAGING_VERSION
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import encode
-from bfp.models.classifier import Classifier, save_classifier
 from bfp.models.encoder import export, load
 from bfp.models.linear import LinearHead
 from bfp.models.pooling import Pooling
 from bfp.models.recalibration import Platt, Threshold
+from bfp.models.session_model import SessionModel, save_model
 from bfp.models.typical import Typical, fit_typical
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import Place, place
@@ -64,7 +64,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
         "weights": encoder.description["weights"],
         "figures": {"auroc": 0.8, "auroc_low": 0.7, "auroc_high": 0.9},
     }
-    classifier = Classifier(
+    classifier = SessionModel(
         target="diagnosis",
         classes=CLASSES,
         pooling=Pooling(BANDS, tuple(parts)),
@@ -77,7 +77,7 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
         threshold=Threshold(0.7, 0.9, 0.5),
         facts=facts,
     )
-    save_classifier(classifier, model, card="")
+    save_model(classifier, model, card="")
     return model
 
 

@@ -15,9 +15,9 @@ from bfp.features.extraction import describe_chunk, plan_chunks
 from bfp.features.sessions import pool_sessions
 from bfp.inference.predictor import Predictor
 from bfp.inference.ready import inputs_of, model_hash, ready
-from bfp.models.classifier import load_classifier
 from bfp.models.encoder import load
 from bfp.models.pooling import Pooling
+from bfp.models.session_model import load_model
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import place
 from bfp.store import layout
@@ -64,7 +64,7 @@ def test_a_row_is_what_encoder_pooling_and_head_say_of_the_stacks(bids, tmp_path
     row = predicted(predictor(model), session).row
     encoder = load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28)
     vectors = EncoderVectors(encoder)(torch.from_numpy(session.pixels))
-    classifier = load_classifier(model)
+    classifier = load_model(model)
     pooled = classifier.pooling.pool(vectors, heights=session.heights, parts=[""] * len(vectors))[None]
     expected = classifier.predict(pooled)
     assert row["prob_AD"] == pytest.approx(expected.probabilities[0, 1], abs=1e-6)
@@ -165,7 +165,7 @@ def test_training_pools_the_volumes_of_a_session_as_prediction_does(series, tmp_
     describe = EncoderVectors(load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28))
     chunks = plan_chunks(stored, stored.stack_index(), identity="x", shown=ALL)
     features = pa.concat_tables(describe_chunk(stored, chunk, describe, shown=ALL, batch_size=5) for chunk in chunks)
-    pooling = load_classifier(model).pooling
+    pooling = load_model(model).pooling
     trained = pool_sessions(features, [session.key], pooling)[0]
     ready_ = a_ready(series, **EACH)
     vectors = describe(torch.from_numpy(ready_.pixels))

@@ -13,7 +13,7 @@ With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the mod
 
 <run>/features/      vectors of stacks          <run>/folds.csv        the split
 <run>/checkpoints/   folds that are done        <run>/predictions/     predictions.parquet, out of fold
-<run>/inputs.json    the snapshot that is used  <run>/model/           the classifier
+<run>/inputs.json    the snapshot that is used  <run>/model/           the model
 """
 
 from __future__ import annotations
@@ -417,8 +417,8 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     from bfp.drivers.finetune_results import model_card
     from bfp.imaging import IMAGING_VERSION
     from bfp.metrics.recalibration import recalibration_of, threshold_of
-    from bfp.models.classifier import Classifier, save_classifier
     from bfp.models.encoder import export
+    from bfp.models.session_model import SessionModel, save_model
     from bfp.models.typical import fit_typical
 
     folder, store = run.folder / "model", material.store
@@ -427,7 +427,7 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
     keep_acquaintances(spec.encoder, folder / "encoder")
     held_out, vectors, classes = fitted.folds, fitted.vectors, classes_of(material.task)
-    classifier = Classifier(
+    model = SessionModel(
         target=target_of(material.task),
         classes=tuple(classes),
         pooling=fitted.pooling,
@@ -448,4 +448,4 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
             "figures": results.figures,
         },
     )
-    save_classifier(classifier, folder, card=card)
+    save_model(model, folder, card=card)

@@ -235,8 +235,8 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
     Raises InputError where its files are damaged or do not belong together, or this bfp would make other stacks than
     the model was trained on.
     """
-    from bfp.models.classifier import load_classifier, model_folder, read_description
     from bfp.models.segmenter import check_decoder, is_segmenter, read_segmentation
+    from bfp.models.session_model import load_model, model_folder, read_description
 
     folder = model_folder(place(spec.model))
     file = folder / "model.json"
@@ -245,7 +245,7 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
         check_decoder(folder)
     else:
         told = read_description(folder)
-        load_classifier(folder)
+        load_model(folder)
     if lacking := [name for name in FACTS if name not in told["facts"]]:
         raise InputError(f"{file}: facts: lacks {', '.join(lacking)}; fine-tune again, or bring the file back")
     try:

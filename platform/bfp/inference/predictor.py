@@ -15,8 +15,8 @@ from bfp.errors import InputError
 from bfp.features.describe import EncoderVectors
 from bfp.imaging import SHOWN_HEIGHTS
 from bfp.inference.ready import Ready
-from bfp.models.classifier import load_classifier
 from bfp.models.encoder import load
+from bfp.models.session_model import load_model
 from bfp.storage import Place
 
 
@@ -54,10 +54,10 @@ class Predictor:
     """
 
     def __init__(self, folder: Place, *, device: str, batch_size: int) -> None:
-        self._classifier = load_classifier(folder)
-        size_px = int(self._classifier.preprocessing["size"])
+        self._model = load_model(folder)
+        size_px = int(self._model.preprocessing["size"])
         encoder = load(origin="folder", name=None, uri=(folder / "encoder").uri, size_px=size_px)
-        found, expected = encoder.description["weights"], self._classifier.facts["weights"]
+        found, expected = encoder.description["weights"], self._model.facts["weights"]
         if found != expected:
             raise InputError(
                 f"{folder / 'encoder'}: not the encoder that the head was trained on (weights {found[:16]}, expected "
@@ -75,12 +75,12 @@ class Predictor:
             return Outcome(session.inputs, None, session.left_out, None, session.passing)
         if not np.isfinite(vectors).all():  # a head would take them for what a session lacks
             raise InputError("the encoder gave numbers that are not finite; its weights are damaged, or the model is")
-        pooled = self._classifier.pooling.pool(vectors, heights=session.heights, parts=session.parts)[None]
-        prediction, classes = self._classifier.predict(pooled), self._classifier.classes
+        pooled = self._model.pooling.pool(vectors, heights=session.heights, parts=session.parts)[None]
+        prediction, classes = self._model.predict(pooled), self._model.classes
         probabilities = prediction.probabilities[0]
         modalities = sorted({scan.modality for scan in session.scans})
-        missing = [name for name in self._classifier.shown if name not in modalities]
-        typical = self._classifier.typical
+        missing = [name for name in self._model.shown if name not in modalities]
+        typical = self._model.typical
         atypical = None if prediction.atypical is None else float(prediction.atypical[0])
         of_session = [f"no {name}, which the model was trained with" for name in missing]
         if typical and atypical is not None:

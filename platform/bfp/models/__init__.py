@@ -6,7 +6,7 @@
     heads        the projection heads of pretraining
     pooling      the vectors of a session's stacks -> one
     linear       the head of a classifier
-    classifier   the model folder of a fine-tuning: encoder, head, and all that `infer` needs
+    session_model   the model folder of a fine-tuning: encoder, head, and all that `infer` needs
     folders      where in a run's or a model's folder the encoder stands (without torch)
 
 Only tensors and plain values here: no store, no Ray.

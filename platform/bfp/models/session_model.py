@@ -1,4 +1,4 @@
-"""The model folder of a classifier: an encoder, a head, and all that is needed to use them on raw scans.
+"""The model folder of a fine-tuning on sessions: an encoder, a head, and all that is needed to use them on raw scans.
 
     <folder>/encoder/            the encoder as plain timm loads it (`bfp.models.encoder`)
     <folder>/head.safetensors    the head, one head for each fold of its cross-validation, and where training sessions
@@ -82,7 +82,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Classifier:
+class SessionModel:
     """The head and how it is used.
 
     target: the column that was learned. shown: the modalities that the encoder was shown.
@@ -120,34 +120,34 @@ class Classifier:
         )
 
 
-def save_classifier(classifier: Classifier, folder: Place, *, card: str) -> None:
+def save_model(model: SessionModel, folder: Place, *, card: str) -> None:
     """Write everything but the encoder, which stands there already. card: in Markdown."""
-    tensors = classifier.head.tensors("head.")
-    for number, head in enumerate(classifier.fold_heads):
+    tensors = model.head.tensors("head.")
+    for number, head in enumerate(model.fold_heads):
         tensors |= head.tensors(f"folds.{number}.")
-    if classifier.typical:
-        tensors |= classifier.typical.tensors("typical.")
-    pooling = classifier.pooling
+    if model.typical:
+        tensors |= model.typical.tensors("typical.")
+    pooling = model.pooling
     if isinstance(pooling, AttentionPooling):
         for number, each in enumerate(pooling.maps):
             tensors |= each.tensors(f"maps.{number}.")
-    weights = safetensors.numpy.save(tensors, metadata={"classes": json.dumps(classifier.classes)})
+    weights = safetensors.numpy.save(tensors, metadata={"classes": json.dumps(model.classes)})
     told = {
         "contract": CONTRACT,
         "type": "classification",
-        "target": classifier.target,
-        "classes": list(classifier.classes),
+        "target": model.target,
+        "classes": list(model.classes),
         "pooling": asdict(pooling)
         if isinstance(pooling, Pooling)
         else {"maps": len(pooling.maps), "within": asdict(pooling.within)},
-        "shown": list(classifier.shown),
-        "preprocessing": dict(classifier.preprocessing),
-        "folds": len(classifier.fold_heads),
-        "typical": classifier.typical is not None,
-        "recalibration": asdict(classifier.recalibration),
-        "threshold": asdict(classifier.threshold) if classifier.threshold else None,
+        "shown": list(model.shown),
+        "preprocessing": dict(model.preprocessing),
+        "folds": len(model.fold_heads),
+        "typical": model.typical is not None,
+        "recalibration": asdict(model.recalibration),
+        "threshold": asdict(model.threshold) if model.threshold else None,
         "head_sha256": hashlib.sha256(weights).hexdigest(),
-        "facts": dict(classifier.facts),
+        "facts": dict(model.facts),
     }
     (folder / "head.safetensors").write(weights)
     (folder / "README.md").write(card.encode())
@@ -192,8 +192,8 @@ def read_description(folder: Place) -> dict[str, Any]:
     return told
 
 
-def load_classifier(folder: Place) -> Classifier:
-    """The inverse of `save_classifier`. Raises InputError where a file is damaged, or not the other one's."""
+def load_model(folder: Place) -> SessionModel:
+    """The inverse of `save_model`. Raises InputError where a file is damaged, or not the other one's."""
     told, file = read_description(folder), folder / "head.safetensors"
     data = file.read()
     found = hashlib.sha256(data).hexdigest()
@@ -209,7 +209,7 @@ def load_classifier(folder: Place) -> Classifier:
                 f"{', '.join(classes)}, in this order; fine-tune again, or bring the folder back whole"
             )
         tensors = safetensors.numpy.load(data)
-        classifier = Classifier(
+        model = SessionModel(
             target=told["target"],
             classes=tuple(told["classes"]),
             pooling=_pooling(told["pooling"], tensors),
@@ -224,12 +224,12 @@ def load_classifier(folder: Place) -> Classifier:
         )
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder}: not a whole model: {error!r}; fine-tune it again") from error
-    for head in (classifier.head, *classifier.fold_heads):
-        if fault := head.fault(class_count=len(classes), length=classifier.head.centre.size):
+    for head in (model.head, *model.fold_heads):
+        if fault := head.fault(class_count=len(classes), length=model.head.centre.size):
             raise InputError(f"{file}: {fault}; fine-tune again")
-    if classifier.typical and (fault := classifier.typical.fault(length=classifier.head.centre.size)):
+    if model.typical and (fault := model.typical.fault(length=model.head.centre.size)):
         raise InputError(f"{file}: {fault}; fine-tune again")
-    return classifier
+    return model
 
 
 def _pooling(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Pooling | AttentionPooling:
