@@ -16,7 +16,7 @@ from bfp.runs import Run
 from bfp.specs import Infer
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import place
-from tests.inference.makers import ALL, make_model, preprocessing, write_subject
+from tests.inference.makers import ALL, OF_HAZARDS, OF_NUMBERS, make_model, preprocessing, write_subject
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -103,6 +103,49 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
     assert again[1:4] == rows[1:4]
     assert again[0]["inputs"] != rows[0]["inputs"]
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+
+
+def blocks_of(run):
+    return {block.title: block for block in results_from_json(json.loads((run / "results.json").read_text())).blocks}
+
+
+def test_a_model_of_a_number_gives_it_with_an_interval_and_warns_outside_its_range(bids, tmp_path):
+    learned = make_model(tmp_path / "model", outputs=OF_NUMBERS)
+    spec = a_spec(learned, bids, tmp_path)
+    assert dict(infer.plan(spec).rows)["model"] == f"{learned}: age, -0.5 to 0.5"
+    run, events = execute(spec)
+    rows, blocks = predictions(run), blocks_of(run)
+    assert [row["high"] - row["predicted"] for row in rows] == pytest.approx([0.75] * 4)
+    assert [row["predicted"] - row["low"] for row in rows] == pytest.approx([0.75] * 4)
+    assert "prob_AD" not in rows[0]
+    outside = [row for row in rows if not -0.5 <= row["predicted"] <= 0.5]
+    assert outside
+    for row in rows:
+        assert any("outside what the model learned from (-0.5 to 0.5)" in text for text in row["warnings"]) == (
+            row in outside
+        )
+    figures = json.loads((run / "results.json").read_text())["figures"]
+    assert figures["outside_range"] == len(outside)
+    assert f"{len(outside)} sessions are predicted outside the numbers that the model learned from (-0.5 to 0.5)" in [
+        event["message"] for event in events if event["event"] == "warning"
+    ]
+    assert blocks["Predictions"].columns == ["cohort", "subject", "session", "age", "low", "high", "spread", "missing"]
+    histogram = blocks["Predicted age"]
+    assert (histogram.flag_below, histogram.flag_above) == (-0.5, 0.5)
+    assert dict(blocks["Model"].rows)["cross-validated mean absolute error"] == "0.80 [0.70, 0.90]"
+    assert "regression to the mean" in blocks["Limits"].paragraphs[0]
+    assert "an interval of 0.750 to both sides" in blocks["Methods"].paragraphs[0]
+
+
+def test_a_model_of_a_hazard_gives_its_place_among_those_of_the_training(bids, tmp_path):
+    run, _ = execute(a_spec(make_model(tmp_path / "model", outputs=OF_HAZARDS), bids, tmp_path))
+    rows, blocks = predictions(run), blocks_of(run)
+    for row in rows:
+        assert row["percentile"] == OF_HAZARDS.percentile(row["log_hazard"])
+    assert blocks["Predictions"].columns[3:5] == ["log hazard", "percentile"]
+    assert blocks["Percentiles among the training sessions"].values == [row["percentile"] for row in rows]
+    assert dict(blocks["Model"].rows)["cross-validated concordance"] == "0.80 [0.70, 0.90]"
+    assert "tells neither a time nor how likely the event is" in blocks["Limits"].paragraphs[0]
 
 
 def test_a_stopped_run_keeps_what_it_has_and_goes_on(model, bids, tmp_path):
@@ -213,7 +256,7 @@ def test_a_model_with_values_that_are_none_is_refused_by_the_plan(bids, tmp_path
     for change, message in (
         ({"preprocessing": {**told["preprocessing"], "size": "big"}}, "model.json: preprocessing.size: .*integer"),
         ({"facts": {"run": "x", "imaging": 1}}, "model.json: facts: lacks bfp, encoder, weights, figures"),
-        ({"classes": ["CN", "MCI", "AD"]}, "its classes are CN, MCI, AD, and those of the head CN, AD"),
+        ({"classes": ["CN", "MCI", "AD"]}, "tells of CN, MCI, AD, and its head of CN, AD, in this order"),
     ):
         (broken / "model.json").write(json.dumps({**told, **change}).encode())
         with pytest.raises(InputError, match=message) as caught:

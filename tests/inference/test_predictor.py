@@ -64,13 +64,13 @@ def test_a_row_is_what_encoder_pooling_and_head_say_of_the_stacks(bids, tmp_path
     row = predicted(predictor(model), session).row
     encoder = load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28)
     vectors = EncoderVectors(encoder)(torch.from_numpy(session.pixels))
-    classifier = load_model(model)
-    pooled = classifier.pooling.pool(vectors, heights=session.heights, parts=[""] * len(vectors))[None]
-    expected = classifier.predict(pooled)
-    assert row["prob_AD"] == pytest.approx(expected.probabilities[0, 1], abs=1e-6)
+    learned = load_model(model)
+    pooled = learned.pooling.pool(vectors, heights=session.heights, parts=[""] * len(vectors))
+    (probabilities,) = learned.head.probabilities(pooled[None])
+    assert row["prob_AD"] == pytest.approx(probabilities[1], abs=1e-6)
     assert row["prob_CN"] + row["prob_AD"] == pytest.approx(1)
-    assert row["spread"] == pytest.approx(expected.spread[0], abs=1e-6)
-    assert row["predicted"] == classifier.classes[int(expected.probabilities[0].argmax())]
+    assert row["spread"] == pytest.approx(learned.predict(pooled).told["spread"], abs=1e-6)
+    assert row["predicted"] == learned.outputs.names[int(probabilities.argmax())]
     assert row["stacks"] == len(session.pixels) > 5
     np.testing.assert_allclose(row["embedding"], vectors.mean(axis=0), atol=1e-5)
 

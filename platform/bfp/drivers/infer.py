@@ -95,7 +95,7 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
         masks = []
     return Plan(
         rows=[
-            ("model", f"{folder}: {told['target']} ({', '.join(told['classes'])})"),
+            ("model", f"{folder}: {_learned(told)}"),
             ("found", f"{counted(len(sessions), 'session')}: {found}"),
             *(("brain masks", each.text) for each in masks),
             ("to do", f"{counted(len(todo), 'session')}; {done} predicted already"),
@@ -197,15 +197,16 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     if _shows_pictures(spec, told) and shown and segments(told):
         infer_segmentation.write_pictures(run, shown, axis=_preprocessing(told).slice_axis)
     elif _shows_pictures(spec, told) and shown:
-        write_pictures(run, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
+        write_pictures(run, told, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]
     if pseudonyms := _pseudonyms(spec, told):
         early = [pseudonyms.left_out(row) for row in early]
     united = kept.unite(by_inputs, passing=passing, left_out=early)
-    results = infer_segmentation.results_of if segments(told) else results_of
-    run.result(results(spec, run, told, united, with_pictures=_shows_pictures(spec, told)).as_json())
+    say = infer_segmentation.results_of if segments(told) else results_of
+    results = say(spec, run, told, united, with_pictures=_shows_pictures(spec, told))
+    run.result(results.as_json())
     predicted, rejected = united.predictions.num_rows, united.rejected.num_rows
     run.note(f"{counted(predicted, 'session')} predicted, {counted(rejected, 'scan')} rejected")
     if passing:
@@ -214,6 +215,10 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     if far := sum(atypical is not None and atypical >= WARNED_FROM for atypical in measured):
         lie = counted(far, "session lies", "sessions lie")
         run.warn(f"{lie} beyond 99 % of the training sessions: the model was trained on nothing like it")
+    if outside := results.figures.get("outside_range"):
+        learned = f"{told['trained_from']:g} to {told['trained_to']:g}"
+        are = counted(int(outside), "session is", "sessions are")
+        run.warn(f"{are} predicted outside the numbers that the model learned from ({learned})")
     for name in told["shown"]:
         lacking = sum(name in missing for missing in united.predictions["missing"].to_pylist())
         if lacking:
@@ -274,8 +279,15 @@ def _sessions(spec: Infer, told: dict[str, Any]) -> list[Session]:
     return [session for session in found if session.key.subject in spec.subjects]
 
 
+def _learned(told: dict[str, Any]) -> str:
+    """What the model predicts, in words."""
+    from bfp.drivers.infer_outputs import told_by
+
+    return f"{told['target']}: {', '.join(told['classes'])}" if segments(told) else told_by(told).learned
+
+
 def segments(told: dict[str, Any]) -> bool:
-    """Whether the model makes masks (`infer_segmentation`), and no row of probabilities."""
+    """Whether the model makes masks (`infer_segmentation`), and no row of what is predicted."""
     return bool(told["type"] == "segmentation")
 
 
@@ -321,11 +333,14 @@ class _Work(NamedTuple):
 
 
 def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Session]) -> _Work:
-    from bfp.inference.kept import Predictions, predictions_schema, segmentations_schema
+    from bfp.inference.kept import Predictions, predictions_schema, segmentations_schema, told_columns
     from bfp.inference.ready import inputs_of, model_hash
 
-    run, model, classes = place(spec.output) / spec.name, model_hash(folder), told["classes"]
-    schema = segmentations_schema(classes) if segments(told) else predictions_schema(classes, embedding=spec.embedding)
+    run, model, classes = place(spec.output) / spec.name, model_hash(folder), told.get("classes", ())
+    if segments(told):
+        schema = segmentations_schema(classes)
+    else:
+        schema = predictions_schema(told_columns(told["type"], classes), embedding=spec.embedding)
     kept = Predictions(run, schema=schema, model=model, version=__version__)
     by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
     if pseudonyms := _pseudonyms(spec, told):  # or a guess at a file's name could be checked

@@ -75,27 +75,18 @@ class Predictor:
             return Outcome(session.inputs, None, session.left_out, None, session.passing)
         if not np.isfinite(vectors).all():  # a head would take them for what a session lacks
             raise InputError("the encoder gave numbers that are not finite; its weights are damaged, or the model is")
-        pooled = self._model.pooling.pool(vectors, heights=session.heights, parts=session.parts)[None]
-        prediction, classes = self._model.predict(pooled), self._model.classes
-        probabilities = prediction.probabilities[0]
+        pooled = self._model.pooling.pool(vectors, heights=session.heights, parts=session.parts)
+        prediction = self._model.predict(pooled)
         modalities = sorted({scan.modality for scan in session.scans})
         missing = [name for name in self._model.shown if name not in modalities]
-        typical = self._model.typical
-        atypical = None if prediction.atypical is None else float(prediction.atypical[0])
-        of_session = [f"no {name}, which the model was trained with" for name in missing]
-        if typical and atypical is not None:
-            of_session += filter(None, [typical.warning(atypical)])
+        of_session = [f"no {name}, which the model was trained with" for name in missing] + prediction.warnings
         of_scans = [f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings]
         shifts = [scan.shift_mm for scan in session.scans if scan.shift_mm is not None]
         row = {
             **session.key._asdict(),
-            "predicted": classes[int(probabilities.argmax())],
-            **{f"prob_{name}": float(value) for name, value in zip(classes, probabilities, strict=True)},
-            **{f"recalibrated_{name}": float(p) for name, p in zip(classes, prediction.recalibrated[0], strict=True)},
-            "positive_at_90_specificity": None if prediction.positive is None else bool(prediction.positive[0]),
-            "spread": float(prediction.spread[0]) if np.isfinite(prediction.spread[0]) else None,
-            "distance": None if prediction.distances is None else float(prediction.distances[0]),
-            "atypical": atypical,
+            **prediction.told,
+            "distance": prediction.distance,
+            "atypical": prediction.atypical,
             "modalities": modalities,
             "missing": missing,
             "stacks": len(vectors),

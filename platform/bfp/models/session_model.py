@@ -1,15 +1,21 @@
 """The model folder of a fine-tuning on sessions: an encoder, a head, and all that is needed to use them on raw scans.
 
     <folder>/encoder/            the encoder as plain timm loads it (`bfp.models.encoder`)
-    <folder>/head.safetensors    the head, one head for each fold of its cross-validation, and where training sessions
-                                 lie (`bfp.models.typical`)
-    <folder>/model.json          classes, pooling, modalities, preprocessing, recalibration, threshold, figures, hash of
-                                 the head; written last
+    <folder>/head.safetensors    the head, one head for each fold of its cross-validation, where training sessions lie
+                                 (`bfp.models.typical`), and of a survival their held-out log hazards
+    <folder>/model.json          type, target, pooling, modalities, preprocessing, figures, hash of the head, and what
+                                 the type has of its own (`bfp.models.outputs`); written last
     <folder>/README.md           the model card
 
-The head names its classes too, so neither of the two files can be exchanged without the other. `infer` needs nothing
-else. A session's vector is made of the spread of each stack's patch tokens (`bfp.features.describe`), pooled. Where the
-encoder was tuned, that of each fold was another one, which is not kept: there are no heads of folds then.
+    type              of its own in model.json
+    classification    classes, recalibration, threshold
+    regression        trained_from, trained_to, margin
+    survival          nothing
+
+The head names its outputs too (the classes, else the target), so neither of the two files can be exchanged without the
+other. `infer` needs nothing else. A session's vector is made of the spread of each stack's patch tokens
+(`bfp.features.describe`), pooled. Where the encoder was tuned, that of each fold was another one, which is not kept:
+there are no heads of folds then.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -28,13 +34,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from bfp.errors import InputError
 from bfp.models.attention import AttentionMap, AttentionPooling
 from bfp.models.linear import LinearHead
+from bfp.models.outputs import Classes, Hazards, Margin, Numbers, Outputs, Value
 from bfp.models.pooling import Pooling
 from bfp.models.recalibration import Recalibration, Threshold
 from bfp.models.typical import Typical
 from bfp.storage import Place
 
-CONTRACT = 3
+CONTRACT = 4
 """The version of the folder's files, and of the vectors that a head takes; another one is refused."""
+
+HELD_OUT = "hazards.held_out"
+"""The tensor of a survival's log hazards."""
 
 
 class _Attention(BaseModel):
@@ -50,74 +60,69 @@ class _Told(BaseModel):
     """What model.json must hold to be used."""
 
     target: str
-    classes: Annotated[list[str], Field(min_length=2)]
     pooling: Pooling | _Attention
     shown: Annotated[list[str], Field(min_length=1)]
     preprocessing: dict[str, Any]
     folds: Annotated[int, Field(ge=0)]
     typical: bool
-    recalibration: Recalibration
-    threshold: Threshold | None
     head_sha256: str
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """Of n sessions: probabilities float64 (n, K) of the classes, as the head says them and recalibrated, and how far
-    the fold heads are apart.
+class _OfClasses(_Told):
+    classes: Annotated[list[str], Field(min_length=2)]
+    recalibration: Recalibration
+    threshold: Threshold | None
 
-    spread: float64 (n,), the standard deviation over the fold heads of the predicted class's probability; NaN without
-    fold heads.
-    positive: bool (n,), at or above the threshold; None with more than two classes. distances, atypical: float64 (n,),
-    as of `bfp.models.typical`, None where that is not known.
-    """
 
-    probabilities: np.ndarray
-    recalibrated: np.ndarray
-    spread: np.ndarray
-    positive: np.ndarray | None
-    distances: np.ndarray | None
-    atypical: np.ndarray | None
+class _OfNumbers(_Told):
+    trained_from: Annotated[float, Field(allow_inf_nan=False)]
+    trained_to: Annotated[float, Field(allow_inf_nan=False)]
+    margin: Margin | None
+
+
+_TOLD: Mapping[str, type[_Told]] = {"classification": _OfClasses, "regression": _OfNumbers, "survival": _Told}
+"""By the type of the task."""
+
+
+class Prediction(NamedTuple):
+    """Of a session: what the head's outputs tell of it, and the spread over the fold heads (`bfp.models.outputs`);
+    distance and atypical as of `bfp.models.typical`, None where that is not known; and sentences for a person."""
+
+    told: dict[str, Value]
+    distance: float | None
+    atypical: float | None
+    warnings: list[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionModel:
     """The head and how it is used.
 
-    target: the column that was learned. shown: the modalities that the encoder was shown.
-    preprocessing: as in the store that it was trained on. typical: where the training sessions lie, None
-    where encoder or pooling were trained on them. recalibration,
-    threshold: from held-out sessions; None with more than two classes. facts: plain values for a reader (data, figures,
-    versions).
+    target: what was learned, in the columns' words. outputs: what the head's numbers mean. shown: the modalities that
+    the encoder was shown. preprocessing: as in the store that it was trained on. typical: where the training sessions
+    lie, None where encoder or pooling were trained on them. facts: plain values for a reader (data, figures, versions).
     """
 
     target: str
-    classes: tuple[str, ...]
+    outputs: Outputs
     pooling: Pooling | AttentionPooling
     shown: tuple[str, ...]
     preprocessing: Mapping[str, Any]
     head: LinearHead
     fold_heads: tuple[LinearHead, ...]
     typical: Typical | None
-    recalibration: Recalibration
-    threshold: Threshold | None
     facts: Mapping[str, Any]
 
-    def predict(self, vectors: np.ndarray) -> Prediction:
-        """vectors: float (n, F), as `pooling` makes them."""
-        probabilities = self.head.probabilities(vectors)
-        chosen = probabilities.argmax(axis=1)
-        by_fold = [head.probabilities(vectors)[np.arange(len(vectors)), chosen] for head in self.fold_heads]
-        distances = self.typical.distances(vectors) if self.typical else None
-        return Prediction(
-            probabilities=probabilities,
-            recalibrated=self.recalibration(probabilities),
-            spread=np.std(by_fold, axis=0) if by_fold else np.full(len(vectors), np.nan),
-            positive=probabilities[:, 1] >= self.threshold.probability if self.threshold else None,
-            distances=distances,
-            atypical=self.typical.atypical(distances) if self.typical and distances is not None else None,
-        )
+    def predict(self, vector: np.ndarray) -> Prediction:
+        """Of a session. vector: float (F,), as `pooling` makes it."""
+        told = self.outputs.told(vector[None], self.head, self.fold_heads)
+        warnings, distance, atypical = self.outputs.warnings(told), None, None
+        if self.typical:
+            distances = self.typical.distances(vector[None])
+            distance, atypical = float(distances[0]), float(self.typical.atypical(distances)[0])
+            warnings += filter(None, [self.typical.warning(atypical)])
+        return Prediction(told, distance, atypical, warnings)
 
 
 def save_model(model: SessionModel, folder: Place, *, card: str) -> None:
@@ -131,12 +136,14 @@ def save_model(model: SessionModel, folder: Place, *, card: str) -> None:
     if isinstance(pooling, AttentionPooling):
         for number, each in enumerate(pooling.maps):
             tensors |= each.tensors(f"maps.{number}.")
-    weights = safetensors.numpy.save(tensors, metadata={"classes": json.dumps(model.classes)})
+    if isinstance(model.outputs, Hazards):
+        tensors[HELD_OUT] = model.outputs.held_out
+    own = _stored(model.outputs)
+    weights = safetensors.numpy.save(tensors, metadata={"outputs": json.dumps(_names(model.target, own))})
     told = {
         "contract": CONTRACT,
-        "type": "classification",
+        **own,
         "target": model.target,
-        "classes": list(model.classes),
         "pooling": asdict(pooling)
         if isinstance(pooling, Pooling)
         else {"maps": len(pooling.maps), "within": asdict(pooling.within)},
@@ -144,14 +151,52 @@ def save_model(model: SessionModel, folder: Place, *, card: str) -> None:
         "preprocessing": dict(model.preprocessing),
         "folds": len(model.fold_heads),
         "typical": model.typical is not None,
-        "recalibration": asdict(model.recalibration),
-        "threshold": asdict(model.threshold) if model.threshold else None,
         "head_sha256": hashlib.sha256(weights).hexdigest(),
         "facts": dict(model.facts),
     }
     (folder / "head.safetensors").write(weights)
     (folder / "README.md").write(card.encode())
     (folder / "model.json").write(json.dumps(told, indent=1, ensure_ascii=False).encode())
+
+
+def _stored(outputs: Outputs) -> dict[str, Any]:
+    """Their type and what it has of its own in model.json."""
+    match outputs:
+        case Classes(names, recalibration, threshold):
+            return {
+                "type": "classification",
+                "classes": list(names),
+                "recalibration": asdict(recalibration),
+                "threshold": asdict(threshold) if threshold else None,
+            }
+        case Numbers():
+            return {"type": "regression", **asdict(outputs)}
+        case Hazards():
+            return {"type": "survival"}
+
+
+def _outputs(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Outputs:
+    """The inverse of `_stored`, of a model.json that was read."""
+    match told["type"]:
+        case "classification":
+            return Classes(
+                tuple(told["classes"]),
+                TypeAdapter(Recalibration).validate_python(told["recalibration"]),
+                TypeAdapter(Threshold | None).validate_python(told["threshold"]),
+            )
+        case "regression":
+            return Numbers(
+                told["trained_from"],
+                told["trained_to"],
+                TypeAdapter(Margin | None).validate_python(told["margin"]),
+            )
+        case _:
+            return Hazards(tensors[HELD_OUT])
+
+
+def _names(target: str, told: Mapping[str, Any]) -> list[str]:
+    """Of the head's outputs."""
+    return list(told.get("classes", [target]))
 
 
 def model_folder(at: Place) -> Place:
@@ -181,10 +226,10 @@ def read_description(folder: Place) -> dict[str, Any]:
             f"{file}: written by an older bfp (contract {contract}; this one is {CONTRACT}), which made other "
             "vectors of a session or kept less of its training; fine-tune again"
         )
-    if kind != "classification":
-        raise InputError(f"{file}: a model for {kind}; this bfp predicts with classifiers only")
+    if kind not in _TOLD:
+        raise InputError(f"{file}: a model for {kind}; this bfp predicts with those for {', '.join(_TOLD)}")
     try:
-        _Told.model_validate(told)
+        _TOLD[kind].model_validate(told)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -203,31 +248,30 @@ def load_model(folder: Place) -> SessionModel:
             f"{told['head_sha256'][:16]}); fine-tune again, or bring the folder back whole"
         )
     try:
-        if (classes := _classes_of(data)) != told["classes"]:
+        if (names := _names_in(data)) != (expected := _names(told["target"], told)):
             raise InputError(
-                f"{folder / 'model.json'}: its classes are {', '.join(told['classes'])}, and those of the head "
-                f"{', '.join(classes)}, in this order; fine-tune again, or bring the folder back whole"
+                f"{folder / 'model.json'}: tells of {', '.join(expected)}, and its head of {', '.join(names)}, in this "
+                "order; fine-tune again, or bring the folder back whole"
             )
         tensors = safetensors.numpy.load(data)
         model = SessionModel(
             target=told["target"],
-            classes=tuple(told["classes"]),
+            outputs=_outputs(told, tensors),
             pooling=_pooling(told["pooling"], tensors),
             shown=tuple(told["shown"]),
             preprocessing=told["preprocessing"],
             head=LinearHead.from_tensors(tensors, "head."),
             fold_heads=tuple(LinearHead.from_tensors(tensors, f"folds.{number}.") for number in range(told["folds"])),
             typical=Typical.from_tensors(tensors, "typical.") if told["typical"] else None,
-            recalibration=TypeAdapter(Recalibration).validate_python(told["recalibration"]),
-            threshold=TypeAdapter(Threshold | None).validate_python(told["threshold"]),
             facts=told["facts"],
         )
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder}: not a whole model: {error!r}; fine-tune it again") from error
-    for head in (model.head, *model.fold_heads):
-        if fault := head.fault(class_count=len(classes), length=model.head.centre.size):
-            raise InputError(f"{file}: {fault}; fine-tune again")
-    if model.typical and (fault := model.typical.fault(length=model.head.centre.size)):
+    length = model.head.centre.size
+    faults = [head.fault(outputs=len(names), length=length) for head in (model.head, *model.fold_heads)]
+    faults += [model.typical.fault(length=length)] if model.typical else []
+    faults += [model.outputs.fault()] if isinstance(model.outputs, Hazards) else []
+    for fault in filter(None, faults):
         raise InputError(f"{file}: {fault}; fine-tune again")
     return model
 
@@ -242,8 +286,8 @@ def _pooling(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Pool
     return AttentionPooling(maps, plain)
 
 
-def _classes_of(data: bytes) -> list[str]:
-    """The classes in the metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
+def _names_in(data: bytes) -> list[str]:
+    """The outputs in the metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    classes: list[str] = json.loads(header["__metadata__"]["classes"])
-    return classes
+    names: list[str] = json.loads(header["__metadata__"]["outputs"])
+    return names
