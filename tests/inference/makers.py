@@ -49,7 +49,7 @@ def write_subject(bids: Path, subject: str, *, modalities=ALL, seed: int = 0) ->
 
 
 OF_CLASSES = Classes(CLASSES, Platt(0.5, 0.1), Threshold(0.7, 0.9, 0.5))
-OF_NUMBERS = Numbers(trained_from=-0.5, trained_to=0.5, margin=Margin(0.9, 0.75))
+OF_NUMBERS = Numbers(trained_from=-0.07, trained_to=0.5, margin=Margin(0.9, 0.75))
 OF_HAZARDS = Hazards(np.linspace(-1, 1, 41))
 ENDS = {"": 0.8, "_low": 0.7, "_high": 0.9}
 
@@ -85,6 +85,16 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, outputs: Outputs = OF_
     )
     save_model(learned, model, card="")
     return model
+
+
+def make_encoder(folder: Path, *stores: dict) -> Place:
+    """An encoder without a head, as a pretraining leaves it. stores: the preprocessing of each; none: one of ours."""
+    shape = {"width": WIDTH, "depth": 1, "heads": 2}
+    encoder = load(origin="random", name="vit_small_patch14_dinov2", uri=None, size_px=28, **shape)
+    told = [{"uri": "s", "snapshot": 1, "preprocessing": each} for each in stores or [preprocessing()]]
+    provenance = {"run": "brains", "bfp": "0.1", "stores": told, "imaging": IMAGING_VERSION}
+    export(encoder, place(str(folder)), card="", provenance=provenance)
+    return place(str(folder))
 
 
 def _a_head(random: np.random.Generator, outputs: int, length: int) -> LinearHead:

@@ -19,6 +19,7 @@ from bfp.cli.columns import CLASS, infer_meanings
 from bfp.cli.jobs import Finished, next_steps
 from bfp.cli.output import shown
 from bfp.errors import InputError
+from bfp.inference.kept import EMBEDDINGS
 from bfp.specs import Spec, loads
 from bfp.storage import Place, place
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 BIDS_VERSION = "1.10.0"
 LEVEL = "participant"
 COHORT = "bids"
-HIDDEN = ("cohort", "subject", "session", "scans", "embedding", "inputs")  # of the run's table; names have BIDS's form
+HIDDEN = ("cohort", "subject", "session", "scans", *EMBEDDINGS, "inputs")  # of the run's table; names have BIDS's form
 TABLE = "predictions.tsv"
 
 

@@ -73,6 +73,9 @@ TABLES = {
         )
         for kind in ("regression", "survival")
     },
+    "infer-embeddings": TableContract(
+        "<run>/predictions/predictions.parquet", "a session, of an encoder without a head", kept.embeddings_schema()
+    ),
     "finetune-segmentations": TableContract(
         "<run>/predictions/segmentations.parquet",
         "an approach, a session and a class, judged by the fold that did not see its subject",
@@ -123,12 +126,13 @@ SEEN = {
     "inputs": "hash of the session's files, of the model and of how scans are prepared: with another, it "
     "is predicted anew",
 }
+EMBEDDING = "mean over stacks of the spread (standard deviation) of their patch tokens"
 AMONG_TRAINED = {
     "distance": "from the training sessions that lack no modality; 1 is that of a usual one; null of a model whose "
     "encoder or pooling was trained",
     "atypical": "share of these training sessions, each held out, whose distance is smaller; from 0.99 on the row "
     "has a warning; null likewise",
-    "embedding": "mean over stacks of the spread of their patch tokens; only with `embedding: true`",
+    "embedding": f"{EMBEDDING}; only with `embedding: true`",
     **SEEN,
 }
 MEANINGS = {
@@ -244,6 +248,13 @@ MEANINGS = {
         "spread": f"standard deviation, over the fold heads, of the percentile; {UNKNOWN_SPREAD}",
         **AMONG_TRAINED,
     },
+    "infer-embeddings": {
+        **IDENTITY,
+        "class_token": "mean of the stacks' class tokens",
+        "patch_mean": "mean of the stacks' patch tokens",
+        "embedding": EMBEDDING,
+        **SEEN,
+    },
     "finetune-segmentations": {
         **JUDGED,
         "class": "of the segmentation",
@@ -273,7 +284,7 @@ def infer_meanings(columns: Collection[str]) -> dict[str, str]:
     """Of the columns of an inference's table, by those that only one kind of model has; also of the columns of other
     kinds, since a folder of derivatives may hold sessions of several models."""
     marks = {"log_hazard": "infer-predictions-survival", "low": "infer-predictions-regression"}
-    marks |= {"mask": "infer-segmentations"}
+    marks |= {"mask": "infer-segmentations", "class_token": "infer-embeddings"}
     table = next((table for mark, table in marks.items() if mark in columns), "infer-predictions")
     others = {name: meaning for other in marks.values() for name, meaning in MEANINGS[other].items()}
     return others | MEANINGS["infer-predictions"] | MEANINGS[table]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,9 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
     blocks += own.histograms(rows) if rows else []
     if any(row["distance"] is not None for row in rows):
         blocks.append(_distances(rows))
-    blocks.append(_rejected(kept.rejected.to_pylist()))
+    blocks.append(rejected_table(kept.rejected.to_pylist()))
     if any(row["missing"] for row in rows):
-        blocks.append(_missing(rows))
+        blocks.append(missing_table(rows))
     if shifts := [row["shift_mm"] for row in rows if row["shift_mm"] is not None]:
         axis = "largest shift within a session, mm"
         blocks.append(Histogram("Registration", shifts, axis, "sessions", flag_above=SUSPICIOUS_SHIFT_MM))
@@ -50,15 +50,15 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
 
 
 def write_pictures(
-    run: Run, told: dict[str, Any], outcomes: Sequence[Outcome], *, channels: tuple[str, ...], axis: SliceAxis
+    run: Run, outcomes: Sequence[Outcome], *, brief: Callable[[Row], str], channels: tuple[str, ...], axis: SliceAxis
 ) -> None:
-    """Slices of a few sessions, titled by what was predicted."""
-    sessions, own = [], told_by(told)
+    """Slices of a few sessions, titled by what was predicted. brief: that, of a row; "" for nothing."""
+    sessions = []
     for outcome in outcomes:
         assert outcome.row is not None
         assert isinstance(outcome.preview, Preview)
         name = " ".join(filter(None, (outcome.row["cohort"], outcome.row["subject"], outcome.row["session"])))
-        title = f"{name}: {own.brief(outcome.row)}"
+        title = ": ".join(filter(None, (name, brief(outcome.row))))
         sessions.append(SessionSlices(title, outcome.preview.pixels, channels, outcome.preview.visible))
     (run.folder / PICTURE).write(mosaic(sessions, axis=axis))
 
@@ -132,7 +132,7 @@ def _distances(rows: list[Row]) -> Histogram:
     )
 
 
-def _rejected(rows: list[Row]) -> Table:
+def rejected_table(rows: list[Row]) -> Table:
     examples: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         examples[row["reason"]].append(f"{row['uri']}: {row['detail']}")
@@ -141,7 +141,7 @@ def _rejected(rows: list[Row]) -> Table:
     return Table("Rejected scans", ["reason", "scans", "for example"], listed, note=note)
 
 
-def _missing(rows: list[Row]) -> Table:
+def missing_table(rows: list[Row]) -> Table:
     counts = Counter(name for row in rows for name in row["missing"])
     listed: list[list[Cell]] = [[name, count, count / len(rows)] for name, count in counts.most_common()]
     return Table(

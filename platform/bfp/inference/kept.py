@@ -95,6 +95,17 @@ def predictions_schema(told: Sequence[pa.Field], *, embedding: bool) -> pa.Schem
     return pa.schema(columns)
 
 
+EMBEDDINGS = ("class_token", "patch_mean", "embedding")
+"""Of an encoder without a head, each a mean over the stacks of a session: of their class tokens, of the means of their
+patch tokens, and of these tokens' spread, as beside a prediction."""
+
+
+def embeddings_schema() -> pa.Schema:
+    """One row per session, of an encoder without a head. The other columns as of `predictions_schema`."""
+    columns = [pa.field(name, pa.list_(pa.float32())) for name in EMBEDDINGS]
+    return pa.schema([*schemas.IDENTITY, *columns, *_SEEN, *_MADE_BY])
+
+
 def segmentations_schema(classes: Sequence[str]) -> pa.Schema:
     """One row per session.
 

@@ -25,7 +25,7 @@ from bfp.cohorts.prepare import prepare
 from bfp.cohorts.sessions import Session
 from bfp.errors import BfpError
 from bfp.imaging.stacks import Recipe
-from bfp.inference.predictor import Outcome, Predictor
+from bfp.inference.predictor import Outcome, predictor_of
 from bfp.inference.ready import Ready, ready
 from bfp.storage import Place
 
@@ -108,7 +108,7 @@ class PredictRows:
 
     def __init__(self, *, model: Place, device: str, batch_size: int) -> None:
         torch.set_num_threads(1)
-        self._predictor = Predictor(model, device=device, batch_size=batch_size)
+        self._predictor = predictor_of(model, device=device, batch_size=batch_size)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         found: list[Ready | Failure] = [pickle.loads(each) for each in rows["ready"]]

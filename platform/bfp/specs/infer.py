@@ -56,7 +56,10 @@ class Infer(Job):
     """Raw scans of new cohorts become one row of predictions a session."""
 
     kind: Literal["infer"]
-    model: Uri = Field(description="A finetune run, or a model folder.", examples=["runs/my-model"])
+    model: Uri = Field(
+        description="A finetune run, or a model folder; for embeddings alone a pretrain run, or an exported encoder.",
+        examples=["runs/my-model"],
+    )
     cohorts: list[Cohort] = Field(
         min_length=1, description="Where the scans come from.", examples=[[{"name": "my-cohort", "bids": "data/bids"}]]
     )
