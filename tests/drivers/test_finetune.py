@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bfp.drivers import finetune
+from bfp.drivers.finetune_tuned import methods
 from bfp.errors import InputError, Interrupted
 from bfp.inference.predictor import Predictor
 from bfp.models.session_model import load_model, model_folder
@@ -178,7 +180,7 @@ def test_a_number_is_learned_and_its_model_says_how_far_off_it_may_be(store, tmp
     assert 0 < slope < 0.9
     note = blocks["severity: predicted and true"].note
     assert f"rise by {slope:.2f} for each 1 that is so: they are drawn to the mean" in note
-    assert "held the true number of 90% of the held-out subjects" in note
+    assert "held the true number of 90 % of the held-out subjects" in note
     assert "regression to the mean" in blocks["Limits"].paragraphs[0]
     card = (run / "model" / "README.md").read().decode()
     assert "Cross-validated mean absolute error 0." in card
@@ -246,6 +248,17 @@ def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts
     Predictor(model_folder(run), device="cpu", batch_size=8)  # encoder and head are of one another
     frozen = json.loads((execute(a_spec(store, tmp_path, name="frozen", pooling="mean")) / "results.json").read())
     assert figures(run)["auroc_frozen"] == frozen["figures"]["auroc"]
+
+
+def test_the_methods_tell_by_what_loss_it_was_trained(store, tmp_path):
+    ended = SimpleNamespace(model=SimpleNamespace(epoch=3))
+    of_classes = methods(a_spec(store, tmp_path, tune="full"), ended)
+    of_numbers = methods(
+        a_spec(store, tmp_path, tune="full", task={"type": "regression", "target": "age"}, baselines={}), ended
+    )
+    assert "labels smoothed by 0.1" in of_classes
+    assert "by the Huber loss of standardised numbers" in of_numbers
+    assert "smoothed" not in of_numbers
 
 
 def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_path):

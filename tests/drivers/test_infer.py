@@ -134,7 +134,9 @@ def test_a_model_of_a_number_gives_it_with_an_interval_and_warns_outside_its_ran
     assert (histogram.flag_below, histogram.flag_above) == (-0.07, 0.5)
     assert dict(blocks["Model"].rows)["cross-validated mean absolute error"] == "0.80 [0.70, 0.90]"
     assert "regression to the mean" in blocks["Limits"].paragraphs[0]
-    assert "an interval of 0.750 to both sides" in blocks["Methods"].paragraphs[0]
+    assert "An interval of 0.750 to both sides of it follows" in blocks["Methods"].paragraphs[0]
+    why = {row[1]: row[3] for row in blocks["Sessions to look at"].rows}
+    assert [subject for subject in sorted(why) if "outside what the model learned from" in why[subject]] == ["01", "03"]
 
 
 def test_a_model_of_a_hazard_gives_its_place_among_those_of_the_training(bids, tmp_path):

@@ -39,10 +39,11 @@ def interval(figures: Mapping[str, Cell]) -> str:
     """For the card and the page. figures: with those of `numbers`."""
     width = figures["interval_half_width"]
     if not isinstance(width, float):
-        return f"There is no interval around a prediction: {COVERAGE:.0%} needs 9 subjects or more."
+        return f"There is no interval around a prediction: {100 * COVERAGE:.0f} % needs 9 subjects or more."
     return (
-        f"An interval of {number_text(width)} to both sides of a prediction held the true number of {COVERAGE:.0%} of "
-        "the held-out subjects, and would of as many new ones like them (conformal prediction)."
+        f"An interval of {number_text(width)} to both sides of a prediction held the true number of "
+        f"{100 * COVERAGE:.0f} % of the held-out subjects, and would of about as many new ones like them (conformal "
+        "prediction)."
     )
 
 

@@ -22,8 +22,8 @@ APART = 0.2  # standard deviation over the fold heads: of a probability, or of 1
 
 
 class Told(Protocol):
-    """learned: what the model predicts, in words. columns: of the table of predictions; limits, methods: a paragraph,
-    and the sentences on what was done; spread: what it is the spread of."""
+    """learned: what the model predicts, in words. columns: of the table of predictions; limits: a paragraph; spread:
+    what it is the spread of."""
 
     @property
     def learned(self) -> str: ...
@@ -35,10 +35,11 @@ class Told(Protocol):
     def limits(self) -> str: ...
 
     @property
-    def methods(self) -> str: ...
-
-    @property
     def spread(self) -> str: ...
+
+    def methods(self, model: str) -> str:
+        """What was done, as a sentence. model: its name."""
+        ...
 
     def cells(self, row: Row) -> list[Cell]:
         """Under `columns`."""
@@ -106,9 +107,8 @@ class ClassesTold:
             "is no interval around the probability."
         )
 
-    @property
-    def methods(self) -> str:
-        return f"Sessions were classified by {self.target} ({', '.join(self.classes)})"
+    def methods(self, model: str) -> str:
+        return f"Sessions were classified by {self.target} ({', '.join(self.classes)}) with the model {model}."
 
     @property
     def spread(self) -> str:
@@ -176,15 +176,15 @@ class NumbersTold:
             "heads of the folds are apart, and not how far off the number may be."
         )
 
-    @property
-    def methods(self) -> str:
+    def methods(self, model: str) -> str:
         width = (
-            f", and an interval of {number_text(self.half_width)} to both sides of it from the errors of its "
-            "cross-validation (90 %; conformal prediction, Lei et al., 2018; subjects weighing 1: Lee et al., 2023)"
+            f" An interval of {number_text(self.half_width)} to both sides of it follows from the errors of the "
+            "model's cross-validation (90 %; conformal prediction, Lei et al., 2018; each subject weighing 1, Lee et "
+            "al., 2023)."
             if self.half_width is not None
             else ""
         )
-        return f"Of each session the {self.target} was predicted{width}"
+        return f"Of each session the {self.target} was predicted with the model {model}.{width}"
 
     @property
     def spread(self) -> str:
@@ -248,11 +248,10 @@ class HazardsTold:
             "spread tells how far the heads of the folds are apart, in percentiles; it is no interval."
         )
 
-    @property
-    def methods(self) -> str:
+    def methods(self, model: str) -> str:
         return (
-            f"Of each session the logarithm of a relative hazard was predicted ({self.target}), and its percentile "
-            "among the held-out training sessions"
+            f"Of each session the logarithm of a relative hazard was predicted ({self.target}) with the model {model}, "
+            "and put among those of its held-out training sessions."
         )
 
     @property

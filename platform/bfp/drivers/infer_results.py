@@ -86,7 +86,7 @@ def _predictions(rows: list[Row], own: Told) -> Table:
 
 
 def _to_look_at(rows: list[Row], own: Told) -> list[Table]:
-    """The sessions of which a person should see the scans before the prediction; each once, for the first reason."""
+    """The sessions of which a person should see the scans before the prediction; each once, with all reasons."""
     by_distance = sorted(rows, key=lambda row: -(row["distance"] or 0.0))
     by_spread = sorted(rows, key=lambda row: -(row["spread"] or 0.0))
     reasons = [
@@ -95,14 +95,14 @@ def _to_look_at(rows: list[Row], own: Told) -> list[Table]:
         *((row, f"no {', '.join(row['missing'])}") for row in by_distance if row["missing"]),
         *((row, f"the heads of the folds are apart ({row['spread']:.3g})") for row in by_spread if own.apart(row)),
     ]
-    found: dict[tuple[str, str, str], tuple[Row, str]] = {}
+    found: dict[tuple[str, str, str], tuple[Row, list[str]]] = {}
     for row, reason in reasons:
-        found.setdefault((row["cohort"], row["subject"], row["session"]), (row, reason))
+        found.setdefault((row["cohort"], row["subject"], row["session"]), (row, []))[1].append(reason)
     if not found:
         return []
     shown: list[list[Cell]] = [
-        [row["cohort"], row["subject"], row["session"], reason, own.brief(row), row["atypical"], row["spread"]]
-        for row, reason in list(found.values())[:SHOWN_TO_LOOK_AT]
+        [row["cohort"], row["subject"], row["session"], "; ".join(why), own.brief(row), row["atypical"], row["spread"]]
+        for row, why in list(found.values())[:SHOWN_TO_LOOK_AT]
     ]
     more = f" The first {SHOWN_TO_LOOK_AT} of {len(found):,} are shown." if len(found) > SHOWN_TO_LOOK_AT else ""
     return [
@@ -177,7 +177,7 @@ def _methods(told: dict[str, Any]) -> Text:
         else "There is no spread over folds: the encoder was tuned, and those of the folds are not kept."
     )
     paragraph = (
-        f"{own.methods} with the model {facts['run']}. "
+        f"{own.methods(facts['run'])} "
         f"Scans were prepared as its training data were (imaging version {facts['imaging']}), and each session's "
         f"stacks of {', '.join(told['shown'])} gave one row. {spread} Software: bfp {__version__}."
     )
