@@ -45,6 +45,7 @@ def a_spec(stores, folder, **fields):
         "regularisation": [0.001, 0.1],
         "baselines": {"covariates": ["age", "sex"]},
         "site": "sex",
+        "compute": {"workers": 1},  # each loads torch and timm, which takes longer than what it has to do here
     }
     return Benchmark.model_validate(told | fields)
 
@@ -193,7 +194,7 @@ def test_cells_have_the_cpus_that_the_extraction_had(stores, tmp_path):
     """On a Ray whose every CPU the workers of the extraction take."""
     holder = ray.remote(num_cpus=3)(_Holder).remote()  # of the four
     ray.get(holder.ready.remote())
-    spec = a_spec(stores, tmp_path, external={}, label_fractions=[1.0], modalities=None, compute={"workers": 1})
+    spec = a_spec(stores, tmp_path, external={}, label_fractions=[1.0], modalities=None)
     folder = place(spec.output) / spec.name
     try:
         with Run(folder, spec_yaml="", kind="benchmark", version="0", listener=lambda event: None) as run:

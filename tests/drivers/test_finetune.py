@@ -111,7 +111,7 @@ def test_the_report_says_what_was_compared(run):
         "How much higher the AUROC of the untrained encoder is",
         "Is the difference more than chance?",
     ]
-    assert titles[3:7] == ["Further figures", "ROC curves", "Calibration", "Confusion"]
+    assert titles[3:8] == ["Further figures", "ROC curves", "Calibration", "Confusion", "Cases"]
     assert [row.label for row in results.blocks[0].rows] == [
         "untrained encoder",
         "histograms of the slices",
@@ -123,12 +123,53 @@ def test_the_report_says_what_was_compared(run):
     for label, key in {"untrained encoder": "auroc", "permuted labels": "auroc_permuted"}.items():
         area = np.trapezoid(curves[label].true_positive, curves[label].false_positive)
         assert area == pytest.approx(results.figures[key])
+    assert [len(curve.low) for curve in curves.values()] == [41, 0, 0, 0, 0]  # the band is the model's
     groups = results.blocks[titles.index("In whom it is right")]
     assert [row[:2] for row in groups.rows if row[0] == "sex"] == [["sex", "F"], ["sex", "M"]]
     assert [row[0] for row in groups.rows].count("age") == 3
     assert sum(row[2] + row[3] for row in groups.rows if row[0] == "sex") == 30
-    assert titles[-2:] == ["Methods", "Limits"]
+    assert titles[-4:] == ["Participants", "What TRIPOD+AI asks for", "Methods", "Limits"]
     assert "not a medical device" in results.blocks[-1].paragraphs[0]
+
+
+def test_the_cases_are_the_surest_of_the_predictions_and_what_told_lies_where_the_class_shows(run):
+    results = results_from_json(json.loads((run / "results.json").read()))
+    blocks = {block.title: block for block in results.blocks}
+    cases = blocks["What the cases were taken for, and why"].rows
+    held_out = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
+    held_out = held_out[held_out.approach == "encoder"].assign(
+        sure=lambda rows: rows[["prob_CN", "prob_AD"]].max(axis=1)
+    )
+    for name in ("CN", "AD"):
+        for is_right in (True, False):
+            own = held_out[(held_out["class"] == name) & ((held_out.predicted == name) == is_right)]
+            expected = own.sort_values("sure", ascending=False).subject[:2]
+            assert [row[0] for row in cases if row[1] == name and (row[2] == name) == is_right] == [
+                f"made {subject}" for subject in expected
+            ]
+        png = (run / blocks[f"Cases of {name}"].file).read()
+        assert png.startswith(b"\x89PNG")
+    for *_, probability, _, bias, up, down, log_odds, shown in cases:
+        assert log_odds == pytest.approx(bias + up + down)
+        assert log_odds == pytest.approx(np.log(probability / (1 - probability)), abs=1e-4)
+        heights = [int(each.split("%")[0].removeprefix("at ")) for each in shown.split("; ")]
+        assert 1 <= len(heights) <= 4
+        assert any(abs(height - 30) < 10 or abs(height - 70) < 10 for height in heights)
+
+
+def test_what_tripod_asks_for_is_said_as_far_as_the_run_knows_it(run):
+    results = results_from_json(json.loads((run / "results.json").read()))
+    blocks = {block.title: block for block in results.blocks}
+    told = {row[0]: row[2] for row in blocks["What TRIPOD+AI asks for"].rows}
+    assert told["10"].startswith("30 sessions of 30 subjects (15 CN, 15 AD); 10 to 10 tested in a fold")
+    assert told["11"].startswith("10 without FLAIR: ")
+    assert told["23a"].startswith("AUROC 0.9")
+    assert told["5b"] == "not in the store: for the authors"
+    who = {(row[0], row[1]): row for row in blocks["Participants"].rows}
+    assert who["class", "AD"][2:6] == [15, 15, 0, 15]
+    assert who["class", "AD"][-1] == "8 F, 7 M"
+    ages = [row[6] for row in blocks["Participants"].rows]
+    assert all(40 < float(age.split(" ")[0]) < 95 for age in ages)
 
 
 def test_the_model_folder_predicts_without_the_run(run):
@@ -241,6 +282,8 @@ def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts
     assert {"auroc", "auroc_frozen", "above_frozen"} <= figures(run).keys()
     results = results_from_json(json.loads((run / "results.json").read()))
     worth = next(block for block in results.blocks if block.title == "Was training worth it?")
+    (no_cases,) = [block for block in results.blocks if block.title == "Cases"]
+    assert no_cases.paragraphs[0].startswith("No case is explained: the encoder was tuned")
     assert [row[0] for row in worth.rows] == ["fold 1", "fold 2", "fold 3"]
     model = load_model(model_folder(run))
     assert model.fold_heads == ()
@@ -264,6 +307,10 @@ def test_the_methods_tell_by_what_loss_it_was_trained(store, tmp_path):
 def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_path):
     run = execute(a_spec(store, tmp_path, pooling="attention", training=SHORT, baselines=ALONE))
     assert {"auroc_frozen", "auroc_mean", "above_mean"} <= figures(run).keys()
+    blocks = json.loads((run / "results.json").read())["blocks"]
+    (cases,) = [block["rows"] for block in blocks if block["title"] == "What the cases were taken for, and why"]
+    for *_, probability, _, _, _, _, log_odds, _ in cases:  # attention weighs the slices, and they still add up
+        assert log_odds == pytest.approx(np.log(probability / (1 - probability)), abs=1e-4)
     model = load_model(model_folder(run))
     assert len(model.pooling.maps) == 4
     random = np.random.default_rng(0)

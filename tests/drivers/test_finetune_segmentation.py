@@ -22,6 +22,7 @@ from tests.drivers.segmented import cohort_spec, write_cohort
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 SHAPE = {"width": 32, "depth": 2, "heads": 2}
+LOST = "05"
 DECODER = {"width": 32, "steps": 60, "batch_size": 8, "learning_rate": 0.01}
 
 
@@ -44,10 +45,13 @@ def ingested(folder: Path, cohort: dict, **preprocessing):
 
 @pytest.fixture(scope="module")
 def balls(tmp_path_factory):
-    """The folder of the dataset, its store, and the centres."""
+    """The folder of the dataset, its store, and the centres. One mask is gone by the time that it is learned from."""
     folder = tmp_path_factory.mktemp("balls")
     centres = write_cohort(folder / "bids")
-    return folder / "bids", ingested(folder, cohort_spec(folder / "bids")), centres
+    store = ingested(folder, cohort_spec(folder / "bids"))
+    (lost,) = (folder / "bids").glob(f"derivatives/**/sub-{LOST}_*.nii.gz")
+    lost.unlink()
+    return folder / "bids", store, centres
 
 
 def a_spec(store, output, **fields):
@@ -60,6 +64,7 @@ def a_spec(store, output, **fields):
         "encoder_shape": SHAPE,
         "task": {"type": "segmentation", "target": "ball", "decoder": DECODER},
         "folds": 2,
+        "compute": {"workers": 1},  # each loads torch, timm and MONAI, which takes longer than what it has to do here
     }
     return Finetune.model_validate(told | fields)
 
@@ -90,7 +95,7 @@ def figures(run):
 
 def test_a_ball_is_found_in_heads_of_every_orientation_and_better_than_by_position_alone(run):
     found = figures(run)
-    assert found["native"] == found["sessions"] == 6
+    assert (found["native"], found["sessions"]) == (5, 6)
     assert found["dice_ball"] > 0.6
     assert found["dice_ball"] > found["dice_atlas_ball"] + 0.3
     assert found["above_atlas_ball_low"] > 0
@@ -101,9 +106,9 @@ def test_masks_out_of_fold_lie_where_they_were_drawn_and_give_the_written_figure
     bids, _, _ = balls
     table = pq.read_table((run / "predictions" / "segmentations.parquet").path).to_pandas()
     rows = table[table.approach == "encoder"].set_index("subject")
-    assert set(rows.space) == {"native"}
+    assert set(rows.space[rows.index != LOST]) == {"native"}
     assert set(rows.fold) == {1, 2}
-    for subject in rows.index:
+    for subject in rows.index.drop(LOST):
         name = f"sub-{subject}/anat/sub-{subject}_space-orig_desc-ball_dseg.nii.gz"
         mask = nib.load(run.path / "derivatives" / "balls" / name)
         drawn = nib.load(bids / "derivatives/drawn" / f"sub-{subject}/anat/sub-{subject}_label-ball_mask.nii.gz")
@@ -136,9 +141,14 @@ def test_the_report_shows_classes_distances_cases_and_methods(run):
         "Sessions, worst first",
         "Worst and best cases",
         "What was learned from what",
+        "Participants",
+        "What TRIPOD+AI asks for",
         "Methods",
         "Limits",
     ]
+    told = {row[0]: row[2] for row in results.blocks[-3].rows}
+    assert told["23a"].startswith("Dice 0.")
+    assert told["23b"] == "the tables Dice and HD95 and Sessions, worst first"
     assert (run / "pictures" / "cases.png").exists()
 
 
@@ -154,18 +164,16 @@ def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, balls, tmp_path):
         assert (tmp_path / "balls" / file).read_bytes() == (run / file).read()
 
 
-def test_where_the_drawn_files_are_gone_the_stacks_are_judged_and_that_is_said(tmp_path):
-    write_cohort(tmp_path / "bids", subjects=4)
-    store = ingested(tmp_path, cohort_spec(tmp_path / "bids"))
-    for mask in (tmp_path / "bids").glob("derivatives/**/sub-0[01]_*.nii.gz"):
-        mask.unlink()
-    task = {"type": "segmentation", "target": "ball", "decoder": {**DECODER, "steps": 3}}
-    folder, events = execute(a_spec(store, tmp_path, task=task))
-    assert figures(folder)["native"] == 2
+def test_where_the_drawn_file_is_gone_the_stacks_are_judged_and_that_is_said(run):
+    table = pq.read_table((run / "predictions" / "segmentations.parquet").path).to_pylist()
+    (lost,) = [row for row in table if row["subject"] == LOST and row["approach"] == "encoder"]
+    assert lost["space"] == "working"
+    assert lost["dice"] > 0.3
+    events = [json.loads(line) for line in (run / "events.jsonl").read().decode().splitlines()]
     said = [event["message"] for event in events if event["event"] == "warning"]
     assert said == [
         (
-            "2 sessions judged in the working grid of the stacks, not in native space: the file of its labels is not "
+            "1 session judged in the working grid of the stacks, not in native space: the file of its labels is not "
             "there any more"
         )
     ]

@@ -1,5 +1,4 @@
 import json
-import pickle
 import subprocess
 import sys
 
@@ -9,8 +8,8 @@ import pytest
 
 from bfp.drivers import infer
 from bfp.drivers.inputs import recipe_of
-from bfp.errors import InputError, Interrupted, JobFailed, Reason
-from bfp.inference.pipeline import Failure, prepare_row
+from bfp.errors import InputError, Interrupted, JobFailed, Reason, StorageError
+from bfp.inference.pipeline import prepared
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
 from bfp.specs import Infer
@@ -226,10 +225,8 @@ def test_a_file_that_is_being_written_is_a_failure_and_not_a_rejected_scan(model
     file = bids / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
     file.write_bytes(file.read_bytes() + b"more")
     recipe = recipe_of(Preprocessing.model_validate(preprocessing()))
-    row = {"session": pickle.dumps(("inputs", session))}
-    found = pickle.loads(prepare_row(row, recipe=recipe, shown=ALL, scan_timeout_s=60)["ready"])
-    assert isinstance(found, Failure)
-    assert "it is being written to; submit again" in found.cause
+    with pytest.raises(StorageError, match="it is being written to; submit again"):
+        prepared("inputs", session, recipe=recipe, shown=ALL, scan_timeout_s=60)
 
 
 def test_the_plan_counts_what_will_be_predicted(model, bids, tmp_path):
@@ -310,13 +307,14 @@ def test_predictions_that_were_damaged_are_made_again_with_a_warning(model, bids
     spec = a_spec(model, bids, tmp_path, privacy={"pictures": "none"})
     run, _ = execute(spec)
     before = predictions(run)
-    (part,) = run.glob("predictions/part-*.parquet")
-    part.write_bytes(b"garbage" * 100)
+    parts = sorted(run.glob("predictions/part-*.parquet"))  # one, or more on a machine that is slow
+    for part in parts:
+        part.write_bytes(b"garbage" * 100)
     assert infer.plan(spec).figures["sessions_to_do"] == 5
     run, events = execute(spec)
     assert [row["prob_AD"] for row in predictions(run)] == [row["prob_AD"] for row in before]
     warnings = [event["message"] for event in events if event["event"] == "warning"]
-    assert f"damaged predictions are made again: {part.name}" in warnings
+    assert f"damaged predictions are made again: {', '.join(part.name for part in parts)}" in warnings
     assert [each.message for each in recwarn if "ray_remote_args" in str(each.message)] == []
     blocks = {block.title: block for block in results_from_json(json.loads((run / "results.json").read_text())).blocks}
     assert "The probabilities put sessions in an order" in blocks["Limits"].paragraphs[0]

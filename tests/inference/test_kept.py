@@ -3,7 +3,7 @@ import numpy as np
 from bfp.cohorts.sessions import Key, LeftOut
 from bfp.errors import Reason
 from bfp.inference.kept import Predictions, predictions_schema, told_columns
-from bfp.inference.predictor import Outcome
+from bfp.inference.outcomes import Outcome
 from bfp.storage import place
 
 SCHEMA = predictions_schema(told_columns("classification", ["CN", "AD"]), embedding=True)

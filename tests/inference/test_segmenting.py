@@ -11,7 +11,8 @@ from bfp.cohorts.derivatives import Masks
 from bfp.cohorts.prepare import prepare
 from bfp.cohorts.sessions import Key, Scan, Session
 from bfp.errors import Reason
-from bfp.inference.segmenting import to_segment, written
+from bfp.inference.segmenting import written
+from bfp.inference.way_back import to_segment
 from bfp.storage import place
 from tests.imaging.makers import grid, head, motion, recipe
 

@@ -4,7 +4,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from bfp.metrics.auroc import auroc, mean_roc_curve, roc_curve, weighted_auroc
+from bfp.metrics.auroc import auroc, mean_roc_curve, mean_roc_intervals, roc_curve, weighted_auroc
 from bfp.metrics.over_folds import difference, over_folds
 
 
@@ -139,3 +139,33 @@ def test_the_area_below_the_mean_curve_is_the_mean_auroc_even_when_folds_score_o
     assert np.trapezoid(curve.true_positive, curve.false_positive) == pytest.approx(mean, abs=1e-12)
     assert (np.diff(curve.true_positive) >= -1e-12).all()
     assert (curve.true_positive[0], curve.true_positive[-1]) == (0, 1)
+
+
+@pytest.mark.parametrize("levels", [4, 1000], ids=["many ties", "few ties"])
+def test_the_band_of_a_roc_curve_is_around_that_curve_and_its_draws_are_of_whole_subjects(levels):
+    random = np.random.default_rng(5)
+    classes, probabilities, folds, subjects = a_study(random, subjects=60, true_auroc=0.8, folds=3)
+    scores = np.round(probabilities[:, 1] * levels / 4) / levels
+    curve = mean_roc_curve(classes == 1, scores, folds=folds)
+    rates = curve.false_positive[1::2]  # each stands twice: the lower and the higher end
+    told = {"folds": folds, "rates": rates, "seed": 0}
+    found = mean_roc_intervals(classes == 1, scores, subjects=subjects, **told)
+    np.testing.assert_allclose([each.value for each in found], curve.true_positive[1::2], atol=1e-9)
+    assert all(each.low <= each.value <= each.high for each in found)
+    assert found[-1] == (1, 1, 1)
+    alone = mean_roc_intervals(classes == 1, scores, subjects=[f"{n}" for n in range(len(subjects))], **told)
+    widths, narrower = (np.mean([each.high - each.low for each in own]) for own in (found, alone))
+    assert widths > 1.05 * narrower > 0.1
+
+
+def test_the_band_of_a_roc_curve_covers_the_true_curve_as_often_as_it_says():
+    random, rates, inside = np.random.default_rng(6), np.array([0.2, 0.5]), []
+    distance = np.sqrt(2) * norm.ppf(0.8)
+    truth = norm.cdf(distance - norm.isf(rates))
+    for seed in range(60):
+        classes, probabilities, folds, subjects = a_study(random, subjects=120, true_auroc=0.8, folds=2)
+        found = mean_roc_intervals(
+            classes == 1, probabilities[:, 1], folds=folds, subjects=subjects, rates=rates, seed=seed
+        )
+        inside += [interval.low <= true <= interval.high for interval, true in zip(found, truth, strict=True)]
+    assert 0.88 <= np.mean(inside) <= 0.99

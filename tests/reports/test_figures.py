@@ -181,3 +181,11 @@ def test_bars_and_trends_say_every_value_with_its_interval() -> None:
     assert "ours, T1w only: undefined" in draw(BARS, {}).says
     assert "ours: at 20.0 0.70 [0.60, 0.80], at 80.0 undefined" in draw(TRENDS, {}).says
     assert "3 points: age, years from 50.0 to 80.0" in draw(SCATTER, {}).says
+
+
+def test_a_roc_curve_with_intervals_has_a_band_and_says_some_of_them():
+    curve = RocCurve("pretrained", [0.0, 0.1, 1.0], [0.0, 0.8, 1.0], [0.0, 0.1, 1.0], [0.0, 0.6, 1.0], [0.3, 0.9, 1.0])
+    plain, banded = (draw(Roc("ROC", [own]), {}) for own in (curve._replace(rates=[], low=[], high=[]), curve))
+    assert "fill-opacity: 0.18" in banded.svg
+    assert "fill-opacity: 0.18" not in plain.svg
+    assert banded.says == "ROC curves: pretrained, intervals 0.60 to 0.90 at 0.1."

@@ -10,9 +10,13 @@ from PIL import Image
 from bfp.imaging.stacks import EDGES
 from bfp.reports.pictures import (
     ABSENT,
+    AGAINST,
     EDGE,
+    FOR,
     Pair,
     SessionSlices,
+    TellingSlice,
+    Told,
     View,
     edges,
     mosaic,
@@ -21,6 +25,7 @@ from bfp.reports.pictures import (
     patch_foreground,
     pca_maps,
     principal_components,
+    telling,
     views,
 )
 from tests.reports.heads import head
@@ -139,3 +144,20 @@ def test_views_stand_in_lines_under_their_titles_with_their_channels_as_they_are
         np.testing.assert_array_equal(cells[60:116], slices[number, 1])
     assert not np.array_equal(picture[line + 22 : line + 78, :56], slices[2, 0])
     assert (picture[:line, 3 * step :] == 0).all()
+
+
+def test_what_tells_is_coloured_and_signed_where_it_lies_for_and_against() -> None:
+    effects = np.zeros(16)
+    effects[5], effects[14] = 0.4, -0.2  # the second patch of the second row, the third of the last
+    black = np.zeros((1, 64, 64), np.uint8)
+    slices = (TellingSlice("at 30%", black, 1.0, effects, place=0),)
+    told = Told("sub-01", ("T1w",), slices, np.array([1.0, -0.5, 0.0]))
+    picture = _opened(telling([told], axis="axial", most_of_slice=1.0, most_of_patch=0.2, cell_px=128)).astype(int)
+    bars, patches = picture[22:74], picture[22 + 52 + 128 + 4 :][:128, :128]
+    assert (bars == FOR).all(axis=2).sum() > 1.5 * (bars == AGAINST).all(axis=2).sum() > 0
+    for (row, column), colour in {(1, 1): FOR, (3, 2): AGAINST}.items():
+        patch = patches[32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+        np.testing.assert_allclose(patch[28, 28], 0.8 * np.array(colour), atol=1)  # 0.4 is more than a full colour
+        assert (patch[16, 10:22] == 255).all()  # the level stroke of both signs
+        assert (patch[10:22, 16] == 255).all() == (colour == FOR)
+    assert not patches[40:90, 70:110].any()  # no effect, no colour

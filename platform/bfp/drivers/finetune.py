@@ -14,6 +14,7 @@ With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the mod
 <run>/features/      vectors of stacks          <run>/folds.csv        the split
 <run>/checkpoints/   folds that are done        <run>/predictions/     predictions.parquet, out of fold
 <run>/inputs.json    the snapshot that is used  <run>/model/           the model
+<run>/pictures/      single cases, explained
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from bfp.models.linear import LinearHead
     from bfp.models.outputs import Outputs
     from bfp.models.pooling import Pooling
-    from bfp.reports.blocks import Cell, Results
+    from bfp.reports.blocks import Block, Cell, Results
 
 POSITION_BANDS = 20
 """Bands of height, about 7 mm each. Of 8 and 20 the better on the sessions that chose `EncoderVectors`."""
@@ -146,6 +147,7 @@ def execute(spec: Finetune, run: Run) -> None:
     import ray
 
     from bfp.drivers.finetune_results import results_of
+    from bfp.drivers.finetune_tripod import known_of, reported
     from bfp.finetuning.crossvalidation import Study, cross_validate
     from bfp.finetuning.tables import folds_csv, predictions_parquet
     from bfp.models.encoder import load
@@ -183,6 +185,8 @@ def execute(spec: Finetune, run: Run) -> None:
     predictions = predictions_parquet(judged, labelled, folds=material.folds, kind=kind, classes=classes)
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
+    cases = _cases(spec, run, material, encoder, features, judged[MODEL], tuned)
+
     run.phase("figures and model")
     if tuned is None:
         head, strength = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
@@ -194,7 +198,8 @@ def execute(spec: Finetune, run: Run) -> None:
         fitted = Fitted(tuned.encoder, tuned.pooling, tuned.head, strength, tuned.fold_heads, tuned.judged, None)
     met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
     said = _said(spec, material, encoder, met, tuned)
-    results = results_of(study, judged, labelled, said)
+    results = results_of(study, judged, labelled, said, cases=cases)
+    results = reported(results, known_of(spec, material, said, met=met.told))
     for warning in _faults(results.figures, material):
         run.warn(warning)
     if met.is_met:
@@ -336,6 +341,28 @@ def _training_in_words(spec: Finetune) -> str:
         f"{what[spec.tune]}, at most {training.epochs} epochs; {training.sessions_per_step} sessions a step, "
         f"{training.slices_per_session} slices of each"
     )
+
+
+def _cases(
+    spec: Finetune,
+    run: Run,
+    material: Material,
+    encoder: LoadedEncoder,
+    features: pa.Table,
+    judged: Judged,
+    tuned: Tuned | None,
+) -> list[Block]:
+    """Single sessions, explained where a head of a fold can say why."""
+    from bfp.drivers.finetune_cases import TITLE, TUNED, case_blocks
+    from bfp.reports.blocks import Text
+
+    classes = classes_of(material.task)
+    if not classes:
+        return []
+    if spec.tune != "frozen":
+        return [Text(TITLE, [TUNED])]
+    poolings = [fold.pooling for fold in tuned.folds] if tuned else [_pooling(spec, material)] * spec.folds
+    return case_blocks(run, material, encoder, features, judged, poolings, classes=classes)
 
 
 # what is said of it --------------------------------------------------------------------------------------------------

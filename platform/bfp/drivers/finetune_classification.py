@@ -8,10 +8,13 @@ import numpy as np
 
 from bfp.drivers.finetune_figures import Figures
 from bfp.finetuning.crossvalidation import Judged, Study
-from bfp.metrics.auroc import mean_roc_curve
+from bfp.metrics.auroc import mean_roc_curve, mean_roc_intervals
 from bfp.metrics.classification import confusion_of
 from bfp.reports.blocks import Block, Reliability, ReliabilityCurve, Roc, RocCurve, Table
 from bfp.reports.numbers import interval_text
+
+ROC_RATES = np.linspace(0, 1, 41)
+"""False positive rates at which a curve has its interval."""
 
 LIMITS = (
     "The probabilities are an order and no risks; how far they are from what was seen stands under Calibration in the "
@@ -35,7 +38,8 @@ def blocks(
         Roc(
             title="ROC curves",
             curves=_roc_curves(study, judged, classes=classes, model=model, names=names),
-            note="The mean of the folds' curves, each session judged by the head that did not see its subject.",
+            note="The mean of the folds' curves, each session judged by the head that did not see its subject; its "
+            f"intervals, of the {names[model]}, by bootstrap over subjects.",
         ),
         _reliability(figures, model=names[model]),
         _confusion(judged[model], classes=classes, model=names[model]),
@@ -52,8 +56,16 @@ def _roc_curves(
         scored = [(f"{name} against the rest", k, judged[model]) for k, name in enumerate(classes)]
     curves = []
     for label, k, each in scored:
-        points = mean_roc_curve(each.targets == k, each.said[:, k], folds=study.folds)
-        curves.append(RocCurve(label, points.false_positive.tolist(), points.true_positive.tolist()))
+        positive, scores = each.targets == k, each.said[:, k]
+        points = mean_roc_curve(positive, scores, folds=study.folds)
+        curve = RocCurve(label, points.false_positive.tolist(), points.true_positive.tolist())
+        if each is judged[model]:
+            found = mean_roc_intervals(
+                positive, scores, folds=study.folds, subjects=study.persons, rates=ROC_RATES, seed=study.seed
+            )
+            low, high = [each.low for each in found], [each.high for each in found]
+            curve = curve._replace(rates=ROC_RATES.tolist(), low=low, high=high)
+        curves.append(curve)
     return curves
 
 

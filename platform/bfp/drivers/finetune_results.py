@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from bfp.reports.numbers import interval_text
 from bfp.words import counted
 
 RESEARCH = "For research; not a medical device: nothing here was tested for use on patients."
+METHODS = "Methods"
 RISK = (
     "What is predicted is the logarithm of a relative hazard: it orders sessions, and tells neither a time nor how "
     "likely the event is. The percentile beside it is a session's place among the sessions of this study, each judged "
@@ -67,7 +69,10 @@ class Said:
     trained: Trained | None = None
 
 
-def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said: Said) -> Results:
+def results_of(
+    study: Study, judged: dict[str, Judged], labelled: Labelled, said: Said, *, cases: Sequence[Block]
+) -> Results:
+    """cases: what is shown of single sessions."""
     measures = MEASURES[said.kind]
     figures = figures_of(
         study, judged, measures=measures, class_names=said.classes, model=said.model, no_rivals=said.no_rivals
@@ -89,6 +94,7 @@ def results_of(study: Study, judged: dict[str, Judged], labelled: Labelled, said
     blocks += [
         *([_further(figures, measures, said)] if measures.further else []),
         *_own_blocks(study, judged, figures, said),
+        *cases,
         *([_by_group(study, judged, measures, said)] if said.groups else []),
         _folds(study, judged, figures, measures, said),
         *([_further_in_folds(study, figures, measures, said)] if measures.further else []),
@@ -117,7 +123,7 @@ def model_card(name: str, results: Results, said: Said) -> str:
     assert not isinstance(value, str)
     assert not isinstance(low, str)
     assert not isinstance(high, str)
-    methods = next(block for block in results.blocks if isinstance(block, Text))
+    methods = next(block for block in results.blocks if isinstance(block, Text) and block.title == METHODS)
     paragraphs = [
         f"# {name}: {said.target} from brain MRI",
         *([f"Classes: {', '.join(said.classes)}."] if said.classes else []),
@@ -292,7 +298,7 @@ def _methods(study: Study, measures: Measures, said: Said) -> Text:
         f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated). Baselines were judged on "
         f"the same folds, by the same procedure; {tested}are two-sided. Software: bfp {__version__}."
     )
-    return Text(title="Methods", paragraphs=[learned, *([said.trained.methods] if said.trained else []), judged])
+    return Text(title=METHODS, paragraphs=[learned, *([said.trained.methods] if said.trained else []), judged])
 
 
 def _capital(text: str) -> str:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from bfp import __version__
+from bfp.drivers.acquaintance import acquaintance, scans_of
 from bfp.drivers.finetune_material import shown_of
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import (
@@ -115,7 +116,8 @@ def execute(spec: Finetune, run: Run) -> None:
     import ray
 
     from bfp.cohorts.derivatives import Masks
-    from bfp.drivers.finetune_segmentation_results import results_of, write_pictures
+    from bfp.drivers.finetune_segmentation_results import known_of, results_of, write_pictures
+    from bfp.drivers.finetune_tripod import reported
     from bfp.features.doubles import check_parted, doubles
     from bfp.features.token_maps import planes_of
     from bfp.finetuning.segmentation import ALL, dump_fold, load_fold, run_fold
@@ -169,6 +171,10 @@ def execute(spec: Finetune, run: Run) -> None:
     (run.folder / "predictions" / "segmentations.parquet").write(table)
     shown = write_pictures(run, study, folds["encoder"], masks)
     results = results_of(spec, material, encoder.description, folds, pictures=shown)
+    met = acquaintance(spec.encoder, [scans_of(material.store, set(study.sessions))])
+    results = reported(results, known_of(spec, material, met=met.told))
+    if met.is_met:
+        run.warn(f"encoder: its pretraining has met {met.told}")
     for reason, count in _not_native(folds["encoder"]).items():
         run.warn(f"{counted(count, 'session')} judged in the working grid of the stacks, not in native space: {reason}")
     _export(run, spec, material, encoder, done["encoder", ALL], results)

@@ -9,6 +9,9 @@ import numpy as np
 
 from bfp import __version__
 from bfp.cohorts.derivatives import Masks, mask_stem
+from bfp.cohorts.sessions import Key
+from bfp.drivers.finetune_results import METHODS
+from bfp.drivers.finetune_tripod import Known, evaluated
 from bfp.errors import BfpError
 from bfp.finetuning.segmentation import FoldResult, Score, Segmented
 from bfp.imaging.nifti import decode
@@ -145,9 +148,39 @@ def results_of(
     return Results(figures=figures, blocks=blocks)
 
 
+def known_of(spec: Finetune, material: Material, *, met: str) -> Known:
+    """For what TRIPOD+AI asks for. met: whom the encoder's pretraining had met."""
+    store, study, decoder = material.store, material.study, material.task.decoder
+    carried = {
+        Key(row["cohort"], row["subject"], row["session"]): row["labels"]
+        for row in store.sessions().to_pylist(maps_as_pydicts="strict")
+    }
+    dealt = f"as in {spec.splits}" if spec.splits else "stratified by cohort"
+    return Known(
+        spec=spec,
+        store=store,
+        index=material.index,
+        shown=material.shown,
+        sessions=study.sessions,
+        labels=[carried.get(key, {}) for key in study.sessions],
+        kinds=[],
+        classes=[],
+        folds=study.folds,
+        left_out=material.left_out,
+        outcome=f"{material.task.target} ({', '.join(material.classes)}), the masks that the cohorts brought",
+        model=f"a convolutional decoder of {decoder.steps:,} steps on patch tokens of {spec.encoder}, which was not "
+        "trained; nothing was chosen by its figures",
+        dealt=f"{spec.folds} folds, grouped by subject, {dealt}",
+        evaluated=evaluated(met),
+        groups=[],
+        measures={"dice": "Dice", "hd95_mm": "HD95 (mm)"},
+        output="a mask on the scan's own voxels",
+    )
+
+
 def model_card(name: str, results: Results, material: Material) -> str:
     """The card in Markdown: what it is, how good, made how."""
-    methods = next(block for block in results.blocks if isinstance(block, Text))
+    methods = next(block for block in results.blocks if isinstance(block, Text) and block.title == METHODS)
     listed = [
         f"- {each}: Dice {_text(results, f'dice_{each}')}, HD95 {_text(results, f'hd95_mm_{each}')} mm"
         for each in material.classes
@@ -356,4 +389,4 @@ def _methods(
         "bootstrap replicates over subjects (bias-corrected and accelerated). "
         f"Baselines: {'; '.join(baselines[name] for name in rivals)}. Software: bfp {__version__}."
     )
-    return Text("Methods", [learned, judged])
+    return Text(METHODS, [learned, judged])

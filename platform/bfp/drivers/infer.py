@@ -57,8 +57,8 @@ from bfp.words import counted
 
 if TYPE_CHECKING:
     from bfp.inference.kept import Predictions
+    from bfp.inference.outcomes import Outcome
     from bfp.inference.pipeline import Machine
-    from bfp.inference.predictor import Outcome
     from bfp.inference.pseudonyms import Pseudonyms
 
 SESSIONS_PER_PART = 64
@@ -414,7 +414,8 @@ def _predict(
     Raises Interrupted when the run is asked to stop, and JobFailed, once all others are done, where a session was not.
     """
     from bfp.drivers.infer_segmentation import segment_sessions
-    from bfp.inference.pipeline import Failure, predict_sessions
+    from bfp.inference.outcomes import Failure
+    from bfp.inference.pipeline import predict_sessions
     from bfp.inference.pseudonyms import sentence
 
     run.phase("predicting", total=len(todo), unit="sessions")

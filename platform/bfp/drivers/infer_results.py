@@ -14,7 +14,7 @@ from bfp.drivers.infer_outputs import Row, Told, judged_by, told_by
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.imaging.stacks import SliceAxis
 from bfp.inference.kept import Kept
-from bfp.inference.predictor import Outcome, Preview
+from bfp.inference.outcomes import Outcome, Preview
 from bfp.models.typical import WARNED_FROM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
 from bfp.reports.pictures import SessionSlices, mosaic, orientation

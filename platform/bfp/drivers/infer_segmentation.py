@@ -23,7 +23,7 @@ from bfp.storage import Place
 
 if TYPE_CHECKING:
     from bfp.inference.kept import Kept
-    from bfp.inference.predictor import Outcome
+    from bfp.inference.outcomes import Outcome
 
 SHOWN_ROWS = 50
 PICTURE = "pictures/masks.png"
@@ -41,14 +41,14 @@ def masks_of(told: dict[str, Any], *, folder: Place) -> Masks:
 
 def segment_sessions(told: dict[str, Any], *, folder: Place) -> Any:
     """As `inference.pipeline.predict_sessions`, of the model that model.json tells of, for the run in that folder."""
-    from bfp.inference.segmenting import segment_sessions
+    from bfp.inference.pipeline import segment_sessions
 
     return partial(segment_sessions, drawn_on=told["drawn_on"], masks=masks_of(told, folder=folder))
 
 
 def write_pictures(run: Run, outcomes: Sequence[Outcome], *, axis: SliceAxis) -> None:
     """A slice of a few sessions, with the outlines of its mask."""
-    from bfp.inference.predictor import MaskPreview
+    from bfp.inference.outcomes import MaskPreview
 
     slices = []
     for outcome in outcomes:

@@ -1,7 +1,9 @@
-"""Inference: raw scans of a new cohort -> one row of predictions a session, streamed.
+"""Inference: raw scans of a new cohort -> one row of predictions a session, or one mask, streamed.
 
-ready       a session's stacks, brought into the form that a model takes (CPU)
-predictor   a model that predicts ready sessions, one after another
-pipeline    both on Ray Data: scans are prepared on CPUs while copies of the model predict
-kept        the rows on disk: parts that are written whole, so that a session is predicted exactly once
+ready, way_back         a session's stacks, brought into the form that a model takes (CPU)
+predictor, segmenting   a model that predicts ready sessions, or segments them
+pipeline                both on Ray Data: scans are prepared on CPUs while copies of the model work
+outcomes, kept          what came of each session, and its rows on disk: parts that are written whole, so that a session
+                        is predicted exactly once
+pseudonyms              names that tell nobody who a session is
 """

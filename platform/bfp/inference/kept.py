@@ -28,7 +28,7 @@ from bfp.storage import Place, intact, plainly
 from bfp.store import schemas
 
 if TYPE_CHECKING:
-    from bfp.inference.predictor import Outcome
+    from bfp.inference.outcomes import Outcome
 
 _INPUTS = pa.field("inputs", pa.string())
 _TEXTS = pa.list_(pa.string())

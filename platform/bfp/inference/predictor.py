@@ -5,50 +5,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from bfp.batches.absent import fill_absent
-from bfp.cohorts.sessions import LeftOut
 from bfp.errors import InputError
 from bfp.features.describe import Describe, EncoderVectors, TokenMeans
 from bfp.imaging import SHOWN_HEIGHTS
 from bfp.inference.kept import EMBEDDINGS
+from bfp.inference.outcomes import Failure, Outcome, Preview
 from bfp.inference.ready import Ready
 from bfp.models.encoder import load
 from bfp.models.encoder_alone import encoder_alone, read_encoder_alone
 from bfp.models.folders import WEIGHTS
 from bfp.models.session_model import load_model
 from bfp.storage import Place
-
-
-class Preview(NamedTuple):
-    """A few slices for the report: uint8 (few, 3, H, W), and which channels the model saw."""
-
-    pixels: np.ndarray
-    visible: tuple[bool, ...]
-
-
-class MaskPreview(NamedTuple):
-    """A slice of a segmented scan for the report: grey uint8 (H, W), and labels uint8 (H, W)."""
-
-    grey: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What came of a session: its row (columns of a schema of `kept`; None where it gave no stack), the scans that were
-    left out, and, where there are stacks, a preview. passing: as of `Ready`."""
-
-    inputs: str
-    row: dict[str, Any] | None
-    left_out: list[LeftOut]
-    preview: Preview | MaskPreview | None
-    passing: bool = False
 
 
 class Predictor:
@@ -69,6 +42,10 @@ class Predictor:
             )
         self._describe = EncoderVectors(encoder).to(device)
         self._batch_size = batch_size
+
+    def outcomes(self, sessions: Sequence[Ready]) -> list[Outcome | Failure]:
+        """One of each session; batches are filled across them."""
+        return _outcomes(self, sessions)
 
     def predict(self, session: Ready, vectors: np.ndarray) -> Outcome:
         """vectors: float32 (n, D) of its n stacks.
@@ -110,6 +87,10 @@ class Embedder:
         self._describe = TokenMeans(encoder).to(device)
         self._batch_size = batch_size
 
+    def outcomes(self, sessions: Sequence[Ready]) -> list[Outcome | Failure]:
+        """As of a `Predictor`."""
+        return _outcomes(self, sessions)
+
     def predict(self, session: Ready, vectors: np.ndarray) -> Outcome:
         """vectors: float32 (n, 3·D) of its n stacks. Raises InputError where they are no numbers."""
         if not len(session.pixels):
@@ -129,6 +110,21 @@ def predictor_of(folder: Place, *, device: str, batch_size: int) -> Predictor | 
     """What the folder's model wants. Raises InputError as they do."""
     make = Embedder if encoder_alone(folder) else Predictor
     return make(folder, device=device, batch_size=batch_size)
+
+
+def _outcomes(model: Predictor | Embedder, sessions: Sequence[Ready]) -> list[Outcome | Failure]:
+    try:
+        described = model.vectors(sessions)
+    except Exception as error:  # whichever session it is of, none has vectors
+        return [Failure.of(session.inputs, error) for session in sessions]
+    return [_outcome(model, *each) for each in zip(sessions, described, strict=True)]
+
+
+def _outcome(model: Predictor | Embedder, session: Ready, vectors: np.ndarray) -> Outcome | Failure:
+    try:
+        return model.predict(session, vectors)
+    except Exception as error:
+        return Failure.of(session.inputs, error)
 
 
 def _check_numbers(vectors: np.ndarray) -> None:

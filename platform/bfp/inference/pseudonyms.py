@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from bfp.cohorts.sessions import Key, LeftOut, Session
 from bfp.errors import InputError
-from bfp.inference.predictor import Outcome
+from bfp.inference.outcomes import Outcome
 
 WITHHELD = "withheld, since it names the session or a file (privacy.identifiers: hash)"
 SHORTEST_KEY = 16  # characters

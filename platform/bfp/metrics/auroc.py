@@ -8,9 +8,12 @@ Letters: n sessions, K classes, R sets of weights (`bfp.metrics.bootstrap`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from bfp.metrics.bootstrap import Interval, subject_bootstrap_of_curve
 
 
 class RocPoints(NamedTuple):
@@ -56,6 +59,52 @@ def mean_roc_curve(positive: np.ndarray, scores: np.ndarray, *, folds: np.ndarra
     rates = np.unique(np.concatenate([curve.false_positive for curve in curves]))
     ends = np.mean([_at(curve, rates) for curve in curves], axis=0)  # (2, rates)
     return RocPoints(np.repeat(rates, 2), ends.T.ravel())
+
+
+def mean_roc_intervals(
+    positive: np.ndarray,
+    scores: np.ndarray,
+    *,
+    folds: np.ndarray,
+    subjects: Sequence[str],
+    rates: np.ndarray,
+    seed: int,
+) -> list[Interval]:
+    """The mean curve's true positive rate at each of these false positive rates, the higher end where it rises there,
+    with its 95 % interval over subjects (`bfp.metrics.bootstrap`); each rate by itself."""
+    tested = [folds == fold for fold in np.unique(folds)]
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        values = np.stack([_true_positive(positive[own], scores[own], weights[:, own], rates) for own in tested])
+        defined = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            return np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
+
+    return subject_bootstrap_of_curve(mean, subjects=subjects, seed=seed)
+
+
+def _true_positive(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """The highest true positive rate at these false positive rates for each set of weights (R, rates); NaN where
+    undefined."""
+    order = np.argsort(-scores, kind="stable")
+    first_of_tie = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    ordered, is_positive = weights[:, order], positive[order]
+    with np.errstate(invalid="ignore"):
+        true, false = (
+            np.pad(own.cumsum(axis=1) / own.sum(axis=1, keepdims=True), [(0, 0), (1, 0)])
+            for own in (np.add.reduceat(ordered * which, first_of_tie, axis=1) for which in (is_positive, ~is_positive))
+        )
+    found = np.empty((len(weights), len(rates)))
+    last, rows = false.shape[1] - 1, np.arange(len(weights))
+    for column, rate in enumerate(rates):
+        at = (false <= rate + 1e-12).sum(axis=1) - 1  # the last corner that is not beyond
+        after = np.minimum(at + 1, last)
+        width = false[rows, after] - false[rows, at]
+        share = np.where(width > 0, (rate - false[rows, at]) / np.where(width > 0, width, 1), 0)
+        found[:, column] = true[rows, at] + share * (true[rows, after] - true[rows, at])
+    undefined = ~(np.isfinite(true[:, -1]) & np.isfinite(false[:, -1]))
+    found[undefined] = np.nan
+    return found
 
 
 def _at(curve: RocPoints, rates: np.ndarray) -> np.ndarray:

@@ -49,11 +49,23 @@ def subject_bootstrap(
     subjects: of each session, n of them. Undefined with fewer than two subjects or where the statistic itself is;
     replicates that leave it undefined (a class was not drawn) are left out.
     """
+
+    def curve(weights: np.ndarray) -> np.ndarray:
+        return statistic(weights)[:, None]
+
+    return subject_bootstrap_of_curve(curve, subjects=subjects, seed=seed, replicates=replicates)[0]
+
+
+def subject_bootstrap_of_curve(
+    statistic: Statistic, *, subjects: Sequence[str], seed: int, replicates: int = REPLICATES
+) -> list[Interval]:
+    """The same for a statistic of G values at once, (R, n) -> (R, G): an interval for each by itself, from the same
+    draws of subjects. They hold one at a time, and not all together."""
     names, subject_of = np.unique(np.asarray(subjects), return_inverse=True)
     count = len(names)
-    value = float(statistic(np.ones((1, len(subject_of))))[0])
-    if count < 2 or not np.isfinite(value):
-        return Interval(value if np.isfinite(value) else None, None, None)
+    values = statistic(np.ones((1, len(subject_of))))[0]
+    if count < 2 or not np.isfinite(values).any():
+        return [Interval(float(value) if np.isfinite(value) else None, None, None) for value in values]
     random = np.random.default_rng(seed)
 
     def replicate(rows: int) -> np.ndarray:
@@ -68,17 +80,24 @@ def subject_bootstrap(
         return np.array([part_of != next(left_out) for _ in range(rows)])
 
     without_one = _of_all(statistic, jackknife, parts, subject_of)
-    low, high = _bca(value, resampled, without_one)
-    return Interval(value, low, high)
+    return [
+        Interval(float(value), *_bca(float(value), _defined(drawn), _defined(without)))
+        if np.isfinite(value)
+        else Interval(None, None, None)
+        for value, drawn, without in zip(values, resampled.T, without_one.T, strict=True)
+    ]
 
 
 def _of_all(
     statistic: Statistic, next_rows: Callable[[int], np.ndarray], rows: int, subject_of: np.ndarray
 ) -> np.ndarray:
-    """The statistic's defined values over so many rows of weights of subjects, which come a piece at a time."""
+    """The statistic's values over so many rows of weights of subjects, which come a piece at a time: (rows, G)."""
     most = max(1, _CELLS // len(subject_of))
     pieces = [min(most, rows - at) for at in range(0, rows, most)]
-    values = np.concatenate([statistic(next_rows(piece)[:, subject_of].astype(np.float64)) for piece in pieces])
+    return np.concatenate([statistic(next_rows(piece)[:, subject_of].astype(np.float64)) for piece in pieces])
+
+
+def _defined(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values)]
 
 

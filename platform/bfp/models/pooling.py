@@ -36,15 +36,21 @@ class Pooling:
         features: float32 (n, D) of its n stacks; heights: (n,), 0 lowest to 1 highest; parts: of each stack.
         scores: (n,); where given, means are weighted by their softmax over the stacks of a band and part.
         """
-        bands = np.minimum((np.asarray(heights) * self.bands).astype(int), self.bands - 1)
-        pooled = np.full((len(self.parts), self.bands, features.shape[1]), np.nan, dtype=np.float32)
-        for number, part in enumerate(self.parts):
-            mine = np.array([name == part for name in parts], dtype=bool)
-            for band in np.unique(bands[mine]):
-                own = mine & (bands == band)
-                if scores is None:
-                    pooled[number, band] = features[own].mean(axis=0, dtype=np.float64)
-                else:
-                    powers = np.exp(scores[own] - scores[own].max())
-                    pooled[number, band] = powers / powers.sum() @ features[own]
+        bags = self.bags(heights, parts)
+        pooled = np.full((len(self.parts) * self.bands, features.shape[1]), np.nan, dtype=np.float32)
+        for bag in np.unique(bags[bags >= 0]):
+            own = bags == bag
+            if scores is None:
+                pooled[bag] = features[own].mean(axis=0, dtype=np.float64)
+            else:
+                powers = np.exp(scores[own] - scores[own].max())
+                pooled[bag] = powers / powers.sum() @ features[own]
         return pooled.reshape(-1)
+
+    def bags(self, heights: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Which stacks are averaged together: int64 (n,), the place of each one's mean in the vector, counted in D; -1
+        where its part is none of `self.parts`."""
+        bands = np.minimum((np.asarray(heights) * self.bands).astype(np.int64), self.bands - 1)
+        number_of = {part: number for number, part in enumerate(self.parts)}
+        numbers = np.array([number_of.get(part, -1) for part in parts], dtype=np.int64)
+        return np.where(numbers < 0, -1, numbers * self.bands + bands)

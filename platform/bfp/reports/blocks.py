@@ -114,11 +114,15 @@ class Trends:
 
 
 class RocCurve(NamedTuple):
-    """One ROC curve: false positive rates, true positive rates (both rising from 0 to 1)."""
+    """One ROC curve: false positive rates, true positive rates (both rising from 0 to 1); and at some false positive
+    rates, the interval of the true one."""
 
     label: str
     false_positive: list[float]
     true_positive: list[float]
+    rates: list[float] = []  # noqa: RUF012
+    low: list[float | None] = []  # noqa: RUF012
+    high: list[float | None] = []  # noqa: RUF012
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ ROW_CHARACTERS = 56  # in the words above an interval
 
 ROW = 46  # the height of one interval
 
+TOLD_RATES = (0.1, 0.2, 0.5)  # false positive rates at which a ROC curve's interval is put into words
+
 DASHED = (0, (4, 3))
 INK, FAINT = "#1f2328", "#8c959f"
 
@@ -256,7 +258,7 @@ def _trends(block: Trends) -> _Drawn:
 
 
 def _roc(block: Roc) -> _Drawn:
-    """ROC curves in the unit square, with the diagonal of guessing."""
+    """ROC curves in the unit square, with the diagonal of guessing; bands for the intervals."""
     figure, axes = _axes(
         height=400, x_label="false positive rate (1 − specificity)", y_label="true positive rate (sensitivity)"
     )
@@ -264,9 +266,18 @@ def _roc(block: Roc) -> _Drawn:
     drawn = [
         _line(axes, curve.false_positive, curve.true_positive, series=index) for index, curve in enumerate(block.curves)
     ]
+    told = []
+    for line, curve in zip(drawn, block.curves, strict=True):
+        ends = zip(curve.rates, curve.low, curve.high, strict=True)
+        band = [(rate, low, high) for rate, low, high in ends if low is not None and high is not None]
+        rates, low_ends, high_ends = ([each[end] for each in band] for end in range(3))
+        if band:
+            axes.fill_between(rates, low_ends, high_ends, color=line.get_color(), alpha=0.18, linewidth=0, zorder=0)
+        near = [f"{low:.2f} to {high:.2f} at {rate:.2g}" for rate, low, high in band if round(rate, 3) in TOLD_RATES]
+        told.append(f"{curve.label}, intervals {', '.join(near)}" if near else curve.label)
     if drawn:
         _legend(figure, drawn, [curve.label for curve in block.curves])
-    return _Drawn(figure, f"ROC curves: {'; '.join(curve.label for curve in block.curves) or 'none'}.")
+    return _Drawn(figure, f"ROC curves: {'; '.join(told) or 'none'}.")
 
 
 def _reliability(block: Reliability) -> _Drawn:
@@ -353,11 +364,14 @@ def _unit_square(axes: Axes) -> None:
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], *, series: int) -> Line2D:
-    """A line of the series' own colour, dash and marker; some seven markers on its way, apart from its neighbours'."""
+    """A line of the series' own colour, dash and marker; some seven markers on its way, apart from its neighbours'.
+    Where there are more lines than series, the later ones are thin, and their markers hollow."""
     _, colour, dash, marker = SERIES[series % len(SERIES)]
     stride = max(1, len(x) // 7)
     every = (series * stride // len(SERIES) % stride, stride)
     (line,) = axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markevery=every)
+    if series >= len(SERIES):
+        line.set(fillstyle="none", linewidth=1.0)
     return line
 
 

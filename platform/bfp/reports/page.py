@@ -207,6 +207,8 @@ def _how_to_read(block: Block) -> str:
         )
     if isinstance(block, Reliability):
         return "Bars: 95 % intervals; dashed: what is said is what is seen."
+    if isinstance(block, Roc) and any(curve.rates for curve in block.curves):
+        return "Band: 95 % interval of the true positive rate at each false positive rate by itself; dashed: guessing."
     if not isinstance(block, Intervals):
         return ""
     said = ["Bars: 95 % intervals"]

@@ -1,5 +1,5 @@
 """Pictures that a driver puts beside its results: slices of sessions, overlays of registration, views of a stack, maps
-of patch tokens.
+of patch tokens, what of a session told.
 
 Arrays in, PNG bytes out: equal arrays give equal bytes. Slices lie as stacks hold them (`bfp.imaging.stacks`), and
 `axis` says across which axis they were cut; their sides are lettered in every picture. Background is black, as on film,
@@ -36,6 +36,11 @@ ABSENT = (38, 38, 38)
 DARKEST = 40  # of a map of tokens: black is where there is no head
 DRAWN = (0, 160, 255)
 EDGE = (255, 196, 0)  # light enough to stand out of brain in grey print
+FOR, AGAINST = (255, 150, 0), (60, 150, 255)  # signs tell them apart in grey
+STRONGEST_OPACITY = 0.8
+DIMMED = 0.6  # a slice below colours
+SIGNED_FROM = 0.4  # of the full colour: fainter patches carry no sign
+BARS_PX = 52
 
 _SIDES = {"A": "anterior", "S": "superior", "L": "the patient's left", "P": "posterior"}
 
@@ -84,6 +89,31 @@ class Outlined:
     image: np.ndarray
     predicted: np.ndarray
     drawn: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class TellingSlice:
+    """A slice and by how much it, and each patch of it, speaks for something (above 0) or against it.
+
+    name: which slice it is; pixels: uint8 (C, s, s); share: of the slice; effects: float (N,), patches in rows from the
+    slice's first corner. place: among the `shares` of its session.
+    """
+
+    name: str
+    pixels: np.ndarray
+    share: float
+    effects: np.ndarray
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What of a session told. channels: of the slices, those that are there; shares: float (n,), of all its slices."""
+
+    title: str
+    channels: tuple[str, ...]
+    slices: tuple[TellingSlice, ...]
+    shares: np.ndarray
 
 
 def orientation(axis: SliceAxis) -> str:
@@ -139,6 +169,18 @@ def views(rows: Sequence[Sequence[View]], *, channels: Sequence[str], cell_px: i
     longest = max(map(len, lines))
     filled = [panel for line in panels for panel in [*line, *[blank] * (longest - len(line))]]
     return _png(_arrange(filled, across=longest))
+
+
+def telling(
+    sessions: Sequence[Told], *, axis: SliceAxis, most_of_slice: float, most_of_patch: float, cell_px: int = CELL_PX
+) -> bytes:
+    """Sessions side by side: bars for the shares of all slices, then a column for each that is shown: its channels, and
+    the first of them once more under the colours of its patches, orange with + for, blue with − against.
+
+    most_of_slice, most_of_patch: what fills a bar and a patch; one for all pictures that are to be compared.
+    """
+    panels = [_told_panel(session, axis, cell_px, most_of_slice, most_of_patch) for session in sessions]
+    return _png(_arrange(panels, across=PANELS_ACROSS))
 
 
 def pca_maps(images: np.ndarray, tokens: np.ndarray, *, axis: SliceAxis, cell_px: int = CELL_PX) -> bytes:
@@ -226,6 +268,62 @@ def _session_panel(session: SessionSlices, axis: SliceAxis, cell_px: int) -> Ima
         for channel, there in enumerate(session.present)
     ]
     return _panel(session.title, rows, axis=axis, row_names=session.channels, lettered=session.present)
+
+
+def _told_panel(told: Told, axis: SliceAxis, cell_px: int, most_of_slice: float, most_of_patch: float) -> Image.Image:
+    """The cells of the slices, with room for the bars between them and the title, and their names below."""
+    rows = [[_cell(each.pixels[channel], cell_px) for each in told.slices] for channel in range(len(told.channels))]
+    rows.append([_with_effects(each, cell_px, most_of_patch) for each in told.slices])
+    names = (*told.channels, "patches")
+    cells = _panel(told.title, rows, axis=axis, row_names=names, lettered=[True] * len(rows))
+    panel = Image.new("RGB", (cells.width, cells.height + BARS_PX + TITLE_PX))
+    panel.paste(cells.crop((0, 0, cells.width, TITLE_PX)), (0, 0))
+    panel.paste(_bars(told, cells.width, most_of_slice), (0, TITLE_PX))
+    panel.paste(cells.crop((0, TITLE_PX, cells.width, cells.height)), (0, TITLE_PX + BARS_PX))
+    draw = ImageDraw.Draw(panel)
+    for column, each in enumerate(told.slices):
+        name = _shortened(f"{each.name}: {each.share:+.2f}", cell_px)
+        draw.text((column * (cell_px + GAP_PX), panel.height - TITLE_PX + 3), name, font=_font(), fill=INK)
+    return panel
+
+
+def _bars(told: Told, width_px: int, most: float) -> Image.Image:
+    """A bar for each slice of a session, up for and down against; those that are shown have a mark below."""
+    strip = Image.new("RGB", (width_px, BARS_PX))
+    draw = ImageDraw.Draw(strip)
+    room, middle, step = BARS_PX // 2 - 6, BARS_PX // 2 - 3, width_px / len(told.shares)
+    draw.line((0, middle, width_px, middle), fill=FAINT)
+    for place, share in enumerate(told.shares):
+        left, right = round(place * step), max(round(place * step), round((place + 1) * step) - 2)
+        length = round(room * min(1.0, abs(share) / most))
+        top = middle - length if share > 0 else middle
+        if length:
+            draw.rectangle((left, top, right, top + length), fill=FOR if share > 0 else AGAINST)
+        if any(each.place == place for each in told.slices):
+            draw.rectangle((left, BARS_PX - 6, right, BARS_PX - 4), fill=INK)
+    return strip
+
+
+def _with_effects(each: TellingSlice, cell_px: int, most: float) -> Image.Image:
+    """The first channel under the colours of its patches, and the signs of the strongest."""
+    side = round(len(each.effects) ** 0.5)
+    assert side * side == len(each.effects), f"{len(each.effects)} patches make no square"
+    strength = np.clip(each.effects.reshape(side, side) / most, -1, 1)
+    large = np.asarray(
+        Image.fromarray(strength.astype(np.float32)).resize((cell_px, cell_px), Image.Resampling.NEAREST)
+    )
+    opacity = STRONGEST_OPACITY * np.abs(large)[..., None]
+    colour = np.where(large[..., None] > 0, FOR, AGAINST)
+    grey = DIMMED * _scaled(each.pixels[0], cell_px)[..., None]
+    cell = Image.fromarray(np.round(grey * (1 - opacity) + colour * opacity).astype(np.uint8))
+    draw = ImageDraw.Draw(cell)
+    for row, column in zip(*np.nonzero(np.abs(strength) >= SIGNED_FROM), strict=True):
+        x, y = (round((place + 0.5) * cell_px / side) for place in (column, row))
+        arm = max(1, round(0.25 * cell_px / side))
+        draw.line((x - arm, y, x + arm, y), fill="white")
+        if strength[row, column] > 0:
+            draw.line((x, y - arm, x, y + arm), fill="white")
+    return cell
 
 
 def _view_panel(view: View, names: Sequence[str], cell_px: int) -> Image.Image:
