@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from bfp.models.classifier import load_classifier, model_folder
+from bfp.models.session_model import load_model, model_folder
 from bfp.storage import place
 from tests.processes import below, cpu_seconds, resident_bytes
 
@@ -164,8 +164,8 @@ def loop(model: Path, bids: Path) -> None:
     from monai import transforms
 
     folder = model_folder(place(str(model)))
-    classifier = load_classifier(folder)
-    told = classifier.preprocessing
+    learned = load_model(folder)
+    told = learned.preprocessing
     encoder = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True, num_classes=0).eval()
     config = encoder.pretrained_cfg
     mean, std = (torch.tensor(config[name])[None, :, None, None] for name in ("mean", "std"))
@@ -198,8 +198,8 @@ def loop(model: Path, bids: Path) -> None:
             ]
         features = torch.cat(vectors).numpy()
         heights = np.linspace(0, 1, len(features))
-        pooled = classifier.pooling.pool(features, heights=heights, parts=[""] * len(features))
-        print(SESSION, time.perf_counter(), classifier.head.probabilities(pooled[None])[0, 1], flush=True)
+        pooled = learned.pooling.pool(features, heights=heights, parts=[""] * len(features))
+        print(SESSION, time.perf_counter(), learned.head.probabilities(pooled[None])[0, 1], flush=True)
 
 
 def main() -> None:
@@ -218,7 +218,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         here = Path(made)
         model = by_headers(given.model.resolve(), here / "model")
-        channels = tuple(load_classifier(place(str(model))).preprocessing["stacks"]["channels"])
+        channels = tuple(load_model(place(str(model))).preprocessing["stacks"]["channels"])
         sessions = whole_sessions(given.scans.resolve(), channels)
         ours, theirs = list[Took](), list[Took]()
         if given.repeats:

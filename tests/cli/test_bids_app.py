@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from bfp.cli.bids_app import write_derivative
 from bfp.cli.columns import MEANINGS
+from bfp.cli.jobs import Finished
+from bfp.inference.kept import predictions_schema, told_columns
+from bfp.models.linear import LinearHead
+from bfp.models.outputs import Hazards, Numbers
+from bfp.storage import place
 from tests.cli.makers import bfp
-from tests.inference.makers import make_model, write_subject
+from tests.inference.makers import OF_HAZARDS, OF_NUMBERS, make_model, write_subject
 from tests.test_readme import run
+
+A_RUN = cast(Finished, None)  # what is written follows from the tables alone
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +60,25 @@ def test_participants_that_are_asked_for_come_as_a_derivative_and_later_ones_bes
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["sessions"] == 3
     assert [row["participant_id"] for row in table(out)] == ["sub-01", "sub-02", "sub-03"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "column"), [(OF_NUMBERS, "predicted"), (OF_HAZARDS, "percentile")], ids=["number", "hazard"]
+)
+def test_the_columns_of_a_derivative_mean_what_the_kind_of_its_model_says(
+    tmp_path: Path, outputs: Numbers | Hazards, column: str
+) -> None:
+    kind = "regression" if isinstance(outputs, Numbers) else "survival"
+    head = LinearHead(np.zeros(2), np.ones(2), np.ones((1, 2)), np.zeros(1))
+    row = {"cohort": "bids", "subject": "01", "session": "", **outputs.told(np.full((1, 2), 0.1), head, [head])}
+    schema = predictions_schema(told_columns(kind), embedding=False)
+    part = place(str(tmp_path / "out/runs/all/predictions/predictions.parquet"))
+    part.write(b"")
+    pq.write_table(pa.Table.from_pylist([row], schema), part.path)
+    write_derivative(str(tmp_path / "out"), bids="bids", finished=A_RUN)
+    columns = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert columns[column]["Description"] == MEANINGS[f"infer-predictions-{kind}"][column]
+    assert list(columns) == list(table(tmp_path / "out")[0])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,9 +7,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bfp.drivers import finetune
+from bfp.drivers.finetune_tuned import methods
 from bfp.errors import InputError, Interrupted
 from bfp.inference.predictor import Predictor
-from bfp.models.classifier import load_classifier, model_folder
+from bfp.models.session_model import load_model, model_folder
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
 from bfp.specs import Finetune
@@ -17,6 +19,7 @@ from bfp.store import layout
 from tests.finetuning.makers import make_labelled_store
 
 SHAPE = {"width": 32, "depth": 2, "heads": 2}
+ALONE = {"untrained": False, "permuted": False, "histograms": False}
 
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -170,25 +173,74 @@ def test_what_tripod_asks_for_is_said_as_far_as_the_run_knows_it(run):
 
 
 def test_the_model_folder_predicts_without_the_run(run):
-    classifier = load_classifier(model_folder(run))
-    assert classifier.classes == ("CN", "AD")
-    assert len(classifier.fold_heads) == 3
-    assert classifier.preprocessing["size"] == 28
-    assert classifier.facts["figures"]["auroc"] == figures(run)["auroc"]
+    model = load_model(model_folder(run))
+    assert model.outputs.names == ("CN", "AD")
+    assert len(model.fold_heads) == 3
+    assert model.preprocessing["size"] == 28
+    assert model.facts["figures"]["auroc"] == figures(run)["auroc"]
 
 
 def test_the_model_folder_holds_what_its_held_out_sessions_say_of_it(run):
-    classifier = load_classifier(model_folder(run))
+    model = load_model(model_folder(run))
     table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
     held_out = table[table.approach == "encoder"]
-    called = held_out.prob_AD >= classifier.threshold.probability
+    threshold = model.outputs.threshold
+    called = held_out.prob_AD >= threshold.probability
     positive = held_out["class"] == "AD"
-    assert called[positive].mean() == pytest.approx(classifier.threshold.sensitivity)
-    assert (~called[~positive]).mean() == pytest.approx(classifier.threshold.specificity)
-    assert classifier.threshold.specificity >= 0.9
-    recalibrated = classifier.recalibration(held_out[["prob_CN", "prob_AD"]].to_numpy())[:, 1]
+    assert called[positive].mean() == pytest.approx(threshold.sensitivity)
+    assert (~called[~positive]).mean() == pytest.approx(threshold.specificity)
+    assert threshold.specificity >= 0.9
+    recalibrated = model.outputs.recalibration(held_out[["prob_CN", "prob_AD"]].to_numpy())[:, 1]
     assert recalibrated.mean() == pytest.approx(positive.mean(), abs=0.02)
-    assert 15 <= len(classifier.typical.held_out) <= 30
+    assert 15 <= len(model.typical.held_out) <= 30
+
+
+def titles_of(run):
+    return {block.title: block for block in results_from_json(json.loads((run / "results.json").read())).blocks}
+
+
+def test_a_number_is_learned_and_its_model_says_how_far_off_it_may_be(store, tmp_path):
+    spec = a_spec(store, tmp_path, task={"type": "regression", "target": "severity"}, baselines=ALONE)
+    assert dict(finetune.plan(spec).rows)["learned"].startswith("severity: 0.")
+    run = execute(spec)
+    found, blocks = figures(run), titles_of(run)
+    assert found["mae"] < 0.45  # the mean of all is off by 0.5
+    assert found["r2"] > 0
+    table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
+    held_out = table[table.approach == "encoder"]
+    errors = np.sort(np.abs(held_out.predicted - held_out.target))
+    assert found["interval_half_width"] == errors[27]  # the 28th of 30: ⌈31 · 0.9⌉
+    assert (run / "folds.csv").read().startswith(b"cohort,subject,session,target,fold\n")
+    model = load_model(model_folder(run))
+    numbers = model.outputs
+    assert (numbers.trained_from, numbers.trained_to) == (held_out.target.min(), held_out.target.max())
+    assert numbers.margin.half_width == found["interval_half_width"]
+    assert len(model.fold_heads) == 3
+    slope = np.polyfit(held_out.target, held_out.predicted, 1)[0]
+    assert found["slope"] == pytest.approx(slope)
+    assert 0 < slope < 0.9
+    note = blocks["severity: predicted and true"].note
+    assert f"rise by {slope:.2f} for each 1 that is so: they are drawn to the mean" in note
+    assert "held the true number of 90 % of the held-out subjects" in note
+    assert "regression to the mean" in blocks["Limits"].paragraphs[0]
+    card = (run / "model" / "README.md").read().decode()
+    assert "Cross-validated mean absolute error 0." in card
+    assert "An interval of 0." in card
+
+
+def test_a_time_to_an_event_is_learned_as_a_hazard_among_those_of_the_training(store, tmp_path):
+    labels, random = tmp_path / "labels.csv", np.random.default_rng(0)
+    rows = [f"{n:02},{random.exponential(60 - 50 * (n % 2)) + 0.1:.3f},{int(n % 5 > 0)}" for n in range(30)]
+    labels.write_text("subject,months,converted\n" + "\n".join(rows) + "\n")
+    task = {"type": "survival", "time": "months", "event": "converted"}
+    run = execute(a_spec(store, tmp_path, labels=str(labels), task=task, baselines=ALONE))
+    assert figures(run)["c_index"] > 0.6
+    table = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
+    model = load_model(model_folder(run))
+    np.testing.assert_array_equal(model.outputs.held_out, np.sort(table.log_hazard))
+    assert model.target == "months to converted"
+    assert "tells neither a time nor how likely the event is" in titles_of(run)["Limits"].paragraphs[0]
+    assert "Cross-validated concordance 0." in (run / "model" / "README.md").read().decode()
 
 
 def test_a_finished_model_is_an_encoder_for_the_next_and_is_compared_with_itself_untrained(run, store, tmp_path):
@@ -213,7 +265,6 @@ def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(run, store, tmp_path):
 
 
 SHORT = {"epochs": 3, "warmup_epochs": 1, "sessions_per_step": 8, "slices_per_session": 4}
-ALONE = {"untrained": False, "permuted": False, "histograms": False}
 
 
 def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts(store, tmp_path):
@@ -234,12 +285,23 @@ def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts
     (no_cases,) = [block for block in results.blocks if block.title == "Cases"]
     assert no_cases.paragraphs[0].startswith("No case is explained: the encoder was tuned")
     assert [row[0] for row in worth.rows] == ["fold 1", "fold 2", "fold 3"]
-    classifier = load_classifier(model_folder(run))
-    assert classifier.fold_heads == ()
-    assert np.isnan(classifier.predict(np.zeros((1, 32))).spread).all()
+    model = load_model(model_folder(run))
+    assert model.fold_heads == ()
+    assert model.predict(np.zeros(32)).told["spread"] is None
     Predictor(model_folder(run), device="cpu", batch_size=8)  # encoder and head are of one another
     frozen = json.loads((execute(a_spec(store, tmp_path, name="frozen", pooling="mean")) / "results.json").read())
     assert figures(run)["auroc_frozen"] == frozen["figures"]["auroc"]
+
+
+def test_the_methods_tell_by_what_loss_it_was_trained(store, tmp_path):
+    ended = SimpleNamespace(model=SimpleNamespace(epoch=3))
+    of_classes = methods(a_spec(store, tmp_path, tune="full"), ended)
+    of_numbers = methods(
+        a_spec(store, tmp_path, tune="full", task={"type": "regression", "target": "age"}, baselines={}), ended
+    )
+    assert "labels smoothed by 0.1" in of_classes
+    assert "by the Huber loss of standardised numbers" in of_numbers
+    assert "smoothed" not in of_numbers
 
 
 def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_path):
@@ -249,17 +311,17 @@ def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_p
     (cases,) = [block["rows"] for block in blocks if block["title"] == "What the cases were taken for, and why"]
     for *_, probability, _, _, _, _, log_odds, _ in cases:  # attention weighs the slices, and they still add up
         assert log_odds == pytest.approx(np.log(probability / (1 - probability)), abs=1e-4)
-    classifier = load_classifier(model_folder(run))
-    assert len(classifier.pooling.maps) == 4
+    model = load_model(model_folder(run))
+    assert len(model.pooling.maps) == 4
     random = np.random.default_rng(0)
-    pooled = classifier.pooling.pool(
+    pooled = model.pooling.pool(
         random.normal(size=(9, 32)).astype(np.float32), heights=np.linspace(0, 1, 9), parts=[""] * 9
     )
     assert pooled.shape == (4 * 32,)
     other = pooled.copy()
     other[:32] += 1  # the model's own vector, which no head of a fold looks at
-    assert (classifier.head.logits(pooled[None]) != classifier.head.logits(other[None])).any()
-    for head in classifier.fold_heads:
+    assert (model.head.logits(pooled[None]) != model.head.logits(other[None])).any()
+    for head in model.fold_heads:
         np.testing.assert_array_equal(head.logits(pooled[None]), head.logits(other[None]))
 
 
@@ -277,10 +339,6 @@ def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"task": {"type": "regression", "target": "age"}, "baselines": {}},
-            "task.type: regression is not available in bfp",
-        ),
         ({"store": "/nowhere"}, "/nowhere: no slice store there"),
         ({"encoder": "/nowhere", "encoder_shape": None}, "encoder: /nowhere: no encoder there"),
         ({"encoder": "meta:/nowhere.pth", "encoder_shape": None}, "encoder: /nowhere.pth: no such file of weights"),

@@ -10,9 +10,9 @@ import pytest
 
 from bfp.drivers import finetune, infer, ingest
 from bfp.errors import InputError, Interrupted
-from bfp.models.classifier import model_folder
 from bfp.models.encoder import load
 from bfp.models.segmenter import is_segmenter, load_segmenter
+from bfp.models.session_model import model_folder
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
 from bfp.specs import Finetune, Infer, Ingest

@@ -15,7 +15,7 @@ from bfp.runs import Run
 from bfp.specs import Infer
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import place
-from tests.inference.makers import ALL, make_model, preprocessing, write_subject
+from tests.inference.makers import ALL, OF_HAZARDS, OF_NUMBERS, make_encoder, make_model, preprocessing, write_subject
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -102,6 +102,85 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
     assert again[1:4] == rows[1:4]
     assert again[0]["inputs"] != rows[0]["inputs"]
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+
+
+def blocks_of(run):
+    return {block.title: block for block in results_from_json(json.loads((run / "results.json").read_text())).blocks}
+
+
+def test_a_model_of_a_number_gives_it_with_an_interval_and_warns_outside_its_range(bids, tmp_path):
+    learned = make_model(tmp_path / "model", outputs=OF_NUMBERS)
+    spec = a_spec(learned, bids, tmp_path)
+    assert dict(infer.plan(spec).rows)["model"] == f"{learned}: age, -0.07 to 0.5"
+    run, events = execute(spec)
+    rows, blocks = predictions(run), blocks_of(run)
+    assert [row["high"] - row["predicted"] for row in rows] == pytest.approx([0.75] * 4)
+    assert [row["predicted"] - row["low"] for row in rows] == pytest.approx([0.75] * 4)
+    assert "prob_AD" not in rows[0]
+    outside = [row for row in rows if not -0.07 <= row["predicted"] <= 0.5]
+    assert [row["subject"] for row in outside] == ["01", "03"]
+    for row in rows:
+        assert any("outside what the model learned from (-0.07 to 0.5)" in text for text in row["warnings"]) == (
+            row in outside
+        )
+    figures = json.loads((run / "results.json").read_text())["figures"]
+    assert figures["outside_range"] == len(outside)
+    assert f"{len(outside)} sessions are predicted outside the numbers that the model learned from (-0.07 to 0.5)" in [
+        event["message"] for event in events if event["event"] == "warning"
+    ]
+    assert blocks["Predictions"].columns == ["cohort", "subject", "session", "age", "low", "high", "spread", "missing"]
+    histogram = blocks["Predicted age"]
+    assert (histogram.flag_below, histogram.flag_above) == (-0.07, 0.5)
+    assert dict(blocks["Model"].rows)["cross-validated mean absolute error"] == "0.80 [0.70, 0.90]"
+    assert "regression to the mean" in blocks["Limits"].paragraphs[0]
+    assert "An interval of 0.750 to both sides of it follows" in blocks["Methods"].paragraphs[0]
+    why = {row[1]: row[3] for row in blocks["Sessions to look at"].rows}
+    assert [subject for subject in sorted(why) if "outside what the model learned from" in why[subject]] == ["01", "03"]
+
+
+def test_a_model_of_a_hazard_gives_its_place_among_those_of_the_training(bids, tmp_path):
+    run, _ = execute(a_spec(make_model(tmp_path / "model", outputs=OF_HAZARDS), bids, tmp_path))
+    rows, blocks = predictions(run), blocks_of(run)
+    for row in rows:
+        assert row["percentile"] == OF_HAZARDS.percentile(row["log_hazard"])
+    assert blocks["Predictions"].columns[3:5] == ["log hazard", "percentile"]
+    assert blocks["Percentiles among the training sessions"].values == [row["percentile"] for row in rows]
+    assert dict(blocks["Model"].rows)["cross-validated concordance"] == "0.80 [0.70, 0.90]"
+    assert "tells neither a time nor how likely the event is" in blocks["Limits"].paragraphs[0]
+
+
+def test_an_encoder_without_a_head_gives_embeddings_of_new_scans(bids, tmp_path):
+    encoder = make_encoder(tmp_path / "run" / "model").parent
+    spec = a_spec(encoder, bids, tmp_path)
+    assert "an encoder without a head: embeddings" in dict(infer.plan(spec).rows)["model"]
+    run, _ = execute(spec)
+    rows, blocks = predictions(run), blocks_of(run)
+    assert [row["subject"] for row in rows] == ["01", "02", "03", "04"]
+    assert {len(row[name]) for row in rows for name in ("class_token", "patch_mean", "embedding")} == {16}
+    assert "predicted" not in rows[0]
+    assert rows[3]["missing"] == ["FLAIR"]
+    assert [row[:3] for row in blocks["Sessions"].rows] == [["clinic", row["subject"], ""] for row in rows]
+    assert dict(blocks["Encoder"].rows)["pretrained by"] == "bfp 0.1, run brains"
+    assert "An embedding says nothing by itself" in blocks["Limits"].paragraphs[0]
+    assert infer.plan(spec).figures["sessions_to_do"] == 0
+
+
+def test_an_encoder_that_does_not_say_how_scans_are_prepared_is_refused_by_the_plan(bids, tmp_path):
+    several = make_encoder(tmp_path / "several", preprocessing(), preprocessing(spacing_mm=6.0))
+    with pytest.raises(InputError, match="pretrained on 2 stores of more than one preprocessing"):
+        infer.plan(a_spec(several, bids, tmp_path))
+    folder = make_encoder(tmp_path / "encoder")
+    with pytest.raises(InputError, match=r"embedding: false: .* gives nothing else"):
+        infer.plan(a_spec(folder, bids, tmp_path, embedding=False))
+    config = json.loads((folder / "config.json").read())
+    older = {name: value for name, value in config["bfp"].items() if name not in ("imaging", "weights_sha256")}
+    for told, message in (
+        (older, "written by an older bfp, which did not tell imaging, weights_sha256; export the encoder again"),
+        ({}, "tells no preprocessing, since bfp did not pretrain it"),
+    ):
+        (folder / "config.json").write(json.dumps({**config, "bfp": told}).encode())
+        with pytest.raises(InputError, match=message):
+            infer.plan(a_spec(folder, bids, tmp_path))
 
 
 def test_a_stopped_run_keeps_what_it_has_and_goes_on(model, bids, tmp_path):
@@ -210,7 +289,7 @@ def test_a_model_with_values_that_are_none_is_refused_by_the_plan(bids, tmp_path
     for change, message in (
         ({"preprocessing": {**told["preprocessing"], "size": "big"}}, "model.json: preprocessing.size: .*integer"),
         ({"facts": {"run": "x", "imaging": 1}}, "model.json: facts: lacks bfp, encoder, weights, figures"),
-        ({"classes": ["CN", "MCI", "AD"]}, "its classes are CN, MCI, AD, and those of the head CN, AD"),
+        ({"classes": ["CN", "MCI", "AD"]}, "tells of CN, MCI, AD, and its head of CN, AD, in this order"),
     ):
         (broken / "model.json").write(json.dumps({**told, **change}).encode())
         with pytest.raises(InputError, match=message) as caught:

@@ -28,6 +28,7 @@ from bfp.drivers.pretrain_results import Probed, methods
 from bfp.drivers.stores import encoder_arguments
 from bfp.errors import InputError, Interrupted
 from bfp.models.encoder import load, untrained
+from bfp.models.encoder_alone import encoder_alone, read_encoder_alone
 from bfp.pretraining.natural import Colours
 from bfp.pretraining.probe import ProbeResult
 from bfp.reports.blocks import Picture, results_from_json
@@ -240,6 +241,10 @@ def test_a_run_leaves_an_encoder_with_its_figures_card_and_pictures(folder: Path
     config = json.loads((undisturbed.folder / "model" / "config.json").read())
     store = SliceStore.open(place(str(folder / "store")))
     assert config["bfp"]["stores"][0]["preprocessing"] == store.preprocessing
+    alone = encoder_alone(undisturbed.folder)  # what infer takes it for
+    assert alone == undisturbed.folder / "model"
+    told = read_encoder_alone(alone)
+    assert (told["preprocessing"], told["shown"]) == (store.preprocessing, store.preprocessing["stacks"]["channels"])
     logged = {row["step"] for row in undisturbed.metrics() if row["name"] == "loss"}
     assert set(range(5, STEPS + 1, 5)) <= logged
 

@@ -9,11 +9,12 @@ import numpy as np
 from bfp.imaging import IMAGING_VERSION
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import encode
-from bfp.models.classifier import Classifier, save_classifier
 from bfp.models.encoder import export, load
 from bfp.models.linear import LinearHead
+from bfp.models.outputs import Classes, Hazards, Margin, Numbers, Outputs
 from bfp.models.pooling import Pooling
 from bfp.models.recalibration import Platt, Threshold
+from bfp.models.session_model import SessionModel, save_model
 from bfp.models.typical import Typical, fit_typical
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import Place, place
@@ -47,7 +48,13 @@ def write_subject(bids: Path, subject: str, *, modalities=ALL, seed: int = 0) ->
         write_head(file, seed=1000 * seed + 10 * int(subject) + number)
 
 
-def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
+OF_CLASSES = Classes(CLASSES, Platt(0.5, 0.1), Threshold(0.7, 0.9, 0.5))
+OF_NUMBERS = Numbers(trained_from=-0.07, trained_to=0.5, margin=Margin(0.9, 0.75))
+OF_HAZARDS = Hazards(np.linspace(-1, 1, 41))
+ENDS = {"": 0.8, "_low": 0.7, "_high": 0.9}
+
+
+def make_model(folder: Path, *, shown=ALL, seed: int = 0, outputs: Outputs = OF_CLASSES, **fields) -> Place:
     """A model with random weights, as a finetune run leaves it."""
     model, random = place(str(folder)), np.random.default_rng(seed)
     shape = {"width": WIDTH, "depth": 1, "heads": 2}
@@ -62,27 +69,37 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, **fields) -> Place:
         "imaging": IMAGING_VERSION,
         "encoder": "random",
         "weights": encoder.description["weights"],
-        "figures": {"auroc": 0.8, "auroc_low": 0.7, "auroc_high": 0.9},
+        "figures": {f"{name}{end}": value for name in ("auroc", "mae", "c_index") for end, value in ENDS.items()},
     }
-    classifier = Classifier(
-        target="diagnosis",
-        classes=CLASSES,
+    classes = len(outputs.names) if isinstance(outputs, Classes) else 1
+    learned = SessionModel(
+        target="diagnosis" if isinstance(outputs, Classes) else "age",
+        outputs=outputs,
         pooling=Pooling(BANDS, tuple(parts)),
         shown=tuple(shown),
         preprocessing=told,
-        head=_a_head(random, length),
-        fold_heads=tuple(_a_head(random, length) for _ in range(3)),
+        head=_a_head(random, classes, length),
+        fold_heads=tuple(_a_head(random, classes, length) for _ in range(3)),
         typical=a_typical(random.normal(loc=5, size=(40, length))),
-        recalibration=Platt(0.5, 0.1),
-        threshold=Threshold(0.7, 0.9, 0.5),
         facts=facts,
     )
-    save_classifier(classifier, model, card="")
+    save_model(learned, model, card="")
     return model
 
 
-def _a_head(random: np.random.Generator, length: int) -> LinearHead:
-    return LinearHead(np.zeros(length), np.ones(length), random.normal(size=(2, length)) / 9, np.zeros(2))
+def make_encoder(folder: Path, *stores: dict) -> Place:
+    """An encoder without a head, as a pretraining leaves it. stores: the preprocessing of each; none: one of ours."""
+    shape = {"width": WIDTH, "depth": 1, "heads": 2}
+    encoder = load(origin="random", name="vit_small_patch14_dinov2", uri=None, size_px=28, **shape)
+    told = [{"uri": "s", "snapshot": 1, "preprocessing": each} for each in stores or [preprocessing()]]
+    provenance = {"run": "brains", "bfp": "0.1", "stores": told, "imaging": IMAGING_VERSION}
+    export(encoder, place(str(folder)), card="", provenance=provenance)
+    return place(str(folder))
+
+
+def _a_head(random: np.random.Generator, outputs: int, length: int) -> LinearHead:
+    weights = random.normal(size=(outputs, length)) / 9
+    return LinearHead(np.zeros(length), np.ones(length), weights, np.zeros(outputs))
 
 
 def a_typical(vectors: np.ndarray) -> Typical:

@@ -2,11 +2,11 @@ import numpy as np
 
 from bfp.cohorts.sessions import Key, LeftOut
 from bfp.errors import Reason
-from bfp.inference.kept import Predictions, predictions_schema
+from bfp.inference.kept import Predictions, predictions_schema, told_columns
 from bfp.inference.outcomes import Outcome
 from bfp.storage import place
 
-SCHEMA = predictions_schema(["CN", "AD"], embedding=True)
+SCHEMA = predictions_schema(told_columns("classification", ["CN", "AD"]), embedding=True)
 
 
 def an_outcome(subject, *, rejected=0, row=True, version="", passing=False):

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+import timm
 import torch
 
 from bfp.cohorts import Source, discover
@@ -13,18 +14,19 @@ from bfp.errors import InputError, Reason
 from bfp.features.describe import EncoderVectors
 from bfp.features.extraction import describe_chunk, plan_chunks
 from bfp.features.sessions import pool_sessions
-from bfp.inference.predictor import Predictor
+from bfp.features.tokens import images
+from bfp.inference.predictor import Predictor, predictor_of
 from bfp.inference.ready import inputs_of, model_hash, ready
-from bfp.models.classifier import load_classifier
 from bfp.models.encoder import load
 from bfp.models.pooling import Pooling
+from bfp.models.session_model import load_model
 from bfp.specs.preprocessing import Preprocessing
 from bfp.storage import place
 from bfp.store import layout
 from bfp.store.reader import SliceStore
 from bfp.store.shards import commit_shard
 from tests.cohorts.makers import heads, write_scan, write_series
-from tests.inference.makers import ALL, make_model, preprocessing, write_subject
+from tests.inference.makers import ALL, make_encoder, make_model, preprocessing, write_subject
 
 EACH = {"stacks": {"form": "neighbours", "gap_mm": 7.0, "modalities": list(ALL)}, "volumes": "each"}
 NEIGHBOURS = {"stacks": {"form": "neighbours", "gap_mm": 7.0, "modalities": list(ALL)}}
@@ -64,13 +66,13 @@ def test_a_row_is_what_encoder_pooling_and_head_say_of_the_stacks(bids, tmp_path
     row = predicted(predictor(model), session).row
     encoder = load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28)
     vectors = EncoderVectors(encoder)(torch.from_numpy(session.pixels))
-    classifier = load_classifier(model)
-    pooled = classifier.pooling.pool(vectors, heights=session.heights, parts=[""] * len(vectors))[None]
-    expected = classifier.predict(pooled)
-    assert row["prob_AD"] == pytest.approx(expected.probabilities[0, 1], abs=1e-6)
+    learned = load_model(model)
+    pooled = learned.pooling.pool(vectors, heights=session.heights, parts=[""] * len(vectors))
+    (probabilities,) = learned.head.probabilities(pooled[None])
+    assert row["prob_AD"] == pytest.approx(probabilities[1], abs=1e-6)
     assert row["prob_CN"] + row["prob_AD"] == pytest.approx(1)
-    assert row["spread"] == pytest.approx(expected.spread[0], abs=1e-6)
-    assert row["predicted"] == classifier.classes[int(expected.probabilities[0].argmax())]
+    assert row["spread"] == pytest.approx(learned.predict(pooled).told["spread"], abs=1e-6)
+    assert row["predicted"] == learned.outputs.names[int(probabilities.argmax())]
     assert row["stacks"] == len(session.pixels) > 5
     np.testing.assert_allclose(row["embedding"], vectors.mean(axis=0), atol=1e-5)
 
@@ -165,7 +167,7 @@ def test_training_pools_the_volumes_of_a_session_as_prediction_does(series, tmp_
     describe = EncoderVectors(load(origin="folder", name=None, uri=(model / "encoder").uri, size_px=28))
     chunks = plan_chunks(stored, stored.stack_index(), identity="x", shown=ALL)
     features = pa.concat_tables(describe_chunk(stored, chunk, describe, shown=ALL, batch_size=5) for chunk in chunks)
-    pooling = load_classifier(model).pooling
+    pooling = load_model(model).pooling
     trained = pool_sessions(features, [session.key], pooling)[0]
     ready_ = a_ready(series, **EACH)
     vectors = describe(torch.from_numpy(ready_.pixels))
@@ -177,6 +179,28 @@ def test_another_encoder_than_the_head_was_trained_on_is_refused(tmp_path):
     (model / "encoder" / "model.safetensors").write((other / "encoder" / "model.safetensors").read())
     with pytest.raises(InputError, match="not the encoder that the head was trained on"):
         predictor(model)
+
+
+def test_an_encoder_without_a_head_gives_the_means_of_its_tokens(bids, tmp_path):
+    folder, session = make_encoder(tmp_path), a_ready(bids, 1)
+    model = predictor_of(folder, device="cpu", batch_size=5)
+    row = predicted(model, session).row
+    plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    encoder = load(origin="folder", name=None, uri=folder.uri, size_px=28)
+    with torch.inference_mode():
+        tokens = plain.forward_features(images(encoder, torch.from_numpy(session.pixels)))
+    patches = tokens[:, plain.num_prefix_tokens :]
+    np.testing.assert_allclose(row["class_token"], tokens[:, 0].mean(dim=0), atol=1e-5)
+    np.testing.assert_allclose(row["patch_mean"], patches.mean(dim=(0, 1)), atol=1e-5)
+    np.testing.assert_allclose(row["embedding"], patches.std(dim=1, correction=0).mean(dim=0), atol=1e-5)
+    assert row["missing"] == ["T2w", "FLAIR"]
+    assert row["warnings"] == [f"no {name}, which the model was trained with" for name in ("T2w", "FLAIR")]
+    first = model_hash(folder)
+    config = json.loads((folder / "config.json").read())
+    (folder / "config.json").write(json.dumps({**config, "bfp": {**config["bfp"], "weights_sha256": "0"}}).encode())
+    assert model_hash(folder) != first
+    with pytest.raises(InputError, match=r"not the weights that its config\.json was written with"):
+        predictor_of(folder, device="cpu", batch_size=5)
 
 
 def test_the_inputs_of_a_session_change_with_its_files_and_the_model(bids, tmp_path):

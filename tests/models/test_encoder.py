@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -106,6 +107,7 @@ def test_an_exported_encoder_comes_back_with_its_weights_and_normalisation(tmp_p
         "run": "r",
         "start": {"seed": 1, "size_px": 56},
         "fill": "repeat",
+        "weights_sha256": hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest(),
     }
     assert (tmp_path / "README.md").read_text() == "# card"
 

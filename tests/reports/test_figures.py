@@ -146,6 +146,13 @@ def test_what_lies_above_the_flag_is_counted_and_hatched() -> None:
     assert "url(#h" not in draw(Histogram("Shift", [0.3, 0.4], "mm", "scans"), {}).svg
 
 
+def test_a_histogram_counts_what_lies_below_the_one_flag_and_above_the_other() -> None:
+    block = Histogram(
+        "Age", [12.0, 40.0, 55.0, 70.0, 91.0, 99.0], "years", "sessions", flag_above=90.0, flag_below=18.0
+    )
+    assert "1 below 18, 2 above 90" in _texts(draw(block, {}).svg)
+
+
 @pytest.mark.parametrize(
     "block",
     [

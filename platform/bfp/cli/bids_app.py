@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bfp import __version__
-from bfp.cli.columns import CLASS, MEANINGS
+from bfp.cli.columns import CLASS, infer_meanings
 from bfp.cli.jobs import Finished, next_steps
 from bfp.cli.output import shown
 from bfp.errors import InputError
+from bfp.inference.kept import EMBEDDINGS
 from bfp.specs import Spec, loads
 from bfp.storage import Place, place
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 BIDS_VERSION = "1.10.0"
 LEVEL = "participant"
 COHORT = "bids"
-HIDDEN = ("cohort", "subject", "session", "scans", "embedding", "inputs")  # of the run's table; names have BIDS's form
+HIDDEN = ("cohort", "subject", "session", "scans", *EMBEDDINGS, "inputs")  # of the run's table; names have BIDS's form
 TABLE = "predictions.tsv"
 
 
@@ -92,8 +93,9 @@ def write_derivative(out: str, *, bids: str, finished: Finished) -> Derivative:
         rows = [row for each in found for row in _rows(each.table)]
         unique = {(row["participant_id"], row["session_id"]): row for row in rows}
         ordered = [unique[key] for key in sorted(unique)]
-        columns = list(ordered[0]) if ordered else ["participant_id", "session_id"]
-        (folder / "predictions.json").write(_json({name: {"Description": _meaning(name)} for name in columns}))
+        columns = list(dict.fromkeys(name for row in ordered for name in row)) or ["participant_id", "session_id"]
+        meanings = {name: {"Description": _meaning(name, columns)} for name in columns}
+        (folder / "predictions.json").write(_json(meanings))
         lines = ["\t".join(columns), *("\t".join(_text(row.get(name)) for name in columns) for row in ordered)]
         (folder / TABLE).write(("\n".join(lines) + "\n").encode())
         sessions = len(ordered)
@@ -140,10 +142,12 @@ def _text(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def _meaning(column: str) -> str:
+def _meaning(column: str, columns: Sequence[str]) -> str:
+    """columns: all of the table, which tell what kind of model it is of."""
     identity = {"participant_id": "label of the subject", "session_id": "label of the session; n/a without one"}
-    meanings: Mapping[str, str] = identity | MEANINGS["infer-predictions"]
-    general = next((f"{prefix}{CLASS}" for prefix in ("prob_", "recalibrated_") if column.startswith(prefix)), column)
+    meanings: Mapping[str, str] = identity | infer_meanings(columns)
+    prefixes = (name.removesuffix(CLASS) for name in meanings if name.endswith(CLASS))
+    general = next((f"{prefix}{CLASS}" for prefix in prefixes if column.startswith(prefix)), column)
     return meanings[general]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -60,7 +61,20 @@ TABLES = {
         for kind in ("regression", "survival")
     },
     "infer-predictions": TableContract(
-        "<run>/predictions/predictions.parquet", "a session", kept.predictions_schema([CLASS], embedding=True)
+        "<run>/predictions/predictions.parquet",
+        "a session",
+        kept.predictions_schema(kept.told_columns("classification", [CLASS]), embedding=True),
+    ),
+    **{
+        f"infer-predictions-{kind}": TableContract(
+            "<run>/predictions/predictions.parquet",
+            f"a session, of a model for {kind}",
+            kept.predictions_schema(kept.told_columns(kind), embedding=True),
+        )
+        for kind in ("regression", "survival")
+    },
+    "infer-embeddings": TableContract(
+        "<run>/predictions/predictions.parquet", "a session, of an encoder without a head", kept.embeddings_schema()
     ),
     "finetune-segmentations": TableContract(
         "<run>/predictions/segmentations.parquet",
@@ -91,6 +105,8 @@ JUDGED = {
     "fold": "in which the subject was tested, from 1",
 }
 LOT = "of the approach `permuted` the one that its permutation gave"
+LOG_HAZARD = "logarithm of the relative hazard: the higher, the sooner"
+UNKNOWN_SPREAD = "null of a model whose encoder was tuned"
 REJECTED = {
     **IDENTITY,
     **SCAN,
@@ -109,6 +125,15 @@ SEEN = {
     "bfp": "version that predicted",
     "inputs": "hash of the session's files, of the model and of how scans are prepared: with another, it "
     "is predicted anew",
+}
+EMBEDDING = "mean over stacks of the spread (standard deviation) of their patch tokens"
+AMONG_TRAINED = {
+    "distance": "from the training sessions that lack no modality; 1 is that of a usual one; null of a model whose "
+    "encoder or pooling was trained",
+    "atypical": "share of these training sessions, each held out, whose distance is smaller; from 0.99 on the row "
+    "has a warning; null likewise",
+    "embedding": f"{EMBEDDING}; only with `embedding: true`",
+    **SEEN,
 }
 MEANINGS = {
     "store-stacks": {
@@ -195,7 +220,7 @@ MEANINGS = {
         **JUDGED,
         "time": f"to the event, or to where the subject was last seen without it; {LOT}",
         "event": "1 where the event came at that time, else 0; likewise",
-        "risk": "logarithm of the relative hazard: the higher, the sooner",
+        "log_hazard": LOG_HAZARD,
     },
     "infer-predictions": {
         **IDENTITY,
@@ -204,13 +229,30 @@ MEANINGS = {
         "classes are as frequent as there",
         "positive_at_90_specificity": "whether the probability of the second of two classes is at least the one "
         "that 90 % of held-out training sessions of the first stay below; null with more classes",
-        "spread": "standard deviation, over the fold heads, of the predicted class's probability; null of a model "
-        "whose encoder was tuned",
-        "distance": "from the training sessions that lack no modality; 1 is that of a usual one; null of a model whose "
-        "encoder or pooling was trained",
-        "atypical": "share of these training sessions, each held out, whose distance is smaller; from 0.99 on the row "
-        "has a warning; null likewise",
-        "embedding": "mean over stacks of the spread of their patch tokens; only with `embedding: true`",
+        "spread": f"standard deviation, over the fold heads, of the predicted class's probability; {UNKNOWN_SPREAD}",
+        **AMONG_TRAINED,
+    },
+    "infer-predictions-regression": {
+        **IDENTITY,
+        "predicted": "the number, in the target's own unit; outside the numbers of the training the row has a warning",
+        "low": "lower end of an interval around it that held the true number of 90 % of held-out training subjects; "
+        "null of a model of fewer than 9 subjects",
+        "high": "the upper end; null likewise",
+        "spread": f"standard deviation, over the fold heads, of the number; {UNKNOWN_SPREAD}",
+        **AMONG_TRAINED,
+    },
+    "infer-predictions-survival": {
+        **IDENTITY,
+        "log_hazard": f"{LOG_HAZARD}; relative to the training sessions, and no time",
+        "percentile": "how many of a hundred training sessions, each held out, have a lower one",
+        "spread": f"standard deviation, over the fold heads, of the percentile; {UNKNOWN_SPREAD}",
+        **AMONG_TRAINED,
+    },
+    "infer-embeddings": {
+        **IDENTITY,
+        "class_token": "mean of the stacks' class tokens",
+        "patch_mean": "mean of the stacks' patch tokens",
+        "embedding": EMBEDDING,
         **SEEN,
     },
     "finetune-segmentations": {
@@ -236,6 +278,16 @@ MEANINGS = {
         "inputs": "as in predictions; null for what was left out before its session was read",
     },
 }
+
+
+def infer_meanings(columns: Collection[str]) -> dict[str, str]:
+    """Of the columns of an inference's table, by those that only one kind of model has; also of the columns of other
+    kinds, since a folder of derivatives may hold sessions of several models."""
+    marks = {"log_hazard": "infer-predictions-survival", "low": "infer-predictions-regression"}
+    marks |= {"mask": "infer-segmentations", "class_token": "infer-embeddings"}
+    table = next((table for mark, table in marks.items() if mark in columns), "infer-predictions")
+    others = {name: meaning for other in marks.values() for name, meaning in MEANINGS[other].items()}
+    return others | MEANINGS["infer-predictions"] | MEANINGS[table]
 
 
 def columns_text(table: str) -> str:

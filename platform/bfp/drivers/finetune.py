@@ -13,7 +13,7 @@ With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the mod
 
 <run>/features/      vectors of stacks          <run>/folds.csv        the split
 <run>/checkpoints/   folds that are done        <run>/predictions/     predictions.parquet, out of fold
-<run>/inputs.json    the snapshot that is used  <run>/model/           the classifier
+<run>/inputs.json    the snapshot that is used  <run>/model/           the model
 <run>/pictures/      single cases, explained
 """
 
@@ -38,7 +38,7 @@ from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
-from bfp.specs.finetune import Finetune, SegmentationTask
+from bfp.specs.finetune import Classification, Finetune, Regression, SegmentationTask, Survival
 from bfp.storage import place
 from bfp.words import counted
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from bfp.finetuning.network import Pooled
     from bfp.models.encoder import LoadedEncoder
     from bfp.models.linear import LinearHead
+    from bfp.models.outputs import Outputs
     from bfp.models.pooling import Pooling
     from bfp.reports.blocks import Block, Cell, Results
 
@@ -443,9 +444,8 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     from bfp.drivers.finetune_material import complete_sessions
     from bfp.drivers.finetune_results import model_card
     from bfp.imaging import IMAGING_VERSION
-    from bfp.metrics.recalibration import recalibration_of, threshold_of
-    from bfp.models.classifier import Classifier, save_classifier
     from bfp.models.encoder import export
+    from bfp.models.session_model import SessionModel, save_model
     from bfp.models.typical import fit_typical
 
     folder, store = run.folder / "model", material.store
@@ -453,18 +453,16 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
     export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
     keep_acquaintances(spec.encoder, folder / "encoder")
-    held_out, vectors, classes = fitted.folds, fitted.vectors, classes_of(material.task)
-    classifier = Classifier(
+    vectors = fitted.vectors
+    model = SessionModel(
         target=target_of(material.task),
-        classes=tuple(classes),
+        outputs=_outputs(material, fitted.folds),
         pooling=fitted.pooling,
         shown=material.shown,
         preprocessing=store.preprocessing,
         head=fitted.head,
         fold_heads=fitted.fold_heads,
         typical=None if vectors is None else fit_typical(vectors, material.folds, complete=complete_sessions(material)),
-        recalibration=recalibration_of(held_out.targets, held_out.said),
-        threshold=threshold_of(held_out.targets == 1, held_out.said[:, 1]) if len(classes) == 2 else None,
         facts={
             **provenance,
             "imaging": IMAGING_VERSION,
@@ -475,4 +473,25 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
             "figures": results.figures,
         },
     )
-    save_classifier(classifier, folder, card=card)
+    save_model(model, folder, card=card)
+
+
+def _outputs(material: Material, held_out: Judged) -> Outputs:
+    """What the head's numbers mean, by what the folds' heads said of sessions that they had not seen."""
+    import numpy as np
+
+    from bfp.metrics.conformal import COVERAGE, half_width
+    from bfp.metrics.recalibration import recalibration_of, threshold_of
+    from bfp.models.outputs import Classes, Hazards, Margin, Numbers
+
+    targets, said = held_out.targets, held_out.said
+    match material.task:
+        case Classification(classes=classes):
+            threshold = threshold_of(targets == 1, said[:, 1]) if len(classes) == 2 else None
+            return Classes(tuple(classes), recalibration_of(targets, said), threshold)
+        case Regression():
+            width = half_width(np.abs(said[:, 0] - targets), subjects=material.labelled.persons)
+            margin = None if width is None else Margin(COVERAGE, width)
+            return Numbers(float(targets.min()), float(targets.max()), margin)
+        case Survival():
+            return Hazards(np.sort(said[:, 0]))

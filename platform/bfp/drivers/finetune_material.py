@@ -62,8 +62,6 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
 
     check_tunable(spec.tune)
     task = available(spec.task)
-    if not isinstance(task, Classification):
-        raise InputError(f"task.type: {task.type} is not available in bfp {__version__}; classification is")
     (store,) = open_stores([spec.store], spec.where, run=run)
     check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
     shown = shown_of(spec.modalities, store)

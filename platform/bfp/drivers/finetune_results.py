@@ -23,7 +23,11 @@ from bfp.words import counted
 
 RESEARCH = "For research; not a medical device: nothing here was tested for use on patients."
 METHODS = "Methods"
-RISK = "What is predicted is the logarithm of a relative hazard: it orders sessions, and tells no time."
+RISK = (
+    "What is predicted is the logarithm of a relative hazard: it orders sessions, and tells neither a time nor how "
+    "likely the event is. The percentile beside it is a session's place among the sessions of this study, each judged "
+    "by the head that did not see its subject: among people or scans that are others it says less."
+)
 
 HEADS = {
     "classification": "logistic regression",
@@ -81,6 +85,8 @@ def results_of(
         "folds": study.fold_count,
     }
     numbers |= numbers_of(figures, measures=measures, model=said.model)
+    if said.kind == "regression":
+        numbers |= finetune_regression.numbers(study, judged[said.model])
     label = "class " if said.classes else ""
     blocks: list[Block] = [_first(figures, measures, said)]
     if figures.better:
@@ -122,6 +128,7 @@ def model_card(name: str, results: Results, said: Said) -> str:
         f"# {name}: {said.target} from brain MRI",
         *([f"Classes: {', '.join(said.classes)}."] if said.classes else []),
         f"Cross-validated {first.label} {interval_text(value, low, high)} (mean of folds, 95 % interval by subjects).",
+        *([finetune_regression.interval(results.figures)] if said.kind == "regression" else []),
         _limits(said),
         *methods.paragraphs,
         "Predict with `bfp submit` and a spec of `kind: infer` whose `model` is this folder.",

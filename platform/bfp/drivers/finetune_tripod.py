@@ -83,8 +83,8 @@ def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Kno
     output = {
         "classification": "a probability for each class; recalibrated ones and, with two classes, a threshold of 90 % "
         "specificity stand in the model folder, fitted on the held-out sessions of this study",
-        "regression": "a number",
-        "survival": "the logarithm of a relative hazard, no time",
+        "regression": "a number, with an interval around it that is meant to hold 90 % of new subjects like these",
+        "survival": "the logarithm of a relative hazard, no time; and its percentile among the held-out sessions",
     }
     return Known(
         spec=spec,

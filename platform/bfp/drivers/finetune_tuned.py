@@ -150,12 +150,16 @@ def methods(spec: Finetune, tuned: Tuned) -> str:
         if tuning.layer_decay is not None and tuning.drop_path is not None
         else "",
     }[spec.tune]
+    loss = {
+        "classification": f"labels smoothed by {tuning.label_smoothing:g}",
+        "regression": "by the Huber loss of standardised numbers",
+    }[spec.task.type]
     return (
         f"{what} from this frozen model on: AdamW, peak rate {tuning.rate_at(tuning.warmup_epochs):.2g}, weight decay "
         f"{tuning.weight_decay:g}, a warm-up of {tuning.warmup_epochs:g} and a cosine to {tuning.epochs} epochs, "
-        f"{tuning.sessions_per_step} sessions a step and {tuning.slices_per_session} slices of each, labels smoothed "
-        f"by {tuning.label_smoothing:g}. The epoch was chosen on a fifth of each fold's training subjects, which "
-        "nothing else was learned from; epoch 0, the frozen model, could be chosen too. The model was trained on all "
+        f"{tuning.sessions_per_step} sessions a step and {tuning.slices_per_session} slices of each, {loss}. "
+        "The epoch was chosen on a fifth of each fold's training subjects, which nothing else was learned "
+        "from; epoch 0, the frozen model, could be chosen too. The model was trained on all "
         f"sessions for the median of the folds' epochs ({tuned.model.epoch})."
     )
 

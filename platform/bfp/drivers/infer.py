@@ -1,4 +1,5 @@
-"""kind: infer — a model and new cohorts become one row of predictions a session, or one mask.
+"""kind: infer — a model and new cohorts become one row of predictions a session, or one mask; of an encoder without a
+head, one row of embeddings.
 
 1. the cohorts are listed; a session whose row exists already, from the same files and model, is not done again
 2. each other one is prepared from its raw scans exactly as the model's training data were (CPUs, Ray Data)
@@ -43,7 +44,9 @@ from bfp.drivers.preparing import (
 from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.imaging import IMAGING_VERSION, NEIGHBOURS
-from bfp.models.folders import WEIGHTS, read_config
+from bfp.models.encoder_alone import TYPE as EMBEDDING
+from bfp.models.encoder_alone import encoder_alone, read_encoder_alone
+from bfp.models.folders import CONFIG, WEIGHTS, encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.backbones import backbones
 from bfp.specs.infer import Infer
@@ -95,7 +98,7 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
         masks = []
     return Plan(
         rows=[
-            ("model", f"{folder}: {told['target']} ({', '.join(told['classes'])})"),
+            ("model", f"{folder}: {_learned(told)}"),
             ("found", f"{counted(len(sessions), 'session')}: {found}"),
             *(("brain masks", each.text) for each in masks),
             ("to do", f"{counted(len(todo), 'session')}; {done} predicted already"),
@@ -159,12 +162,13 @@ class _Estimate(NamedTuple):
 def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Session], *, cpus: int) -> _Estimate:
     preprocessing = _preprocessing(told)
     cost = cost_of(todo, preprocessing)
-    config = read_config(folder / "encoder")
-    weights_bytes = (folder / "encoder" / WEIGHTS).size()  # four a weight
+    encoder = encoder_folder(folder)
+    config = read_config(encoder)
+    weights_bytes = (encoder / WEIGHTS).size()  # four a weight
     tokens = (preprocessing.size // backbones()[config["architecture"]].patch_px) ** 2
     predicting = 2 * weights_bytes / 4 * tokens * cost.stacks / CPU_RATE
     workers = min(spec.compute.workers or cpus, cpus)
-    embedding = 2 * 4 * config["num_features"] if spec.embedding else 0
+    embedding = 2 * 4 * config["num_features"] * (3 if embeds(told) else 1) if spec.embedding else 0
     # Copies of the model share the CPUs with preparation; each predicts on one.
     seconds = max((cost.seconds + predicting) / cpus, cost.seconds / workers, predicting / spec.compute.models)
     return _Estimate(
@@ -177,7 +181,8 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
 
 def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     """Predict what is new, and say what stands of all."""
-    from bfp.drivers import infer_segmentation
+    from bfp.drivers import infer_embedding, infer_segmentation
+    from bfp.drivers.infer_outputs import told_by
     from bfp.drivers.infer_results import results_of, write_pictures
     from bfp.models.typical import WARNED_FROM
 
@@ -197,23 +202,31 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     if _shows_pictures(spec, told) and shown and segments(told):
         infer_segmentation.write_pictures(run, shown, axis=_preprocessing(told).slice_axis)
     elif _shows_pictures(spec, told) and shown:
-        write_pictures(run, shown, channels=_channels(told), axis=_preprocessing(told).slice_axis)
+        brief = (lambda row: "") if embeds(told) else told_by(told).brief
+        write_pictures(run, shown, brief=brief, channels=_channels(told), axis=_preprocessing(told).slice_axis)
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]
     if pseudonyms := _pseudonyms(spec, told):
         early = [pseudonyms.left_out(row) for row in early]
     united = kept.unite(by_inputs, passing=passing, left_out=early)
-    results = infer_segmentation.results_of if segments(told) else results_of
-    run.result(results(spec, run, told, united, with_pictures=_shows_pictures(spec, told)).as_json())
+    say = results_of
+    if segments(told) or embeds(told):
+        say = infer_segmentation.results_of if segments(told) else infer_embedding.results_of
+    results = say(spec, run, told, united, with_pictures=_shows_pictures(spec, told))
+    run.result(results.as_json())
     predicted, rejected = united.predictions.num_rows, united.rejected.num_rows
     run.note(f"{counted(predicted, 'session')} predicted, {counted(rejected, 'scan')} rejected")
     if passing:
         run.warn(f"scans of {counted(len(passing), 'session')} {TRIED_AGAIN}")
-    measured = [] if segments(told) else united.predictions["atypical"].to_pylist()
+    measured = [] if segments(told) or embeds(told) else united.predictions["atypical"].to_pylist()
     if far := sum(atypical is not None and atypical >= WARNED_FROM for atypical in measured):
         lie = counted(far, "session lies", "sessions lie")
         run.warn(f"{lie} beyond 99 % of the training sessions: the model was trained on nothing like it")
+    if outside := results.figures.get("outside_range"):
+        learned = f"{told['trained_from']:g} to {told['trained_to']:g}"
+        are = counted(int(outside), "session is", "sessions are")
+        run.warn(f"{are} predicted outside the numbers that the model learned from ({learned})")
     for name in told["shown"]:
         lacking = sum(name in missing for missing in united.predictions["missing"].to_pylist())
         if lacking:
@@ -235,17 +248,22 @@ def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
     Raises InputError where its files are damaged or do not belong together, or this bfp would make other stacks than
     the model was trained on.
     """
-    from bfp.models.classifier import load_classifier, model_folder, read_description
     from bfp.models.segmenter import check_decoder, is_segmenter, read_segmentation
+    from bfp.models.session_model import load_model, model_folder, read_description
 
-    folder = model_folder(place(spec.model))
-    file = folder / "model.json"
-    if is_segmenter(folder):
+    alone = encoder_alone(place(spec.model))
+    folder = alone or model_folder(place(spec.model))
+    file = folder / ("model.json" if alone is None else CONFIG)
+    if alone is not None:
+        told = read_encoder_alone(folder)
+        if not spec.embedding:
+            raise InputError(f"embedding: false: {folder} is an encoder without a head and gives nothing else; true")
+    elif is_segmenter(folder):
         told = read_segmentation(folder)
         check_decoder(folder)
     else:
         told = read_description(folder)
-        load_classifier(folder)
+        load_model(folder)
     if lacking := [name for name in FACTS if name not in told["facts"]]:
         raise InputError(f"{file}: facts: lacks {', '.join(lacking)}; fine-tune again, or bring the file back")
     try:
@@ -274,8 +292,22 @@ def _sessions(spec: Infer, told: dict[str, Any]) -> list[Session]:
     return [session for session in found if session.key.subject in spec.subjects]
 
 
+def _learned(told: dict[str, Any]) -> str:
+    """What the model predicts, in words."""
+    from bfp.drivers.infer_outputs import told_by
+
+    if embeds(told):
+        return f"{told['facts']['encoder']}, an encoder without a head: embeddings"
+    return f"{told['target']}: {', '.join(told['classes'])}" if segments(told) else told_by(told).learned
+
+
+def embeds(told: dict[str, Any]) -> bool:
+    """Whether the model is an encoder without a head (`infer_embedding`)."""
+    return bool(told["type"] == EMBEDDING)
+
+
 def segments(told: dict[str, Any]) -> bool:
-    """Whether the model makes masks (`infer_segmentation`), and no row of probabilities."""
+    """Whether the model makes masks (`infer_segmentation`), and no row of what is predicted."""
     return bool(told["type"] == "segmentation")
 
 
@@ -321,11 +353,22 @@ class _Work(NamedTuple):
 
 
 def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Session]) -> _Work:
-    from bfp.inference.kept import Predictions, predictions_schema, segmentations_schema
+    from bfp.inference.kept import (
+        Predictions,
+        embeddings_schema,
+        predictions_schema,
+        segmentations_schema,
+        told_columns,
+    )
     from bfp.inference.ready import inputs_of, model_hash
 
-    run, model, classes = place(spec.output) / spec.name, model_hash(folder), told["classes"]
-    schema = segmentations_schema(classes) if segments(told) else predictions_schema(classes, embedding=spec.embedding)
+    run, model, classes = place(spec.output) / spec.name, model_hash(folder), told.get("classes", ())
+    if segments(told):
+        schema = segmentations_schema(classes)
+    elif embeds(told):
+        schema = embeddings_schema()
+    else:
+        schema = predictions_schema(told_columns(told["type"], classes), embedding=spec.embedding)
     kept = Predictions(run, schema=schema, model=model, version=__version__)
     by_inputs = {inputs_of(session, model=model): session for session in sessions if session.scans}
     if pseudonyms := _pseudonyms(spec, told):  # or a guess at a file's name could be checked

@@ -4,59 +4,40 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bfp import __version__
+from bfp.drivers.infer_outputs import Row, Told, judged_by, told_by
 from bfp.imaging.register import SUSPICIOUS_SHIFT_MM
 from bfp.imaging.stacks import SliceAxis
 from bfp.inference.kept import Kept
 from bfp.inference.outcomes import Outcome, Preview
 from bfp.models.typical import WARNED_FROM
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
-from bfp.reports.numbers import interval_text
 from bfp.reports.pictures import SessionSlices, mosaic, orientation
 from bfp.runs import Run
 from bfp.specs.infer import Infer
 
 SHOWN_ROWS = 50
 SHOWN_TO_LOOK_AT = 20
-APART = 0.2  # standard deviation over the fold heads: some of them say the other class
 PICTURE = "pictures/sessions.png"
-LIMITS = (
-    "For research; not a medical device. The probabilities put sessions in an order; 0.9 does not mean that nine of "
-    "ten are of that class. The recalibrated ones in the table come near to that, where the classes are as frequent "
-    "and the scans as alike as in the model's training. The spread tells how far the heads of the folds are apart; it "
-    "is no interval around the probability."
-)
 
 
 def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_pictures: bool) -> Results:
     """Figures and blocks, of everything that stands in the two tables."""
-    rows = kept.predictions.to_pylist()
-    classes: list[str] = told["classes"]
-    predicted = Counter(row["predicted"] for row in rows)
+    rows, own = kept.predictions.to_pylist(), told_by(told)
     figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
-    figures |= {f"predicted_{name}": predicted[name] for name in classes}
-    figures["atypical"] = sum(map(_far, rows))
-    blocks: list[Block] = [_predictions(rows, classes), *_to_look_at(rows), Text("Limits", [LIMITS])]
-    blocks += [
-        Histogram(
-            title=f"Probability of {name}",
-            values=[row[f"prob_{name}"] for row in rows],
-            x_label=f"probability of {name}",
-            y_label="sessions",
-        )
-        for name in (classes[1:] if len(classes) == 2 else classes)
-        if rows
-    ]
+    figures |= {**own.figures(rows), "atypical": sum(map(_far, rows))}
+    blocks: list[Block] = [_predictions(rows, own), *_to_look_at(rows, own), Text("Limits", [own.limits])]
+    blocks += own.histograms(rows) if rows else []
     if any(row["distance"] is not None for row in rows):
         blocks.append(_distances(rows))
-    blocks.append(_rejected(kept.rejected.to_pylist()))
+    blocks.append(rejected_table(kept.rejected.to_pylist()))
     if any(row["missing"] for row in rows):
-        blocks.append(_missing(rows))
+        blocks.append(missing_table(rows))
     if shifts := [row["shift_mm"] for row in rows if row["shift_mm"] is not None]:
         axis = "largest shift within a session, mm"
         blocks.append(Histogram("Registration", shifts, axis, "sessions", flag_above=SUSPICIOUS_SHIFT_MM))
@@ -68,27 +49,27 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
     return Results(figures=figures, blocks=blocks)
 
 
-def write_pictures(run: Run, outcomes: Sequence[Outcome], *, channels: tuple[str, ...], axis: SliceAxis) -> None:
-    """Slices of a few sessions, titled by what was predicted."""
+def write_pictures(
+    run: Run, outcomes: Sequence[Outcome], *, brief: Callable[[Row], str], channels: tuple[str, ...], axis: SliceAxis
+) -> None:
+    """Slices of a few sessions, titled by what was predicted. brief: that, of a row; "" for nothing."""
     sessions = []
     for outcome in outcomes:
         assert outcome.row is not None
         assert isinstance(outcome.preview, Preview)
         name = " ".join(filter(None, (outcome.row["cohort"], outcome.row["subject"], outcome.row["session"])))
-        probability = outcome.row[f"prob_{outcome.row['predicted']}"]
-        title = f"{name}: {outcome.row['predicted']} {probability:.2f}"
+        title = ": ".join(filter(None, (name, brief(outcome.row))))
         sessions.append(SessionSlices(title, outcome.preview.pixels, channels, outcome.preview.visible))
     (run.folder / PICTURE).write(mosaic(sessions, axis=axis))
 
 
-def _predictions(rows: list[dict[str, Any]], classes: list[str]) -> Table:
+def _predictions(rows: list[Row], own: Told) -> Table:
     shown: list[list[Cell]] = [
         [
             row["cohort"],
             row["subject"],
             row["session"],
-            row["predicted"],
-            *(row[f"prob_{name}"] for name in classes),
+            *own.cells(row),
             row["spread"],
             ", ".join(row["missing"]) or "none",
         ]
@@ -97,34 +78,31 @@ def _predictions(rows: list[dict[str, Any]], classes: list[str]) -> Table:
     more = f" The first {SHOWN_ROWS} of {len(rows):,} are shown." if len(rows) > SHOWN_ROWS else ""
     return Table(
         title="Predictions",
-        columns=["cohort", "subject", "session", "predicted", *(f"P({name})" for name in classes), "spread", "missing"],
+        columns=["cohort", "subject", "session", *own.columns, "spread", "missing"],
         rows=shown,
-        note="All stand in predictions/predictions.parquet. Spread: standard deviation of the predicted class's "
-        f"probability over the heads of the folds. Missing: modalities that the model was trained with.{more}",
+        note=f"All stand in predictions/predictions.parquet. Spread: standard deviation of {own.spread} over the heads "
+        f"of the folds. Missing: modalities that the model was trained with.{more}",
     )
 
 
-def _to_look_at(rows: list[dict[str, Any]]) -> list[Table]:
-    """The sessions of which a person should see the scans before the prediction; each once, for the first reason."""
+def _to_look_at(rows: list[Row], own: Told) -> list[Table]:
+    """The sessions of which a person should see the scans before the prediction; each once, with all reasons."""
     by_distance = sorted(rows, key=lambda row: -(row["distance"] or 0.0))
     by_spread = sorted(rows, key=lambda row: -(row["spread"] or 0.0))
     reasons = [
         *((row, f"unlike the training sessions (distance {row['distance']:.1f})") for row in by_distance if _far(row)),
+        *((row, why) for row in by_distance if (why := own.outside(row))),
         *((row, f"no {', '.join(row['missing'])}") for row in by_distance if row["missing"]),
-        *(
-            (row, f"the heads of the folds are apart ({row['spread']:.2f})")
-            for row in by_spread
-            if (row["spread"] or 0.0) > APART
-        ),
+        *((row, f"the heads of the folds are apart ({row['spread']:.3g})") for row in by_spread if own.apart(row)),
     ]
-    found: dict[tuple[str, str, str], tuple[dict[str, Any], str]] = {}
+    found: dict[tuple[str, str, str], tuple[Row, list[str]]] = {}
     for row, reason in reasons:
-        found.setdefault((row["cohort"], row["subject"], row["session"]), (row, reason))
+        found.setdefault((row["cohort"], row["subject"], row["session"]), (row, []))[1].append(reason)
     if not found:
         return []
     shown: list[list[Cell]] = [
-        [row["cohort"], row["subject"], row["session"], reason, row["predicted"], row["atypical"], row["spread"]]
-        for row, reason in list(found.values())[:SHOWN_TO_LOOK_AT]
+        [row["cohort"], row["subject"], row["session"], "; ".join(why), own.brief(row), row["atypical"], row["spread"]]
+        for row, why in list(found.values())[:SHOWN_TO_LOOK_AT]
     ]
     more = f" The first {SHOWN_TO_LOOK_AT} of {len(found):,} are shown." if len(found) > SHOWN_TO_LOOK_AT else ""
     return [
@@ -138,12 +116,12 @@ def _to_look_at(rows: list[dict[str, Any]]) -> list[Table]:
     ]
 
 
-def _far(row: dict[str, Any]) -> bool:
+def _far(row: Row) -> bool:
     """Whether it lies far from the training sessions, where that is known."""
     return row["atypical"] is not None and bool(row["atypical"] >= WARNED_FROM)
 
 
-def _distances(rows: list[dict[str, Any]]) -> Histogram:
+def _distances(rows: list[Row]) -> Histogram:
     nearest_far = min((row["distance"] for row in rows if _far(row)), default=None)
     return Histogram(
         title="How far sessions lie from the training sessions",
@@ -154,7 +132,7 @@ def _distances(rows: list[dict[str, Any]]) -> Histogram:
     )
 
 
-def _rejected(rows: list[dict[str, Any]]) -> Table:
+def rejected_table(rows: list[Row]) -> Table:
     examples: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         examples[row["reason"]].append(f"{row['uri']}: {row['detail']}")
@@ -163,7 +141,7 @@ def _rejected(rows: list[dict[str, Any]]) -> Table:
     return Table("Rejected scans", ["reason", "scans", "for example"], listed, note=note)
 
 
-def _missing(rows: list[dict[str, Any]]) -> Table:
+def missing_table(rows: list[Row]) -> Table:
     counts = Counter(name for row in rows for name in row["missing"])
     listed: list[list[Cell]] = [[name, count, count / len(rows)] for name, count in counts.most_common()]
     return Table(
@@ -174,14 +152,14 @@ def _missing(rows: list[dict[str, Any]]) -> Table:
     )
 
 
-def _model(spec: Infer, told: dict[str, Any], rows: list[dict[str, Any]]) -> Facts:
-    figures, facts = told["facts"]["figures"], told["facts"]
+def _model(spec: Infer, told: dict[str, Any], rows: list[Row]) -> Facts:
+    facts = told["facts"]
     return Facts(
         "Model",
         [
             ("place", spec.model),
-            ("learned", f"{told['target']}: {', '.join(told['classes'])}"),
-            ("cross-validated AUROC", interval_text(*(figures[key] for key in ("auroc", "auroc_low", "auroc_high")))),
+            ("learned", told_by(told).learned),
+            judged_by(told),
             ("modalities shown", ", ".join(told["shown"])),
             ("encoder", f"{facts['encoder']}, weights {facts['weights'][:16]}"),
             ("trained by", f"bfp {facts['bfp']}, run {facts['run']}"),
@@ -192,15 +170,14 @@ def _model(spec: Infer, told: dict[str, Any], rows: list[dict[str, Any]]) -> Fac
 
 
 def _methods(told: dict[str, Any]) -> Text:
-    facts = told["facts"]
+    facts, own = told["facts"], told_by(told)
     spread = (
-        "The spread is the standard deviation of the predicted class's probability over the "
-        f"{told['folds']} heads of its cross-validation."
+        f"The spread is the standard deviation of {own.spread} over the {told['folds']} heads of its cross-validation."
         if told["folds"]
         else "There is no spread over folds: the encoder was tuned, and those of the folds are not kept."
     )
     paragraph = (
-        f"Sessions were classified by {told['target']} ({', '.join(told['classes'])}) with the model {facts['run']}. "
+        f"{own.methods(facts['run'])} "
         f"Scans were prepared as its training data were (imaging version {facts['imaging']}), and each session's "
         f"stacks of {', '.join(told['shown'])} gave one row. {spread} Software: bfp {__version__}."
     )

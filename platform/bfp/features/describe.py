@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bfp.features.tokens import tokens
@@ -47,6 +48,22 @@ class EncoderVectors:
 
     def __call__(self, pixels: Tensor) -> np.ndarray:
         return tokens(self._encoder, pixels).patches.std(dim=1, correction=0).cpu().numpy()
+
+    def to(self, device: str) -> Self:
+        self._encoder.model.to(device)
+        return self
+
+
+class TokenMeans:
+    """Of a stack its class token, the mean of its patch tokens, and their standard deviation: D = 3 · width."""
+
+    def __init__(self, encoder: LoadedEncoder) -> None:
+        self._encoder = encoder
+        self.identity = f"class token, mean and {EncoderVectors(encoder).identity}"
+
+    def __call__(self, pixels: Tensor) -> np.ndarray:
+        cls, patches = tokens(self._encoder, pixels)
+        return torch.cat([cls, patches.mean(dim=1), patches.std(dim=1, correction=0)], dim=1).cpu().numpy()
 
     def to(self, device: str) -> Self:
         self._encoder.model.to(device)

@@ -37,7 +37,7 @@ def columns_of(kind: str, classes: Sequence[str] = ()) -> Columns:
         return Columns([pa.field("class", pa.string())], [*said, pa.field("predicted", pa.string())])
     if kind == "regression":
         return Columns([pa.field("target", number)], [pa.field("predicted", number)])
-    return Columns([pa.field("time", number), pa.field("event", number)], [pa.field("risk", number)])
+    return Columns([pa.field("time", number), pa.field("event", number)], [pa.field("log_hazard", number)])
 
 
 def predictions_schema(columns: Columns) -> pa.Schema:

@@ -48,24 +48,44 @@ REJECTED = schemas.REJECTED.append(_INPUTS)
 """As in a store. A session without any row of predictions has its inputs here."""
 
 
-def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
-    """One row per session.
+def told_columns(kind: str, classes: Sequence[str] = ()) -> list[pa.Field]:
+    """What a model tells of a session (`bfp.models.outputs`). kind: of its task; classes: of a classification.
 
-    predicted: the likeliest class; prob_<class>: its probability; recalibrated_<class>: the same, recalibrated on
-    held-out training sessions; positive_at_90_specificity: of the second of two classes, null with more; spread:
-    standard deviation over the fold heads of the predicted class's probability, null where there are none. distance,
-    atypical: from the training sessions (`bfp.models.typical`), null where encoder or pooling were trained on them.
-    modalities: that the model saw; missing: that it was trained with and did not see. shift_mm: the largest header
-    offset within the session; foreground: the smallest share of a scan that is head.
+    classification   predicted: the likeliest class; prob_<class>: its probability; recalibrated_<class>: the same,
+                     recalibrated on held-out training sessions; positive_at_90_specificity: of the second of two
+                     classes, null with more
+    regression       predicted: in the target's own unit; low, high: the ends of the interval around it, null where
+                     there were too few subjects for one
+    survival         log_hazard: the higher, the sooner; percentile: where that is among held-out training sessions
+
+    spread: standard deviation over the fold heads of the predicted class's probability, of the number, or of the
+    percentile; null where there are none.
+    """
+    number = pa.float64()
+    own = {
+        "classification": [
+            pa.field("predicted", pa.string()),
+            *(pa.field(f"prob_{name}", number) for name in classes),
+            *(pa.field(f"recalibrated_{name}", number) for name in classes),
+            pa.field("positive_at_90_specificity", pa.bool_()),
+        ],
+        "regression": [pa.field(name, number) for name in ("predicted", "low", "high")],
+        "survival": [pa.field(name, number) for name in ("log_hazard", "percentile")],
+    }[kind]
+    return [*own, pa.field("spread", number)]
+
+
+def predictions_schema(told: Sequence[pa.Field], *, embedding: bool) -> pa.Schema:
+    """One row per session. told: as of `told_columns`.
+
+    distance, atypical: from the training sessions (`bfp.models.typical`), null where encoder or pooling were trained on
+    them. modalities: that the model saw; missing: that it was trained with and did not see. shift_mm: the largest
+    header offset within the session; foreground: the smallest share of a scan that is head.
     embedding: the mean over stacks of the spread of their patch tokens.
     """
     columns = [
         *schemas.IDENTITY,
-        pa.field("predicted", pa.string()),
-        *(pa.field(f"prob_{name}", pa.float64()) for name in classes),
-        *(pa.field(f"recalibrated_{name}", pa.float64()) for name in classes),
-        pa.field("positive_at_90_specificity", pa.bool_()),
-        pa.field("spread", pa.float64()),
+        *told,
         pa.field("distance", pa.float64()),
         pa.field("atypical", pa.float64()),
         *_SEEN,
@@ -73,6 +93,17 @@ def predictions_schema(classes: Sequence[str], *, embedding: bool) -> pa.Schema:
         *_MADE_BY,
     ]
     return pa.schema(columns)
+
+
+EMBEDDINGS = ("class_token", "patch_mean", "embedding")
+"""Of an encoder without a head, each a mean over the stacks of a session: of their class tokens, of the means of their
+patch tokens, and of these tokens' spread, as beside a prediction."""
+
+
+def embeddings_schema() -> pa.Schema:
+    """One row per session, of an encoder without a head. The other columns as of `predictions_schema`."""
+    columns = [pa.field(name, pa.list_(pa.float32())) for name in EMBEDDINGS]
+    return pa.schema([*schemas.IDENTITY, *columns, *_SEEN, *_MADE_BY])
 
 
 def segmentations_schema(classes: Sequence[str]) -> pa.Schema:

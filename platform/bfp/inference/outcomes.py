@@ -27,8 +27,8 @@ class MaskPreview(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What came of a session: its row (columns of `kept.predictions_schema` or `kept.segmentations_schema`; None where
-    it gave no stack), the scans that were left out, and, where there are stacks, a preview. passing: as of `Ready`."""
+    """What came of a session: its row (columns of a schema of `kept`; None where it gave no stack), the scans that were
+    left out, and, where there are stacks, a preview. passing: as of `Ready`."""
 
     inputs: str
     row: dict[str, Any] | None

@@ -200,9 +200,9 @@ class _ModelRows:
 
 
 def _predictor(folder: Place, *, device: str, batch_size: int) -> Model:
-    from bfp.inference.predictor import Predictor
+    from bfp.inference.predictor import predictor_of
 
-    return Predictor(folder, device=device, batch_size=batch_size)
+    return predictor_of(folder, device=device, batch_size=batch_size)
 
 
 def _segmenting(folder: Place, *, device: str, batch_size: int, masks: Masks) -> Model:

@@ -17,6 +17,8 @@ import numpy as np
 from bfp.cohorts.sessions import Key, LeftOut, Session
 from bfp.errors import Reason
 from bfp.imaging import IMAGING_VERSION
+from bfp.models.encoder_alone import encoder_alone
+from bfp.models.folders import CONFIG
 from bfp.models.segmenter import DECODER, is_segmenter
 from bfp.storage import Place
 
@@ -55,9 +57,14 @@ class Ready:
 
 
 def model_hash(folder: Place) -> str:
-    """A hash of all that a model's predictions follow from: model.json names the encoder's weights by their hash."""
+    """A hash of all that a model's predictions follow from: model.json, or the config.json of an encoder without a
+    head, names the encoder's weights by their hash."""
     digest = hashlib.sha256()
-    for name in ("model.json", DECODER if is_segmenter(folder) else "head.safetensors"):
+    if encoder_alone(folder):
+        names = [CONFIG]
+    else:
+        names = ["model.json", DECODER if is_segmenter(folder) else "head.safetensors"]
+    for name in names:
         digest.update((folder / name).read())
     return digest.hexdigest()[:24]
 

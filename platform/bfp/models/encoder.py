@@ -20,6 +20,7 @@ timm does; Meta's models without registers are resampled the way Meta runs them 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -212,6 +213,8 @@ def export(encoder: LoadedEncoder, folder: Place, *, card: str, provenance: Mapp
     """
     model = encoder.model
     size_px, name = model.patch_embed.img_size[0], _config(model)["architecture"]
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    data = safetensors.torch.save(weights, metadata={"format": "pt"})
     config = {
         "architecture": name,
         "num_classes": 0,
@@ -231,10 +234,14 @@ def export(encoder: LoadedEncoder, folder: Place, *, card: str, provenance: Mapp
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-        "bfp": {**provenance, "start": encoder.start._asdict(), "fill": encoder.fill},
+        "bfp": {
+            **provenance,
+            "start": encoder.start._asdict(),
+            "fill": encoder.fill,
+            "weights_sha256": hashlib.sha256(data).hexdigest(),
+        },
     }
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    (folder / WEIGHTS).write(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    (folder / WEIGHTS).write(data)
     if encoder.mask_token is not None:
         (folder / MASK_TOKEN).write(safetensors.torch.save({"mask_token": encoder.mask_token.cpu().contiguous()}))
     elif (folder / MASK_TOKEN).exists():  # another encoder's, that was here before

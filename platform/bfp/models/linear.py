@@ -1,6 +1,7 @@
-"""The linear head: standardise a vector, weigh it, softmax. Plain arrays, so that predicting needs no scikit-learn.
+"""The linear head: standardise a vector, weigh it; of classes, softmax. Plain arrays, so that predicting needs no
+scikit-learn.
 
-Letters: F length of a vector, K classes.
+Letters: F length of a vector, K outputs: the logits of classes, one number, or one log hazard.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bfp.words import counted
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearHead:
-    """centre, scale: float64 (F,), from the training sessions; weights: (K, F) and bias (K,) of the logits.
+    """centre, scale: float64 (F,), from the training sessions; weights: (K, F) and bias (K,) of the outputs.
 
     A component that is NaN (the session lacks it) counts as the training mean; one that never varied in training is
     ignored.
@@ -38,12 +41,12 @@ class LinearHead:
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
-    def fault(self, *, class_count: int, length: int) -> str:
+    def fault(self, *, outputs: int, length: int) -> str:
         """Why this head cannot judge vectors of that length: shapes or values; "" where it can."""
         shapes = (self.centre.shape, self.scale.shape, self.weights.shape, self.bias.shape)
-        expected = ((length,), (length,), (class_count, length), (class_count,))
+        expected = ((length,), (length,), (outputs, length), (outputs,))
         if shapes != expected:
-            return f"a head of shapes {shapes}, expected {expected} for {class_count} classes"
+            return f"a head of shapes {shapes}, expected {expected} for {counted(outputs, 'output')}"
         if not all(np.isfinite(array).all() for array in (self.centre, self.weights, self.bias)):
             return "a head whose numbers are not all finite"
         return "" if (self.scale > 0).all() else "a head with a scale that is not positive"

@@ -5,7 +5,7 @@
     <folder>/model.json             classes, shape of the decoder, modalities, preprocessing, figures; written last
     <folder>/README.md              the model card
 
-As with a classifier's (`bfp.models.classifier`) `infer` needs nothing else; the decoder names its classes too, and
+As with a classifier's (`bfp.models.session_model`) `infer` needs nothing else; the decoder names its classes too, and
 model.json the hash of the decoder and of the encoder's weights, so that no file can be exchanged without the others.
 """
 

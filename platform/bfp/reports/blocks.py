@@ -165,13 +165,14 @@ class Scatter:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How one figure is spread over scans or sessions; `flag_above` marks where a value is an outlier."""
+    """How one figure is spread over scans or sessions; above `flag_above`, below `flag_below` a value is an outlier."""
 
     title: str
     values: list[float]
     x_label: str
     y_label: str
     flag_above: float | None = None
+    flag_below: float | None = None
     note: str = ""
 
 

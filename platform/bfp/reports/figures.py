@@ -316,7 +316,7 @@ def _scatter(block: Scatter) -> _Drawn:
 
 
 def _histogram(block: Histogram) -> _Drawn:
-    """How a figure is spread; what lies above the flag is hatched and counted."""
+    """How a figure is spread; what lies beyond a flag is hatched and counted."""
     values = np.array([value for value in block.values if value is not None and math.isfinite(value)])
     figure, axes = _axes(height=280, x_label=block.x_label, y_label=block.y_label)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -326,16 +326,23 @@ def _histogram(block: Histogram) -> _Drawn:
         return _Drawn(figure, f"{block.y_label} by {block.x_label}: no value.")
     low, high = _span(values)
     counts, borders = np.histogram(values, bins=min(30, max(8, round(2 * values.size**0.5))), range=(low, high))
-    flag = math.inf if block.flag_above is None else block.flag_above
+    above = math.inf if block.flag_above is None else block.flag_above
+    below = -math.inf if block.flag_below is None else block.flag_below
     said = f"{values.size} values from {number_text(values.min())} to {number_text(values.max())}"
     for count, left, right in zip(counts, borders[:-1], borders[1:], strict=True):
-        colour, hatch = (SERIES[1].colour, "///") if (left + right) / 2 > flag else (SERIES[0].colour, None)
+        inside = below <= (left + right) / 2 <= above
+        colour, hatch = (SERIES[0].colour, None) if inside else (SERIES[1].colour, "///")
         axes.bar(left, count, right - left, align="edge", color=colour, hatch=hatch, edgecolor=INK, linewidth=0.6)
-    if block.flag_above is not None:
-        flagged = f"{int((values > flag).sum())} above {flag:g}"
-        said += f", {flagged}"
-        axes.set_title(flagged, loc="right")
+    flagged = [
+        f"{int(beyond.sum())} {side} {flag:g}"
+        for side, flag, beyond in (("below", below, values < below), ("above", above, values > above))
+        if math.isfinite(flag)
+    ]
+    for flag in filter(math.isfinite, (below, above)):
         axes.axvline(flag, color=INK, linewidth=1.2, linestyle=DASHED)
+    if flagged:
+        said += f", {', '.join(flagged)}"
+        axes.set_title(", ".join(flagged), loc="right")
     return _Drawn(figure, f"{block.y_label} by {block.x_label}: {said}.")
 
 

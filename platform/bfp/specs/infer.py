@@ -56,14 +56,17 @@ class Infer(Job):
     """Raw scans of new cohorts become one row of predictions a session."""
 
     kind: Literal["infer"]
-    model: Uri = Field(description="A finetune run, or a model folder.", examples=["runs/my-classifier"])
+    model: Uri = Field(
+        description="A finetune run, or a model folder; for embeddings alone a pretrain run, or an exported encoder.",
+        examples=["runs/my-model"],
+    )
     cohorts: list[Cohort] = Field(
         min_length=1, description="Where the scans come from.", examples=[[{"name": "my-cohort", "bids": "data/bids"}]]
     )
     subjects: list[Label] | None = Field(
         None, min_length=1, description="Only subjects with these labels, without `sub-`. null: all.", examples=[["01"]]
     )
-    embedding: bool = Field(True, description="Write each session's embedding beside its probabilities.")
+    embedding: bool = Field(True, description="Write each session's embedding beside its prediction.")
     max_rejected: Share | None = Field(
         None, description="Fail when more than this share of the scans is rejected. null: never."
     )
