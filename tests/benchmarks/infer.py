@@ -1,6 +1,7 @@
 """Sessions a minute of `bfp submit` of an inference, against the loop that one would write oneself; memory as it grows.
 
     python -m tests.benchmarks.infer MODEL SCANS [--sessions 50] [--repeats 3] [--memory 50 200 1000] [--workers 2]
+                                     [--only T1w]
 
 MODEL: a finetune run or a model folder of stacks of the form modalities; a copy of it is used whose preprocessing
 registers by headers and cuts out no brain, or the loop would not do the same. SCANS: a BIDS folder, whose whole
@@ -11,8 +12,10 @@ file, MONAI orients it, brings it to the model's spacing, onto the first modalit
 and crops it or pads it; slices with enough foreground become stacks, the same timm model makes their patch tokens, and
 the model's own head says the probabilities of their spread, pooled. What is printed is the median of the repeats, taken
 in turn: sessions a minute, from the start of the process to its end (Ray's start included) and once it runs, from the
-first finished session to the last. CPU seconds are printed beside them, which others on the machine change
-less. Memory: proportional set size of the driver and all workers, every second (Linux).
+first finished session to the last. Of several modalities bfp looks whether headers agree, which the loop does not; with
+`--only` sessions have some of them, and of a single one there is nothing to look for. CPU seconds are printed beside
+them, which others on the machine change less. Memory: proportional set size of the driver and all workers, every second
+(Linux).
 """
 
 from __future__ import annotations
@@ -187,9 +190,12 @@ def loop(model: Path, bids: Path) -> None:
         ]
     )
     for anat in sorted(bids.glob("sub-*/anat")):
-        volumes = [load(next(anat.glob(f"*_{name}.nii.gz"))) for name in channels]
-        volumes = [volumes[0], *(onto(each, img_dst=volumes[0]) for each in volumes[1:])]
-        stacked = torch.cat([finish(each) for each in volumes]).as_tensor().permute(3, 0, 1, 2).float()
+        files = {name: next(anat.glob(f"*_{name}.nii.gz"), None) for name in channels}
+        volumes = {name: load(file) for name, file in files.items() if file}
+        first = next(iter(volumes.values()))
+        there = {name: finish(each if each is first else onto(each, img_dst=first)) for name, each in volumes.items()}
+        absent = torch.zeros_like(next(iter(there.values())))
+        stacked = torch.cat([there.get(name, absent) for name in channels]).as_tensor().permute(3, 0, 1, 2).float()
         stacks = stacked[(stacked[:, 0] > 0.05).float().mean(dim=(1, 2)) >= 0.05]
         with torch.inference_mode():
             vectors = [
@@ -210,6 +216,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="*", default=[50, 200, 1000])
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", nargs="*", metavar="MODALITY", help="sessions have these alone")
     parser.add_argument("--loop", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.loop:
@@ -219,7 +226,7 @@ def main() -> None:
         here = Path(made)
         model = by_headers(given.model.resolve(), here / "model")
         channels = tuple(load_model(place(str(model))).preprocessing["stacks"]["channels"])
-        sessions = whole_sessions(given.scans.resolve(), channels)
+        sessions = whole_sessions(given.scans.resolve(), tuple(given.only or channels))
         ours, theirs = list[Took](), list[Took]()
         if given.repeats:
             bids = repeat(sessions, here / f"sessions-{given.sessions}", count=given.sessions)

@@ -11,7 +11,7 @@ import pytest
 from bfp.imaging.foreground import find_foreground
 from bfp.imaging.grid import Grid, apply
 from bfp.imaging.nifti import Volume
-from bfp.imaging.register import Alignment, align, overview
+from bfp.imaging.register import Alignment, align, glance, overview
 from tests.imaging.makers import grid, head, motion, scan, volume
 
 REFERENCE = grid(axes="LPS", shape=(84, 104, 90), spacing_mm=(2.0, 2.0, 2.0))
@@ -37,6 +37,16 @@ def test_a_planted_motion_comes_back(turn_deg: tuple, shift_mm: tuple, contrast:
     assert found.shift_mm == pytest.approx(np.linalg.norm(shift_mm), abs=1)
     if np.linalg.norm(shift_mm) > 5:
         assert found.similarity_after > found.similarity_before + 0.02
+
+
+@pytest.mark.parametrize("shift_mm", [(0, 0, 0), (1, -1, 1), (0, 12, -2)])
+def test_a_glance_tells_headers_that_are_right_from_those_that_are_off(shift_mm: tuple) -> None:
+    moved = scan(OTHER, contrast="FLAIR", moved=motion(turn_deg=(0, 0, 0), shift_mm=shift_mm), noise=5)
+    one, other = (overview(each, find_foreground(each)) for each in (scan(REFERENCE, noise=5), moved))
+    found = glance(one, other)
+    assert found is not None
+    assert found.shift_mm == pytest.approx(np.linalg.norm(shift_mm), abs=2.4)
+    assert found.similarity_after > align(one, other).similarity_after - 0.04
 
 
 def _matrix() -> bytes:

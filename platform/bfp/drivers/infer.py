@@ -169,8 +169,7 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
     predicting = 2 * weights_bytes / 4 * tokens * cost.stacks / CPU_RATE
     workers = min(spec.compute.workers or cpus, cpus)
     embedding = 2 * 4 * config["num_features"] * (3 if embeds(told) else 1) if spec.embedding else 0
-    # Copies of the model share the CPUs with preparation; each predicts on one.
-    seconds = max((cost.seconds + predicting) / cpus, cost.seconds / workers, predicting / spec.compute.models)
+    seconds = max((cost.seconds + predicting) / cpus, cost.seconds / workers)
     return _Estimate(
         workers=workers,
         memory_gb=workers * worker_gb(preprocessing) + spec.compute.models * (MODEL_GB + weights_bytes / 1e9),
@@ -484,8 +483,9 @@ def _machine(spec: Infer) -> Machine:
 
     from bfp.inference.pipeline import Machine
 
-    compute = spec.compute
+    compute, resources = spec.compute, ray.cluster_resources()
     gpus = compute.gpus_per_model
     if gpus is None:
-        gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / compute.models)
-    return Machine(compute.workers, compute.models, gpus, compute.batch_size, compute.retries)
+        gpus = min(1.0, resources.get("GPU", 0.0) / compute.models)
+    threads = max(1, int(resources["CPU"]) // len(ray.nodes()) // compute.models)
+    return Machine(compute.workers, compute.models, gpus, threads, compute.batch_size, compute.retries)

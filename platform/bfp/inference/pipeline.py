@@ -2,7 +2,7 @@
 
 Each session is a row, and the stacks of a session are all that is held of it, so memory is bounded by how many Ray
 Data lets through, not by the cohort. The model's actors claim no CPU, or a target with few of them would have none
-left to prepare scans; on a CPU each computes with one thread.
+left to prepare scans; without GPUs their threads share the CPUs with those that prepare, whichever is behind.
 
 Only the copies of the model load torch and timm: that takes seconds of a CPU in every process that does, and neither
 the driver nor those that prepare scans have a use for it.
@@ -36,11 +36,13 @@ stacks batches of 64 are 94 % full, of each by itself 78 %; they are 90 MB."""
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How the work is spread out. workers: sessions prepared at once, None for every CPU; gpus: of each model."""
+    """How the work is spread out. workers: sessions prepared at once, None for every CPU; gpus, threads: of each
+    model."""
 
     workers: int | None
     models: int
     gpus: float
+    threads: int
     batch_size: int
     retries: int
 
@@ -135,7 +137,7 @@ def _through_ray(
                 .map_batches(
                     _ModelRows,  # Ray Data takes a class for actors
                     batch_size=together,
-                    fn_constructor_kwargs={"make_model": make_model},
+                    fn_constructor_kwargs={"make_model": make_model, "threads": machine.threads},
                     num_cpus=0,
                     num_gpus=machine.gpus,
                     compute=ray.data.ActorPoolStrategy(size=machine.models),
@@ -186,10 +188,10 @@ def _prepared_to_segment(
 class _ModelRows:
     """A copy of the model in a process of its own."""
 
-    def __init__(self, *, make_model: Callable[[], Model]) -> None:
+    def __init__(self, *, make_model: Callable[[], Model], threads: int) -> None:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         self._model = make_model()
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ class InferCompute(Strict):
     workers: Workers | None = Field(
         None, description="Sessions prepared at once, one CPU each. null: every CPU of the target."
     )
-    models: Workers = Field(1, description="Copies of the model that predict side by side.")
+    models: Workers = Field(
+        1, description="Copies of the model that predict side by side; without GPUs they share all CPUs."
+    )
     gpus_per_model: float | None = Field(
         None, ge=0, le=8, description="GPUs for each copy. null: one if the target has any, else none."
     )
