@@ -38,8 +38,8 @@ def test_a_stack_is_decoded_alike_in_any_company():
 
 def test_tokens_lie_where_their_patches_do():
     decoder = Decoder(features=24, classes=3, width=32, patches=8, size_px=112).eval()
-    tokens, pixels, heights = stacks(1, patches=8, size_px=112, features=24)
-    pixels = torch.zeros_like(pixels)
+    tokens, *beside = stacks(1, patches=8, size_px=112, features=24)
+    pixels, heights = (torch.zeros_like(each) for each in beside)
     other = tokens.clone()
     other[0, 8 * 1 + 6] += 5  # second row, seventh column
     changed = (decoder(tokens, pixels, heights) - decoder(other, pixels, heights)).abs().sum(dim=1)[0]
