@@ -19,7 +19,7 @@ from bfp.store import layout
 from tests.finetuning.makers import make_labelled_store
 
 SHAPE = {"width": 32, "depth": 2, "heads": 2}
-ALONE = {"untrained": False, "permuted": False, "histograms": False}
+ALONE = {"untrained": False, "permuted": False, "histograms": False, "neighbours": False}
 
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -42,6 +42,7 @@ def a_spec(at, folder, **fields):
         "folds": 3,
         "baselines": {"covariates": ["age", "sex"], "oracle": "severity"},
         "regularisation": [0.001, 0.1],
+        "compute": {"workers": 1},  # each loads torch and timm, which takes longer than what it has to do here
     }
     return Finetune.model_validate(told | fields)
 
@@ -75,6 +76,7 @@ def test_a_class_that_shows_in_the_images_is_found_and_age_and_sex_tell_nothing(
     assert found["auroc_low"] > 0.5
     assert found["auroc"] > 0.9
     assert found["auroc_oracle"] == 1
+    assert found["auroc_neighbours"] > 0.8
     assert found["auroc_covariates_low"] < 0.5 < found["auroc_covariates_high"]
     assert found["above_covariates_low"] > 0
     assert found["auroc_permuted_low"] < 0.5 < found["auroc_permuted_high"]
@@ -114,6 +116,7 @@ def test_the_report_says_what_was_compared(run):
     assert titles[3:8] == ["Further figures", "ROC curves", "Calibration", "Confusion", "Cases"]
     assert [row.label for row in results.blocks[0].rows] == [
         "untrained encoder",
+        "same encoder, nearest neighbours",
         "histograms of the slices",
         "covariates alone (age, sex)",
         "permuted labels",
@@ -123,7 +126,7 @@ def test_the_report_says_what_was_compared(run):
     for label, key in {"untrained encoder": "auroc", "permuted labels": "auroc_permuted"}.items():
         area = np.trapezoid(curves[label].true_positive, curves[label].false_positive)
         assert area == pytest.approx(results.figures[key])
-    assert [len(curve.low) for curve in curves.values()] == [41, 0, 0, 0, 0]  # the band is the model's
+    assert [len(curve.low) for curve in curves.values()] == [41, 0, 0, 0, 0, 0]  # the band is the model's
     groups = results.blocks[titles.index("In whom it is right")]
     assert [row[:2] for row in groups.rows if row[0] == "sex"] == [["sex", "F"], ["sex", "M"]]
     assert [row[0] for row in groups.rows].count("age") == 3

@@ -65,7 +65,7 @@ within 1, 4 and 20 bands attention 0.74, 0.70 and 0.69, plain means 0.75, 0.71 a
 (`tests/finetuning/test_tuning.py`), and has nothing to find where all tell a little."""
 
 MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms", "covariates"
-FROZEN, MEAN = "frozen", "mean"
+FROZEN, MEAN, NEIGHBOURS = "frozen", "mean", "neighbours"
 SITE, PERMUTED, ORACLE = "site", "permuted", "oracle"
 NO_RIVALS = (PERMUTED, ORACLE)
 """Approaches that are there to be compared with and not to be beaten."""
@@ -149,6 +149,7 @@ def execute(spec: Finetune, run: Run) -> None:
     from bfp.drivers.finetune_results import results_of
     from bfp.drivers.finetune_tripod import known_of, reported
     from bfp.finetuning.crossvalidation import Study, cross_validate
+    from bfp.finetuning.neighbours import judge_by_neighbours
     from bfp.finetuning.tables import folds_csv, predictions_parquet
     from bfp.models.encoder import load
 
@@ -181,7 +182,11 @@ def execute(spec: Finetune, run: Run) -> None:
     )
     tuned = _tuned(spec, run, material, study, encoder, features) if spec.trains else None
     if tuned is not None:
-        judged = {MODEL: tuned.judged, **judged}
+        judged[MODEL] = tuned.judged
+    approaches = _approaches(spec, material)
+    if NEIGHBOURS in approaches:
+        judged[NEIGHBOURS] = judge_by_neighbours(study, vectors[FROZEN if tuned else MODEL], class_count=len(classes))
+    judged = {name: judged[name] for name in approaches}
     predictions = predictions_parquet(judged, labelled, folds=material.folds, kind=kind, classes=classes)
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
@@ -234,6 +239,7 @@ def _approaches(spec: Finetune, material: Material) -> list[str]:
     asked = {
         FROZEN: spec.trains,
         MEAN: spec.pooling == "attention",
+        NEIGHBOURS: spec.baselines.neighbours and material.task.type != "survival",
         UNTRAINED: spec.baselines.untrained and parse_encoder(spec.encoder).origin != "random",
         HISTOGRAMS: spec.baselines.histograms,
         COVARIATES: bool(spec.baselines.covariates),
@@ -390,6 +396,7 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acqua
         no_rivals=NO_RIVALS,
         names={
             **frozen,
+            NEIGHBOURS: "same encoder, nearest neighbours",
             UNTRAINED: "same encoder, untrained" + (", frozen" if spec.trains else ""),
             HISTOGRAMS: "histograms of the slices",
             SITE: f"the site alone ({', '.join(material.site)})",

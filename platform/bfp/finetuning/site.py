@@ -20,7 +20,7 @@ from bfp.finetuning.crossvalidation import Study, gather, run_fold
 from bfp.finetuning.heads import fit_head
 from bfp.finetuning.logistic import Logistic
 from bfp.metrics.class_probe import nearest
-from bfp.models.linear import LinearHead, standardisation
+from bfp.models.linear import standardised
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +46,7 @@ def probe_site(task: Study, sites: np.ndarray, vectors: np.ndarray) -> SiteProbe
     for fold in range(task.fold_count):
         learned, tested = task.folds != fold, task.folds == fold
         after = without_site(vectors, sites, learned=learned)
-        for suffix, own in (("", _standardised(vectors, learned)), ("_after", after)):
+        for suffix, own in (("", standardised(vectors, learned)), ("_after", after)):
             known, asked = own[learned], own[tested]
             said[f"linear{suffix}"][tested] = _linear(task, sites, own, learned=learned, tested=tested)
             said[f"near{suffix}"][tested] = nearest(known, sites[learned], asked, class_count=count)
@@ -74,16 +74,11 @@ def _linear(
 
 def without_site(vectors: np.ndarray, sites: np.ndarray, *, learned: np.ndarray) -> np.ndarray:
     """Standardised vectors float64 (n, F) less what tells the means of the sites of the learned sessions, bool (n,)."""
-    standardised = _standardised(vectors, learned)
-    means = np.stack([standardised[learned & (sites == site)].mean(axis=0) for site in np.unique(sites[learned])])
+    own = standardised(vectors, learned)
+    means = np.stack([own[learned & (sites == site)].mean(axis=0) for site in np.unique(sites[learned])])
     _, spread, directions = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
     directions = directions[spread > 1e-9 * max(1.0, spread[0])]
-    return standardised - (standardised @ directions.T) @ directions
-
-
-def _standardised(vectors: np.ndarray, learned: np.ndarray) -> np.ndarray:
-    centre, scale = standardisation(vectors[learned])
-    return LinearHead(centre, scale, np.zeros((1, len(centre))), np.zeros(1)).standardise(vectors)
+    return own - (own @ directions.T) @ directions
 
 
 def dump_probe(probe: SiteProbe) -> bytes:

@@ -22,13 +22,18 @@ STRENGTH = 0.01
 
 def nearest(training: np.ndarray, classes: np.ndarray, judged: np.ndarray, *, class_count: int) -> np.ndarray:
     """Probabilities float64 (m, K). training: float (n, F); classes: int (n,); judged: float (m, F)."""
+    return nearest_mean(training, np.eye(class_count)[classes], judged)
+
+
+def nearest_mean(training: np.ndarray, values: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """The mean of the nearest's values as they vote, float64 (m, V). values: float (n, V)."""
     centre = training.mean(axis=0)
     ours, theirs = (_unit(vectors.astype(np.float64) - centre) for vectors in (judged, training))
     cosines = ours @ theirs.T  # (m, n)
     near = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
     votes = np.exp((np.take_along_axis(cosines, near, axis=1) - 1) / TEMPERATURE)
-    by_class = np.stack([(votes * (classes[near] == k)).sum(axis=1) for k in range(class_count)], axis=1)
-    return by_class / by_class.sum(axis=1, keepdims=True)
+    votes /= votes.sum(axis=1, keepdims=True)
+    return np.einsum("mk,mkv->mv", votes, values[near])
 
 
 def logistic(training: np.ndarray, classes: np.ndarray, judged: np.ndarray) -> np.ndarray:

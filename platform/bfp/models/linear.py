@@ -73,3 +73,9 @@ def standardisation(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     deviation = np.sqrt((np.where(there, values - centre, 0.0) ** 2).sum(axis=0) / count)
     flat = deviation <= 1e-6 * np.maximum(np.abs(centre), 1e-6)
     return centre, np.where(flat, np.inf, deviation)
+
+
+def standardised(vectors: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """All vectors (n, F) by the training ones among them, bool (n,): float64 (n, F) without NaN, as a head has them."""
+    centre, scale = standardisation(vectors[training])
+    return np.nan_to_num((vectors - centre) / scale, nan=0.0)

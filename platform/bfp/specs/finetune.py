@@ -100,6 +100,10 @@ class Baselines(Strict):
         description="The same vectors, with labels permuted among subjects: nothing is to be told.",
     )
     histograms: bool = Field(True, description="Grey-value histograms of the slices, without any encoder.")
+    neighbours: bool = Field(
+        True,
+        description="The same vectors without any head: the nearest training sessions vote (k-NN). Not of a survival.",
+    )
     covariates: list[Column] = Field(default_factory=list, description="These columns of the labels alone.")
     oracle: Column | None = Field(None, description="A column that is known to hold the truth (made cohorts only).")
 
