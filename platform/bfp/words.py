@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+SOME = 5
+
 
 def counted(count: int, one: str, several: str | None = None) -> str:
     """1 session, 1,204 sessions; several: where an added s does not make it."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def some_of(names: Iterable[object], *, most: int = SOME) -> str:
+    """a, b, c, d, e, …"""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + ", …" * (len(texts) > most)
 
 
 def bytes_text(size: float) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
 from bfp.storage import Place
+from bfp.words import some_of
 
 READS_AT_ONCE = 32  # of small files, each one request on object storage
 COHORT_COLUMN = "cohort"
@@ -66,9 +67,10 @@ class Labels:
     def check_speaks_of(self, cohorts: Collection[str]) -> None:
         """Raise InputError where the table names cohorts, and none of these."""
         if self.cohorts and not self.cohorts & set(cohorts):
+            ours, theirs = some_of(sorted(self.cohorts)), some_of(sorted(cohorts))
             raise InputError(
-                f"{self.source}: its column cohort says {_some(self.cohorts)}, and not {_some(cohorts)}; give the "
-                "column another name if it means something else"
+                f"{self.source}: its column cohort says {ours}, and not {theirs}; give the column another name if it "
+                "means something else"
             )
 
 
@@ -137,7 +139,3 @@ def read_table(file: Place) -> list[Row]:
 def present(value: str) -> str:
     """The value, or "" where the cell says that there is none."""
     return "" if value.lower() in _ABSENT else value
-
-
-def _some(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + ", …" * (len(names) > 5)

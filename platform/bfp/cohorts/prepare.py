@@ -29,6 +29,7 @@ from bfp.imaging.label_maps import Segmentation
 from bfp.imaging.nifti import MAX_FILE_BYTES, Volume, decode, decode_each
 from bfp.imaging.session import Prepared, PreparedSession, ScanFacts, prepare_series, prepare_session
 from bfp.imaging.stacks import Recipe
+from bfp.words import some_of
 
 MAY_PASS = (Reason.UNREADABLE, Reason.TIMEOUT)
 """Reasons that are no fault of the file's bytes; a slow program for brain masks is a TIMEOUT. What discovery leaves
@@ -256,8 +257,7 @@ def _prepare_each(session: Session, recipe: Recipe, timely: _Timely) -> Iterator
 
 def _volumes_lost(lost: Mapping[int, Unusable], *, of: int) -> Unusable:
     """Why volumes of a scan, by number, are not in the stacks: the reason of the first."""
-    numbers = ", ".join(map(str, list(lost)[:_SHOWN_VOLUMES])) + (", …" if len(lost) > _SHOWN_VOLUMES else "")
-    first = lost[min(lost)]
+    first, numbers = lost[min(lost)], some_of(lost, most=_SHOWN_VOLUMES)
     return Unusable(first.reason, f"{len(lost)} of {of} volumes (from 0: {numbers}); the first: {first.detail}")
 
 

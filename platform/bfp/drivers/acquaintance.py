@@ -9,7 +9,7 @@ from bfp.models.folders import encoder_folder
 from bfp.specs.encoders import parse_encoder
 from bfp.specs.pretrain import Pretrain
 from bfp.storage import Place, place
-from bfp.words import counted
+from bfp.words import counted, some_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,7 +83,7 @@ def _in_words(found: Met, subjects: int) -> str:
     if not found.anyhow:
         return f"none of the {counted(subjects, 'subject')} that are judged"
     some = sorted(found.anyhow)
-    names = ", ".join(some[:_NAMES]) + ", …" * (len(some) > _NAMES)
+    names = some_of(some, most=_NAMES)
     told = f"{len(some)} of the {counted(subjects, 'subject')} that are judged ({names})"
     other = len(found.by_voxels - found.by_name)
     return told + (f", {other} of them under another name, by their voxels" if other else "")

@@ -53,7 +53,7 @@ from bfp.specs.infer import Infer
 from bfp.specs.preprocessing import BRAIN_PROGRAM, Preprocessing, command_stored
 from bfp.specs.profile import EXAMPLE, NO_PROFILE, Profile, toml_list
 from bfp.storage import Place, place
-from bfp.words import counted
+from bfp.words import counted, some_of
 
 if TYPE_CHECKING:
     from bfp.inference.kept import Predictions
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 SESSIONS_PER_PART = 64
 SECONDS_PER_PART = 30.0
 SHOWN_SESSIONS = 8
-SHOWN_SUBJECTS = 5
 
 FACTS = ("run", "bfp", "imaging", "encoder", "weights", "figures")  # of model.json, told on the page
 
@@ -286,8 +285,7 @@ def _sessions(spec: Infer, told: dict[str, Any]) -> list[Session]:
         return found
     there = {session.key.subject for session in found}
     if absent := [subject for subject in spec.subjects if subject not in there]:
-        known = ", ".join(sorted(there)[:SHOWN_SUBJECTS]) + (", …" if len(there) > SHOWN_SUBJECTS else "")
-        raise InputError(f"subjects: {', '.join(absent)}: in no cohort; there are {known}")
+        raise InputError(f"subjects: {', '.join(absent)}: in no cohort; there are {some_of(sorted(there))}")
     return [session for session in found if session.key.subject in spec.subjects]
 
 

@@ -19,7 +19,7 @@ from bfp.specs.fields import Where
 from bfp.specs.finetune import Finetune
 from bfp.specs.pretrain import Pretrain
 from bfp.storage import Place, intact, place
-from bfp.words import counted
+from bfp.words import counted, some_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,8 +85,9 @@ def warnings_of(stores: Sequence[SliceStore], where: Where) -> list[str]:
     for name, subjects in _lists(where).items():
         unknown = [set(unknown_subjects(store.stack_index(), subjects or ())) for store in stores]
         if nobodys := sorted(set.intersection(*unknown)):
-            some = ", ".join(nobodys[:5]) + (", …" if len(nobodys) > 5 else "")
-            found.append(f"where.{name}: no subject is called {some} ({counted(len(nobodys), 'name')} of the list)")
+            found.append(
+                f"where.{name}: no subject is called {some_of(nobodys)} ({counted(len(nobodys), 'name')} of the list)"
+            )
     return found
 
 

@@ -17,12 +17,11 @@ import numpy as np
 from bfp.cohorts.labels import present
 from bfp.cohorts.sessions import Key
 from bfp.errors import InputError
-from bfp.words import counted
+from bfp.words import counted, some_of
 
 FOLD_COLUMN = "fold"
 BANDS = 5
 """Of a number, over which folds are dealt alike."""
-_NAMES = 5  # that a message names
 
 
 def grouped_folds(
@@ -85,7 +84,7 @@ def given_folds(
     persons = [f"{key.cohort}/{key.subject}" for key in sessions]
     if without := sorted({person for person, fold in zip(persons, told, strict=True) if not fold}):
         raise InputError(
-            f"{source}: says no fold of {_some(without)} ({counted(len(without), 'subject')}); add them, or leave "
+            f"{source}: says no fold of {some_of(without)} ({counted(len(without), 'subject')}); add them, or leave "
             "them out (where.exclude_subjects)"
         )
     by_subject: dict[str, set[str]] = {}
@@ -93,14 +92,14 @@ def given_folds(
         by_subject.setdefault(person, set()).add(fold)
     if torn := [f"{person} (folds {', '.join(sorted(own))})" for person, own in by_subject.items() if len(own) > 1]:
         raise InputError(
-            f"{source}: {_some(torn)} would be learned from and tested on ({counted(len(torn), 'subject')}); put all "
+            f"{source}: {some_of(torn)} would be learned from and tested on ({counted(len(torn), 'subject')}); put all "
             "sessions of a subject in one fold"
         )
     names = sorted(set(told), key=lambda name: (len(name), name))  # 2 before 10
     if len(names) != folds:
         remedy = f"write folds: {len(names)}" if len(names) > 1 else "one fold leaves nobody to learn from"
         raise InputError(
-            f"{source}: has {counted(len(names), 'fold')} ({_some(names)}), and folds is {folds}; {remedy}"
+            f"{source}: has {counted(len(names), 'fold')} ({some_of(names)}), and folds is {folds}; {remedy}"
         )
     assigned = np.array([names.index(fold) for fold in told], dtype=np.int64)
     for number, fold in enumerate(names):
@@ -108,8 +107,8 @@ def given_folds(
             if not np.any((assigned == number) & (classes == k)):
                 tested = sorted({person for person, own in zip(persons, told, strict=True) if own == fold})
                 raise InputError(
-                    f"{source}: fold {fold} ({_some(tested)}) tests nobody of class {name}, so that its AUROC would be "
-                    "undefined; deal each class over all folds"
+                    f"{source}: fold {fold} ({some_of(tested)}) tests nobody of class {name}, so that its AUROC would "
+                    "be undefined; deal each class over all folds"
                 )
     return assigned
 
@@ -138,10 +137,6 @@ def few(dealt: np.ndarray, *, persons: Sequence[str], among: np.ndarray, fractio
         taken.update(hand)
         kept.update(hand[: max(1, round(fraction * len(hand)))])
     return among & np.isin(whose, sorted(kept))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES]) + ", …" * (len(names) > _NAMES)
 
 
 def _check_classes_in_training(

@@ -17,6 +17,7 @@ from bfp.cohorts.labels import present
 from bfp.errors import InputError
 from bfp.metrics.tissue import check_subjects
 from bfp.store.reader import SliceStore, pixels_of
+from bfp.words import some_of
 
 MAX_STACKS = 1024  # of labelled sessions: 150 MB at 224 pixels; to read them costs as much as 1.3 steps of 64 stacks
 CLASS_SUBJECTS = 2  # a value of a label counts when so many subjects have it, of those held out and of the others
@@ -83,10 +84,10 @@ def labelled_sessions(index: pa.Table, sessions: pa.Table, *, target: str, share
         subjects.setdefault(value_of[key], (set(), set()))[is_held].add(key[:2])
     names = sorted(name for name, sides in subjects.items() if min(map(len, sides)) >= CLASS_SUBJECTS)
     if len(names) < 2:
-        counts = [f"{name} {len(seen)} and {len(kept)}" for name, (seen, kept) in sorted(subjects.items())[:5]]
+        counts = [f"{name} {len(seen)} and {len(kept)}" for name, (seen, kept) in sorted(subjects.items())]
         raise InputError(
             f"needs two values that {CLASS_SUBJECTS} subjects each have, of those to learn from and of those held out; "
-            f"found {', '.join(counts) or 'none'}{', …' if len(subjects) > 5 else ''}"
+            f"found {some_of(counts) or 'none'}"
         )
     slices = index["slice"].to_pylist()
     rows = sorted((key, slices[row], row) for row, key in enumerate(keys) if value_of.get(key) in names)
