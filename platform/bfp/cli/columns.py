@@ -178,8 +178,8 @@ MEANINGS = {
         "itself, or shares the grid); of all scans of a store what was asked for, where an earlier bfp wrote it",
         "reference_ras_from_scan_ras": "4 × 4, row by row: the motion that was applied, mm; the identity for the "
         "reference and unless registered",
-        "shift_mm": "how far rigid registration moves the head, applied or not, mm; null for the reference or if not "
-        "estimated",
+        "shift_mm": "how far rigid registration moves the head, applied or not, mm; under `register: header` to some "
+        "2 mm where that shows that the header is right; null for the reference or if not estimated",
         "similarity_before": "normalised mutual information with the reference, by header; null if not estimated",
         "similarity_after": "the same after registration",
         "foreground": "share of the volume that is head",
@@ -235,8 +235,8 @@ MEANINGS = {
     "infer-predictions-regression": {
         **IDENTITY,
         "predicted": "the number, in the target's own unit; outside the numbers of the training the row has a warning",
-        "low": "lower end of an interval around it that held the true number of 90 % of held-out training subjects; "
-        "null of a model of fewer than 9 subjects",
+        "low": "lower end of an interval around it that held the true number of at least 90 % of held-out training "
+        "subjects; null of a model of fewer than 9 subjects",
         "high": "the upper end; null likewise",
         "spread": f"standard deviation, over the fold heads, of the number; {UNKNOWN_SPREAD}",
         **AMONG_TRAINED,

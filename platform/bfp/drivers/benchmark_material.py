@@ -108,7 +108,7 @@ class Material:
 
 def material_of(spec: Benchmark, *, run: Place) -> Material:
     """The stores as the run in that folder has pinned them, else as they are. Raises InputError for what is wrong."""
-    tasks = [available(task) for task in spec.tasks]
+    tasks = [available(task, field=f"tasks[{number}]") for number, task in enumerate(spec.tasks)]
     if spec.tune != "frozen":
         raise InputError(f"tune: {spec.tune} is not available for a benchmark in bfp {__version__}; frozen is")
     store, *others = open_stores([spec.store, *spec.external.values()], spec.where, run=run)

@@ -20,7 +20,8 @@ With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the mod
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bfp import __version__
@@ -35,7 +36,7 @@ from bfp.drivers.finetune_material import (
     target_of,
 )
 from bfp.drivers.plan import Plan, cpus_here
-from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
+from bfp.drivers.stores import encoder_arguments, imaging_of, pin_inputs, warnings_of
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
 from bfp.specs.finetune import Classification, Finetune, Regression, SegmentationTask, Survival
@@ -78,6 +79,10 @@ ALIKE = {"classification": "class", "regression": "parts of the number", "surviv
 class Fitted:
     """What was made of the material: the encoder, how its vectors are pooled, the head on all sessions and the strength
     that was chosen for it; heads of the folds, none where each has another encoder; and what the folds said.
+
+    Of a frozen classification or survival the folds are fitted once more for this, at the strength of the model's own
+    head: what heads of other strengths say is on other scales, and can neither be put in one order nor stand beside
+    what the model says.
 
     vectors: float32 (n, F) of a frozen model; None where encoder or pooling were trained on these very sessions.
     """
@@ -170,16 +175,16 @@ def execute(spec: Finetune, run: Run) -> None:
         strengths=list(spec.regularisation),
         seed=spec.seed,
     )
-    run.phase("cross-validation", total=spec.folds * len(vectors), unit="folds")
-    judged = cross_validate(
-        study,
-        vectors,
+    cross = partial(
+        cross_validate,
         by_lot=[PERMUTED],
         kept=run.folder / "checkpoints" / "folds",
         on_done=run.progress,
         stopping=lambda: run.stopping,
         at_once=spec.compute.workers or int(ray.cluster_resources()["CPU"]),
     )
+    run.phase("cross-validation", total=spec.folds * len(vectors), unit="folds")
+    judged = cross(study, vectors)
     tuned = _tuned(spec, run, material, study, encoder, features) if spec.trains else None
     if tuned is not None:
         judged[MODEL] = tuned.judged
@@ -190,17 +195,20 @@ def execute(spec: Finetune, run: Run) -> None:
     predictions = predictions_parquet(judged, labelled, folds=material.folds, kind=kind, classes=classes)
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
-    cases = _cases(spec, run, material, encoder, features, judged[MODEL], tuned)
-
-    run.phase("figures and model")
     if tuned is None:
+        run.phase("model", total=spec.folds, unit="folds")
         head, strength = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
-        fold_heads = tuple(fold.head for fold in judged[MODEL].folds)
-        pooling = _pooling(spec, material)
-        fitted = Fitted(encoder, pooling, head, strength, fold_heads, judged[MODEL], vectors[MODEL])
+        alike = judged[MODEL]
+        if kind != "regression":  # whose numbers have one unit
+            alike = cross(replace(study, strengths=[strength]), {MODEL: vectors[MODEL]})[MODEL]
+        fold_heads, pooling = tuple(fold.head for fold in alike.folds), _pooling(spec, material)
+        fitted = Fitted(encoder, pooling, head, strength, fold_heads, alike, vectors[MODEL])
     else:
         strength = tuned.model.result.strength
         fitted = Fitted(tuned.encoder, tuned.pooling, tuned.head, strength, tuned.fold_heads, tuned.judged, None)
+    cases = _cases(spec, run, material, encoder, features, fitted.folds, tuned)
+
+    run.phase("figures")
     met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
     said = _said(spec, material, encoder, met, tuned)
     results = results_of(study, judged, labelled, said, cases=cases)
@@ -450,7 +458,6 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
     """The model folder: the head that was fitted on all sessions, beside the encoder that it needs."""
     from bfp.drivers.finetune_material import complete_sessions
     from bfp.drivers.finetune_results import model_card
-    from bfp.imaging import IMAGING_VERSION
     from bfp.models.encoder import export
     from bfp.models.session_model import SessionModel, save_model
     from bfp.models.typical import fit_typical
@@ -472,7 +479,7 @@ def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, result
         typical=None if vectors is None else fit_typical(vectors, material.folds, complete=complete_sessions(material)),
         facts={
             **provenance,
-            "imaging": IMAGING_VERSION,
+            "imaging": imaging_of(store),
             "store": {"uri": spec.store, "snapshot": store.snapshot, "fingerprint": store.fingerprint},
             "weights": fitted.encoder.description["weights"],
             "strength": fitted.strength,

@@ -204,7 +204,7 @@ def _table(explained: Sequence[_Explained], material: Material, classes: Sequenc
         rows=rows,
         note="Log odds of the class that it was taken for: those of the training mean, plus the shares of the slices "
         "that speak for it, plus those of the slices against it. Slices shown: at which height of the head, and their "
-        "shares. The probability is that of the head, not recalibrated.",
+        "shares. The probability is that of the fold's head, as strong as the model's own, not recalibrated.",
     )
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from bfp import __version__
-from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
+from bfp.drivers.stores import check_encoder, check_size, imaging_of, open_stores, wanted_stacks
 from bfp.errors import InputError
 from bfp.specs.finetune import Classification, Finetune, Regression, Survival, Task
 from bfp.storage import Place, place
@@ -64,6 +63,7 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     task = available(spec.task)
     (store,) = open_stores([spec.store], spec.where, run=run)
     check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
+    imaging_of(store)
     shown = shown_of(spec.modalities, store)
     index = select(wanted_stacks(store, spec.where), modalities=shown)
     source = spec.labels or spec.store
@@ -210,11 +210,12 @@ def learned_in_words(task: Learned, labelled: Labelled) -> dict[str, str]:
     return {span: many(np.ones(len(targets), dtype=bool))}
 
 
-def available(task: Task) -> Learned:
-    """The task, where it is one that this version can learn."""
+def available(task: Task, *, field: str = "task") -> Learned:
+    """The task, where a session's vector is what it is learned from. field: of the spec, for the message."""
     if not isinstance(task, Learned):
         raise InputError(
-            f"task.type: {task.type} is not available in bfp {__version__}; classification, regression and survival are"
+            f"{field}.type: {task.type} is learned slice by slice, by a job of kind finetune; here a classification, "
+            "regression or survival is expected"
         )
     return task
 

@@ -41,9 +41,9 @@ def interval(figures: Mapping[str, Cell]) -> str:
     if not isinstance(width, float):
         return f"There is no interval around a prediction: {100 * COVERAGE:.0f} % needs 9 subjects or more."
     return (
-        f"An interval of {number_text(width)} to both sides of a prediction held the true number of "
-        f"{100 * COVERAGE:.0f} % of the held-out subjects, and would of about as many new ones like them (conformal "
-        "prediction)."
+        f"An interval of {number_text(width)} to both sides of a prediction held the true number of at "
+        f"least {100 * COVERAGE:.0f} % of the held-out subjects, each weighing 1, and would of about as many new ones "
+        "like them (conformal prediction)."
     )
 
 

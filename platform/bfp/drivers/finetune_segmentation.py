@@ -30,6 +30,7 @@ from bfp.drivers.stores import (
     check_encoder,
     check_size,
     encoder_arguments,
+    imaging_of,
     open_stores,
     pin_inputs,
     wanted_stacks,
@@ -212,6 +213,7 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
             f"store: {store.place}: its scans have stacks of each of their volumes (preprocessing.volumes: each), and "
             "one mask for all; segment a store that was made with `first` or `mean`"
         )
+    imaging_of(store)
     classes = store.classes(task.target)
     shown = shown_of(spec.modalities, store)
     index = select(wanted_stacks(store, spec.where), modalities=shown)
@@ -377,7 +379,7 @@ def _digest(material: Material, recipe: Recipe, maps: list[Place]) -> str:
         asdict(recipe),
         [file.name for file in maps],
         study.folds.tolist(),
-        [[where.labels.uri, where.size_bytes, where.etag] for where in study.drawn_on],
+        [[where.labels.uri, where.size_bytes, where.etag, where.labels.exists()] for where in study.drawn_on],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -402,7 +404,6 @@ def _export(
 ) -> None:
     """The model folder: the decoder that was learned on all sessions, beside the encoder that it needs."""
     from bfp.drivers.finetune_segmentation_results import model_card
-    from bfp.imaging import IMAGING_VERSION
     from bfp.models.encoder import export
     from bfp.models.segmenter import Segmenter, decoder_of, save_segmenter
 
@@ -429,7 +430,7 @@ def _export(
         ),
         facts={
             **provenance,
-            "imaging": IMAGING_VERSION,
+            "imaging": imaging_of(store),
             "store": {"uri": spec.store, "snapshot": store.snapshot, "fingerprint": store.fingerprint},
             "weights": encoder.description["weights"],
             "figures": results.figures,

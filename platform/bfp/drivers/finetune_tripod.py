@@ -19,12 +19,12 @@ from bfp import __version__
 from bfp.cohorts.sessions import Key
 from bfp.drivers.finetune_material import COHORT, SITE, Material, classes_of, keys_of, target_of
 from bfp.drivers.finetune_results import HEADS, METHODS, Said
+from bfp.drivers.stores import imaging_of
 from bfp.finetuning.covariates import as_number
-from bfp.imaging import IMAGING_VERSION
 from bfp.metrics.measures import MEASURES
 from bfp.reports.blocks import Block, Cell, Results, Table
 from bfp.reports.numbers import interval_text, number_text
-from bfp.specs.finetune import Finetune
+from bfp.specs.finetune import Finetune, SegmentationTask
 from bfp.words import counted
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ DIFFERING = ("Folds", "In whom it is right", "Dice and HD95", "Sessions, worst f
 """Tables that show in which folds, groups, classes and sessions a model is better or worse."""
 
 AGE, SEX = "age", "sex"
-UNKNOWN = "not known"
+UNKNOWN, NONE = "not known", "none"
 FEW_GROUPS = 30  # of a column, in the table of participants
 
 
@@ -49,7 +49,7 @@ class Known:
     each; classes: those of `kinds`, in order. left_out: why others were not used, and how many. index: their stacks.
     outcome: what is learned, and from where. model: what was fitted, and how it was chosen. dealt: how folds were made.
     evaluated: how the tested differ from those learned from. groups: columns by which figures are given. measures: by
-    the results' names, for people. output: what the model says.
+    the results' names, for people. output: what the model says. recalibrated: what of it, by what.
     """
 
     spec: Finetune
@@ -69,6 +69,7 @@ class Known:
     groups: Sequence[str]
     measures: Mapping[str, str]
     output: str
+    recalibrated: str = NONE
 
     @property
     def persons(self) -> list[str]:
@@ -108,6 +109,9 @@ def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Kno
         groups=list(material.groups),
         measures={measure.name: measure.label for measure in (measures.first, *measures.further)},
         output=output[said.kind],
+        recalibrated="the model folder's probabilities, beside the head's own, on the held-out sessions"
+        if classes
+        else NONE,
     )
 
 
@@ -195,13 +199,13 @@ def _items(known: Known, results: Results) -> Table:
         ["8a", "outcome", f"{known.outcome}. How it was found, and when: {AUTHORS}"],
         ["8b, 8c", "who assessed the outcome, blinded to what", AUTHORS],
         ["9", "predictors", _predictors(known)],
-        ["10", "sample size", f"{_size(known)}, all that were eligible; no size was calculated beforehand"],
+        ["10", "sample size", f"{_size(known)}, all that were eligible. Whether a size was calculated: {AUTHORS}"],
         ["11", "missing data", _missing(known)],
         ["12a", "use of the data", known.dealt],
         ["12b, 12c", "building of the model", known.model],
         ["12d", "differences between centres", f"{_by(known.groups)}; heads know nothing of centres"],
         ["12e", "measures of performance", ", ".join(known.measures.values())],
-        ["12f", "updating of the model", "none"],
+        ["12f", "updating of the model", known.recalibrated],
         ["13", "imbalance of classes", _imbalance(known)],
         ["14", "fairness", f"{_by(known.groups)}; nothing was done to make groups alike"],
         ["15", "output of the model", known.output],
@@ -218,7 +222,9 @@ def _items(known: Known, results: Results) -> Table:
         ],
         ["23a", "performance", _performance(known, results)],
         ["23b", "differences of performance", f"the tables {' and '.join(differing)}"],
-        ["24", "results of updating", "none"],
+        ["24", "results of updating", "not judged: what is recalibrated was fitted on these same sessions"]
+        if known.recalibrated != NONE
+        else ["24", "results of updating", NONE],
         ["25, 26", "interpretation, limitations", f"Limits, below; the rest: {AUTHORS}"],
         ["27a", "poor or missing input", _poor_input(known)],
         ["27b, 27c", "users, and what comes next", AUTHORS],
@@ -257,8 +263,9 @@ def _prepared(known: Known) -> str:
     low, high = how["window"]
     return (
         f"{known.store.slice_axis} slices of {how['size']} pixels of {how['spacing_mm']:g} mm; register: "
-        f"{how['register']}; brain: {how['brain']}; grey values between percentiles {low:g} and {high:g}; fingerprint "
-        f"{known.store.fingerprint}, imaging version {IMAGING_VERSION}; alike for all"
+        f"{how['register']}; brain: {how['brain']}; bias field: {how.get('bias_field', 'none')}; grey values "
+        f"({how.get('intensity', 'percentiles')}) between percentiles {low:g} and {high:g}; fingerprint "
+        f"{known.store.fingerprint}, imaging version {imaging_of(known.store)}; alike for all"
     )
 
 
@@ -281,26 +288,30 @@ def _size(known: Known) -> str:
 def _missing(known: Known) -> str:
     counts = lacking(known.index, known.sessions, known.shown)
     without = [f"{count} without {name}" for name, count in counts.items() if count]
-    how = (
-        "their channel filled as in the encoder's pretraining"
-        if known.store.form == "modalities"
-        else "their part of a vector taken as the training mean"
-    )
+    how = "nothing of them was shown"
+    if known.store.form == "modalities":
+        how = "their channel was filled as the encoder has it"
+    elif not isinstance(known.spec.task, SegmentationTask):
+        how = "their part of a vector was taken as the training mean"
     shown = f"{', '.join(without)}: {how}" if without else "every session has every modality"
     left = ", ".join(f"{count} ({reason})" for reason, count in known.left_out.items())
     return f"{shown}. Left out: {left or 'no session'}"
 
 
 def _imbalance(known: Known) -> str:
+    if isinstance(known.spec.task, SegmentationTask):
+        return "half of the slices of a step were drawn from those that hold a class, each class as often"
     if not known.kinds:
         return "no classes"
     kinds = Counter(known.kinds)
     counts = ", ".join(f"{kinds[name]} {name}" for name in known.classes)
-    return f"sessions: {counts}; neither weighted nor resampled"
+    weighed = known.spec.training is not None and known.spec.training.class_balanced
+    how = "those of rare classes weighed more in training" if weighed else "neither weighted nor resampled"
+    return f"sessions: {counts}; {how}"
 
 
 def _by(groups: Sequence[str]) -> str:
-    return f"figures by {', '.join(groups)}" if groups else "no column tells sessions apart, no figure by group"
+    return f"figures by {', '.join(groups)}" if groups else "no figure by group"
 
 
 def _flow(known: Known) -> str:
@@ -323,7 +334,4 @@ def _performance(known: Known, results: Results) -> str:
 
 
 def _poor_input(known: Known) -> str:
-    return (
-        "`kind: infer` rejects scans that cannot be used, with the reason; says which modality a session lacks, and "
-        "shows the model nothing in its place"
-    )
+    return "`kind: infer` rejects scans that cannot be used, with the reason; and says which modality a session lacks"

@@ -29,7 +29,7 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
     figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
     blocks: list[Block] = [_sessions(rows), Text("Limits", [LIMITS]), rejected_table(kept.rejected.to_pylist())]
     if any(row["missing"] for row in rows):
-        blocks.append(missing_table(rows))
+        blocks.append(missing_table(rows, then="their embeddings lie elsewhere than those of whole sessions"))
     if with_pictures and (run.folder / PICTURE).exists():
         blocks.append(_picture(axis))
     return Results(figures=figures, blocks=[*blocks, _encoder(spec, told, rows), _methods(told)])

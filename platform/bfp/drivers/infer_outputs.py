@@ -208,7 +208,7 @@ class NumbersTold:
         return f"outside what the model learned from ({self.trained_from:g} to {self.trained_to:g})"
 
     def apart(self, row: Row) -> bool:
-        """As far as what is left of the interval would hold: heads that agree are much nearer than that."""
+        """By more than half of what the interval allows to one side."""
         return self.half_width is not None and (row["spread"] or 0.0) > self.half_width / 2
 
     def histograms(self, rows: Sequence[Row]) -> list[Histogram]:
@@ -280,6 +280,7 @@ class HazardsTold:
                 values=[row["percentile"] for row in rows],
                 x_label="percentile of the hazard",
                 y_label="sessions",
-                note="Sessions like those of the training spread evenly from 0 to 100.",
+                note="Sessions like those of the training spread about evenly from 0 to 100, more so the more there "
+                "were.",
             )
         ]

@@ -37,7 +37,7 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
         blocks.append(_distances(rows))
     blocks.append(rejected_table(kept.rejected.to_pylist()))
     if any(row["missing"] for row in rows):
-        blocks.append(missing_table(rows))
+        blocks.append(missing_table(rows, then="predictions may be worse than the model's cross-validation says"))
     if shifts := [row["shift_mm"] for row in rows if row["shift_mm"] is not None]:
         axis = "largest shift within a session, mm"
         blocks.append(Histogram("Registration", shifts, axis, "sessions", flag_above=SUSPICIOUS_SHIFT_MM))
@@ -141,14 +141,15 @@ def rejected_table(rows: list[Row]) -> Table:
     return Table("Rejected scans", ["reason", "scans", "for example"], listed, note=note)
 
 
-def missing_table(rows: list[Row]) -> Table:
+def missing_table(rows: list[Row], *, then: str) -> Table:
+    """then: what follows for what is written of these sessions."""
     counts = Counter(name for row in rows for name in row["missing"])
     listed: list[list[Cell]] = [[name, count, count / len(rows)] for name, count in counts.most_common()]
     return Table(
         "Modalities that the model was trained with and sessions lack",
         ["modality", "sessions without it", "share"],
         listed,
-        note="The model was shown zeros in their place; predictions may be worse than its cross-validation says.",
+        note=f"In their place stood what the encoder had there in its training; {then}.",
     )
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from bfp import __version__
 from bfp.drivers.pretrain_material import SUBJECT, Material
 from bfp.drivers.pretrain_results import WORDS, Probed, methods
-from bfp.imaging import IMAGING_VERSION
 from bfp.reports.numbers import interval_text, number_text
 from bfp.specs.document import flow
 from bfp.specs.pretrain import Pretrain
@@ -51,7 +50,7 @@ def provenance(spec: Pretrain, material: Material, *, name: str, step: int) -> d
             {"uri": str(store.place), "snapshot": store.snapshot, "preprocessing": store.preprocessing}
             for store in material.stores
         ],
-        "imaging": IMAGING_VERSION,
+        "imaging": sorted({version for store in material.stores for version in store.imaging}),
         "steps": step,
     }
 

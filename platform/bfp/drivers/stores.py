@@ -158,6 +158,20 @@ def check_encoder(text: str, *, field: str = "encoder") -> int | None:
     return backbones()[reference.name.split(".")[0]].patch_px if reference.name else None
 
 
+def imaging_of(store: SliceStore) -> int:
+    """The version of `bfp.imaging` that made all of its stacks: new scans have to become the same.
+
+    Raises InputError where there is more than one.
+    """
+    versions = store.imaging
+    if len(versions) != 1:
+        raise InputError(
+            f"{store.place}: its stacks were made by imaging versions {' and '.join(map(str, versions))}, so that no "
+            "model of them can say how new scans are to be prepared; ingest its cohorts again with one bfp"
+        )
+    return versions[0]
+
+
 def check_size(store: SliceStore, *, patch_px: int | None, encoder: str) -> None:
     """Raise InputError where the store's stacks are no whole number of the encoder's patches."""
     if patch_px and (wrong := off_patch_grid(store.size_px, patch_px=patch_px, encoder=encoder)):

@@ -23,6 +23,9 @@ from bfp.finetuning.splits import few
 from bfp.models.linear import LinearHead
 from bfp.storage import Place
 
+FORMAT = 2
+"""Of what is kept of a study: raised where the same inputs come to something else."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Study:
@@ -181,6 +184,6 @@ def digest_of(study: Study, *arrays: np.ndarray, told: Sequence[str] = ()) -> st
     digest = hashlib.sha256()
     for array in (*arrays, study.targets, study.folds):
         digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    plain = [study.persons, repr(study.learner), study.strengths, study.seed, study.fraction, *told]
+    plain = [FORMAT, study.persons, repr(study.learner), study.strengths, study.seed, study.fraction, *told]
     digest.update(json.dumps(plain).encode())
     return digest.hexdigest()[:16]

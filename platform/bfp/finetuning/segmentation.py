@@ -33,7 +33,7 @@ from torch import Tensor
 
 from bfp.cohorts.derivatives import Masks
 from bfp.cohorts.sessions import Key
-from bfp.errors import BfpError, InputError
+from bfp.errors import BfpError, InputError, StorageError
 from bfp.features.token_maps import Labels, SessionMaps, open_maps
 from bfp.imaging.grid import Grid
 from bfp.imaging.native import labels_on
@@ -317,6 +317,8 @@ def judge(study: Segmented, number: int, session: SessionMaps, maps: np.ndarray)
     where = study.drawn_on[number]
     try:
         drawn = _drawn(where, study.labels)
+    except StorageError:  # it may be there again the next time
+        raise
     except BfpError as error:
         predicted = maps.argmax(axis=1)
         spacing_mm = (study.spacing_mm[2], *study.spacing_mm[:2])

@@ -23,8 +23,8 @@ from bfp.imaging.window import Window, intensity_window, zscore_window
 # Of 15 pairs of scans of one person the least similar came to 1.148 after registration; of 10 pairs of two people, or
 # with a CT, a statistical map or a scan turned upside down, the most similar came to 1.105.
 _LEAST_SIMILARITY = 1.12
-# Where a glance finds a scan so near and so similar, a closer look would not find it SUSPICIOUS_SHIFT_MM off, nor less
-# similar than that.
+# Where a glance finds a scan so near and so similar, a closer look found none of 32 pairs SUSPICIOUS_SHIFT_MM off, or
+# less similar than _LEAST_SIMILARITY.
 _SURELY_NEAR_MM, _SURELY_SIMILAR = 2.5, 1.16
 # A scan that need not be resampled (`register: none`) lies on its reference's grid up to so much.
 _SAME_GRID_MM = 1e-3

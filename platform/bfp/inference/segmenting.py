@@ -88,17 +88,21 @@ def written(session: Ready, way_back: WayBack, maps: np.ndarray, *, masks: Masks
     shifts = [scan.shift_mm for scan in session.scans if scan.shift_mm is not None]
     voxel_ml = float(np.prod(way_back.native.spacing_mm)) / 1000
     counts = np.bincount(labels.ravel(), minlength=maps.shape[1])[1:]
+    missing = [name for name in shown if name not in modalities]
     row = {
         **session.key._asdict(),
         "mask": masks.write(session.key, way_back.scan, labels, header=way_back.header, grid=way_back.native),
         "space": way_back.scan,
         **{f"ml_{name}": float(n) * voxel_ml for name, n in zip(masks.classes, counts, strict=True)},
         "modalities": modalities,
-        "missing": [name for name in shown if name not in modalities],
+        "missing": missing,
         "stacks": len(maps),
         "shift_mm": max(shifts, default=None),
         "foreground": min(scan.foreground for scan in session.scans),
-        "warnings": [f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings],
+        "warnings": [
+            *(f"no {name}, which the model was trained with" for name in missing),
+            *(f"{scan.modality}: {text}" for scan in session.scans for text in scan.warnings),
+        ],
         "scans": [scan.uri for scan in session.scans],
         "inputs": session.inputs,
     }

@@ -48,6 +48,11 @@ def read_encoder_alone(folder: Place) -> dict[str, Any]:
             f"{file}: pretrained on {len(preprocessings)} stores of more than one preprocessing: which one new scans "
             "should have is not told; fine-tune it on one of them, and give that model"
         )
+    if len(told["imaging"]) != 1:
+        raise InputError(
+            f"{file}: pretrained on stacks of imaging versions {', '.join(map(str, told['imaging']))}: which of them "
+            "new scans should be is not told; fine-tune it on a store of one, and give that model"
+        )
     stacks = preprocessings[0]["stacks"]
     return {
         "type": TYPE,
@@ -57,7 +62,7 @@ def read_encoder_alone(folder: Place) -> dict[str, Any]:
         "facts": {
             "run": told["run"],
             "bfp": told["bfp"],
-            "imaging": told["imaging"],
+            "imaging": told["imaging"][0],
             "encoder": config["architecture"],
             "weights": told["weights_sha256"],
             "figures": {},

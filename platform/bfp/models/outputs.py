@@ -88,7 +88,7 @@ class Numbers:
         if self.trained_from <= number <= self.trained_to:
             return []
         learned = f"{self.trained_from:g} to {self.trained_to:g}"
-        found = f"predicted {number:.4g}, outside what the model learned from ({learned})"
+        found = f"predicted {number:.6g}, outside what the model learned from ({learned})"
         return [f"{found}: it knows nothing of such numbers; look at the scans before the prediction"]
 
 

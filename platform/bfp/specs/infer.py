@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bfp.specs.cohorts import Cohort, in_cohorts, same_names
-from bfp.specs.fields import Job, Misfit, Positive, Share, Strict, Uri, Workers
+from bfp.specs.fields import Clash, Job, Misfit, Positive, Share, Strict, Uri, Workers
 
 Label = Annotated[str, Field(pattern=r"^[^/\s]+$")]
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -77,6 +77,19 @@ class Infer(Job):
 
     @model_validator(mode="after")
     def _cohorts_differ(self) -> Infer:
-        if clashes := [*same_names(self.cohorts), *in_cohorts("output", self.folder, self.cohorts)]:
+        if clashes := [
+            *same_names(self.cohorts),
+            *in_cohorts("output", self.folder, self.cohorts),
+            *self._names_told(),
+        ]:
             raise Misfit(*clashes)
         return self
+
+    def _names_told(self) -> list[Clash]:
+        """A run keeps its spec."""
+        if self.subjects is None or self.privacy.identifiers == "keep":
+            return []
+        expected = (
+            "would stand in the run by name, which identifiers: hash keeps out; leave it out, and give cohorts of "
+        )
+        return [Clash("subjects", f"{expected}these subjects alone", ("privacy.identifiers",))]

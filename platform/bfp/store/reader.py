@@ -126,6 +126,11 @@ class SliceStore:
     # what it is --------------------------------------------------------------------------------------------------
 
     @property
+    def imaging(self) -> list[int]:
+        """The versions of `bfp.imaging` that made its stacks, rising: one, where one bfp made them all."""
+        return sorted({commit.imaging for commit in self._commits if commit.kind == "shard"})
+
+    @property
     def size_px(self) -> int:
         """Height and width of a stack."""
         return int(self.preprocessing["size"])
