@@ -14,11 +14,14 @@ import pytest
 from bfp.cli.bids_app import write_derivative
 from bfp.cli.columns import MEANINGS
 from bfp.cli.jobs import Finished
-from bfp.inference.kept import predictions_schema, told_columns
+from bfp.cohorts.derivatives import Masks
+from bfp.cohorts.sessions import Key
+from bfp.inference.kept import predictions_schema, segmentations_schema, told_columns
 from bfp.models.linear import LinearHead
 from bfp.models.outputs import Hazards, Numbers
 from bfp.storage import place
 from tests.cli.makers import bfp
+from tests.imaging.makers import grid
 from tests.inference.makers import OF_HAZARDS, OF_NUMBERS, make_model, write_subject
 from tests.test_readme import run
 
@@ -79,6 +82,28 @@ def test_the_columns_of_a_derivative_mean_what_the_kind_of_its_model_says(
     columns = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert columns[column]["Description"] == MEANINGS[f"infer-predictions-{kind}"][column]
     assert list(columns) == list(table(tmp_path / "out")[0])
+
+
+def test_masks_stand_where_bids_looks_for_them_and_the_table_says_where(tmp_path: Path) -> None:
+    """As a run leaves them: below its derivatives, in the one cohort."""
+    run, key, at = tmp_path / "out/runs/all", Key("bids", "01", ""), grid(shape=(4, 5, 6))
+    masks = Masks(place(str(run / "derivatives")), "ball", ("ball",), "a ball")
+    scan = f"{tmp_path}/bids/sub-01/anat/sub-01_T1w.nii.gz"
+    mask = masks.write(key, scan, np.ones((4, 5, 6), np.uint8), header=None, grid=at)
+    masks.describe([(key, scan)])
+    row = {"cohort": "bids", "subject": "01", "session": "", "mask": mask, "space": scan, "ml_ball": 0.1}
+    part = place(str(run / "predictions/predictions.parquet"))
+    part.write(b"")
+    pq.write_table(pa.Table.from_pylist([row], segmentations_schema(["ball"])), part.path)
+    write_derivative(str(tmp_path / "out"), bids=f"{tmp_path}/bids", finished=A_RUN)
+    (told,) = table(tmp_path / "out")
+    assert told["mask"] == "sub-01/anat/sub-01_space-orig_desc-ball_dseg.nii.gz"
+    copied = tmp_path / "out" / told["mask"]
+    assert copied.read_bytes() == (run / "derivatives" / mask).read_bytes()
+    assert json.loads(copied.with_name(copied.name.replace(".nii.gz", ".json")).read_text())["LabelMap"] == {"ball": 1}
+    assert (tmp_path / "out" / "desc-ball_dseg.tsv").read_text().splitlines()[2] == "1\tball"
+    described = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert described["DatasetLinks"] == {"source": f"file://{tmp_path}/bids"}
 
 
 @pytest.mark.parametrize(

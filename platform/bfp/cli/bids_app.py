@@ -2,6 +2,8 @@
 
 <out>/dataset_description.json     says that this is a derivative, of what, made by what
 <out>/predictions.tsv, .json       a row for each session of all runs below, and what its columns mean
+<out>/sub-01/anat/…_dseg.nii.gz    with a model that segments: the masks, as the runs wrote them, with what their
+                                   numbers mean (desc-…_dseg.tsv)
 <out>/runs/<name>/                 the run: named by the participants, so that many may go on side by side
 <out>/.bidsignore                  what BIDS has no place for: runs/
 """
@@ -90,6 +92,8 @@ def write_derivative(out: str, *, bids: str, finished: Finished) -> Derivative:
     sessions = 0
     while (written := _tables(folder)) != found:
         found = written
+        for each in found:
+            _bring_masks(each.table, folder)
         rows = [row for each in found for row in _rows(each.table)]
         unique = {(row["participant_id"], row["session_id"]): row for row in rows}
         ordered = [unique[key] for key in sorted(unique)]
@@ -126,9 +130,30 @@ def _rows(table: Place) -> Iterator[dict[str, Any]]:
     with table.open_parquet() as parquet:
         rows: list[dict[str, Any]] = parquet.read().to_pylist()
     for row in rows:
+        if "mask" in row:
+            row["mask"] = _of_cohort(row["mask"])
         session = f"ses-{row['session']}" if row["session"] else None
         rest = {name: value for name, value in row.items() if name not in HIDDEN}
         yield {"participant_id": f"sub-{row['subject']}", "session_id": session or "n/a", **rest}
+
+
+def _bring_masks(table: Place, folder: Place) -> None:
+    """Copy what a run drew, and what stands beside it, to where BIDS looks for it. table: of the run."""
+    drawn = table.parent.parent / "derivatives" / COHORT
+    with table.open_parquet() as parquet:
+        masks = parquet.read(columns=["mask"])["mask"].to_pylist() if "mask" in parquet.schema_arrow.names else []
+    names = [_of_cohort(mask) for mask in masks]
+    names += [name.replace(".nii.gz", ".json") for name in names]
+    names += [name for name in drawn.names() if name.endswith("_dseg.tsv")] if masks else []
+    for name in names:
+        there, here = (drawn / name).modified_s(), (folder / name).modified_s()
+        if there is not None and (here is None or here < there):
+            (folder / name).write((drawn / name).read())
+
+
+def _of_cohort(mask: str) -> str:
+    """The path of a mask in its dataset, from that in a run's table: there is one cohort here."""
+    return mask.removeprefix(f"{COHORT}/")
 
 
 def _text(value: object) -> str:
@@ -152,12 +177,14 @@ def _meaning(column: str, columns: Sequence[str]) -> str:
 
 
 def _description(bids: str) -> dict[str, Any]:
+    source = bids if "://" in bids else f"file://{bids}"
     return {
         "Name": "bfp: predictions from brain MRI",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "bfp", "Version": __version__}],
-        "SourceDatasets": [{"URL": bids if "://" in bids else f"file://{bids}"}],
+        "SourceDatasets": [{"URL": source}],
+        "DatasetLinks": {"source": source},  # which the sidecars of masks name
     }
 
 
