@@ -418,18 +418,34 @@ def test_a_subject_under_two_names_is_refused_where_folds_would_part_them(tmp_pa
     assert "the same scans: made/02 and made/10 share" in told
 
 
-def test_a_site_that_alone_tells_the_class_is_a_baseline_and_is_warned_of(store, tmp_path):
+@pytest.mark.parametrize(
+    ("task", "figure", "told"),
+    [
+        (
+            {"type": "classification", "target": "diagnosis", "classes": ["CN", "AD"]},
+            "auroc_site_low",
+            "site tells diagnosis by itself (AUROC of 0.",
+        ),
+        ({"type": "regression", "target": "age"}, "r2_site_low", "site tells age by itself (R² of 0."),
+    ],
+)
+def test_a_site_that_alone_tells_the_class_or_number_is_a_baseline_and_is_warned_of(
+    store, tmp_path, task, figure, told
+):
     labels = tmp_path / "labels.csv"
-    rows = [f"{n:02},{('CN', 'AD')[n % 2]},{'XY'[(n + (n % 7 == 0)) % 2]}" for n in range(30)]
-    labels.write_text("subject,diagnosis,site\n" + "\n".join(rows) + "\n")
+    rows = [
+        f"{n:02},{('CN', 'AD')[n % 2]},{60 + 20 * (n % 2) + n % 5},{'XY'[(n + (n == 0)) % 2]}" for n in range(30)
+    ]
+    labels.write_text("subject,diagnosis,age,site\n" + "\n".join(rows) + "\n")
     heard = []
-    spec = a_spec(store, tmp_path / "runs", labels=str(labels), baselines={"untrained": False, "histograms": False})
+    asked = {"labels": str(labels), "task": task, "baselines": {**ALONE, "permuted": True}}
+    spec = a_spec(store, tmp_path / "runs", **asked, regularisation=[0.1, 10.0])
     folder = place(spec.output) / spec.name
     with Run(folder, spec_yaml="", kind="finetune", version="0", listener=heard.append) as run:
         finetune.execute(spec, run)
-    assert figures(folder)["auroc_site_low"] > 0.5
+    assert figures(folder)[figure] > (0.5 if task["type"] == "classification" else 0.0)
     (warning,) = [event["message"] for event in heard if event["event"] == "warning"]
-    assert warning.startswith("site tells diagnosis by itself (AUROC of 0.")
+    assert warning.startswith(told)
 
 
 def test_the_plan_counts_what_will_be_used(store, tmp_path):

@@ -225,20 +225,20 @@ def _faults(figures: Mapping[str, Cell], material: Material) -> Iterator[str]:
     """What is wrong with the study, where lots or the site alone are told better than chance has it."""
     from bfp.metrics.measures import MEASURES
 
-    first, chance = MEASURES[material.task.type].first, MEASURES[material.task.type].chance
+    measure, chance = MEASURES[material.task.type].telling
     for approach in (SITE, PERMUTED):
-        low = figures.get(f"{first.name}_{approach}_low")
-        if chance is None or not isinstance(low, float) or low <= chance:
+        low = figures.get(f"{measure.name}_{approach}_low")
+        if not isinstance(low, float) or low <= chance:
             continue
         if approach == PERMUTED:
             yield (
-                f"permuted labels are told from the images ({first.label} of {low:.2f} or more): by chance in one "
+                f"permuted labels are told from the images ({measure.label} of {low:.2f} or more): by chance in one "
                 "study of forty, else a fault of the study; submit it with another name and another seed"
             )
         else:
             yield (
-                f"{', '.join(material.site)} tells {target_of(material.task)} by itself ({first.label} of {low:.2f}): "
-                "read what images add beside that; compare within sites, or leave sites out that have one class"
+                f"{', '.join(material.site)} tells {target_of(material.task)} by itself ({measure.label} of {low:.2f}"
+                "): read what images add beside that; compare within sites, or leave sites out that have one class"
             )
 
 

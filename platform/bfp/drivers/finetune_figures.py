@@ -2,7 +2,8 @@
 
 For machines, `first` being what the task is judged by (`bfp.metrics.measures`: auroc, mae, c_index): `<first>` of the
 model, `<first>_<approach>` of each baseline, and `above_<approach>`, by how much the model lies above it (`below_…`
-where less is better); the model's further figures; of a classification of two classes `calibration_slope` and
+where less is better); the model's further figures, and of a regression `r2_<approach>`, which says whether anything is
+told; of a classification of two classes `calibration_slope` and
 `calibration_in_the_large`; each with `_low` and `_high`, the ends of the 95 % interval. `p_corrected_t_<approach>` and,
 with two classes, `p_delong_<approach>` are of the difference, as adjusted by Holm.
 """
@@ -147,6 +148,9 @@ def numbers_of(figures: Figures, *, measures: Measures, model: str) -> dict[str,
     named = {first if name == model else f"{first}_{name}": each for name, each in figures.first.items()}
     named |= {f"{measures.compared}_{name}": each for name, each in figures.better.items()}
     named |= {name: each[model] for name, each in figures.further.items()}
+    telling = measures.telling[0].name
+    if telling != first:
+        named |= {f"{telling}_{name}": each for name, each in figures.further[telling].items() if name != model}
     intervals = {key: each.mean for key, each in named.items()}
     if len(figures.calibration) == 1:
         (found,) = figures.calibration.values()

@@ -33,12 +33,17 @@ class Measure(NamedTuple):
 
 class Measures(NamedTuple):
     """first: what approaches are compared by; sign: 1 where more of it is better, -1 where less is; further: what is
-    told beside it; chance: its value where nothing is told, None where that depends on the sessions."""
+    told beside it; chance: its value where nothing is told, None where that depends on the sessions. telling: the first
+    of all of them that has such a value, and that: whether anything is told at all."""
 
     first: Measure
     sign: int
     further: tuple[Measure, ...]
     chance: float | None
+
+    @property
+    def telling(self) -> tuple[Measure, float]:
+        return (self.first, self.chance) if self.chance is not None else (self.further[0], 0.0)
 
     @property
     def compared(self) -> str:
