@@ -433,9 +433,7 @@ def test_a_site_that_alone_tells_the_class_or_number_is_a_baseline_and_is_warned
     store, tmp_path, task, figure, told
 ):
     labels = tmp_path / "labels.csv"
-    rows = [
-        f"{n:02},{('CN', 'AD')[n % 2]},{60 + 20 * (n % 2) + n % 5},{'XY'[(n + (n == 0)) % 2]}" for n in range(30)
-    ]
+    rows = [f"{n:02},{('CN', 'AD')[n % 2]},{60 + 20 * (n % 2) + n % 5},{'XY'[(n + (n == 0)) % 2]}" for n in range(30)]
     labels.write_text("subject,diagnosis,age,site\n" + "\n".join(rows) + "\n")
     heard = []
     asked = {"labels": str(labels), "task": task, "baselines": {**ALONE, "permuted": True}}

@@ -10,6 +10,7 @@ from bfp.drivers import infer
 from bfp.drivers.inputs import recipe_of
 from bfp.errors import InputError, Interrupted, JobFailed, Reason, StorageError
 from bfp.inference.pipeline import prepared
+from bfp.models.encoder_alone import read_encoder_alone
 from bfp.reports.blocks import results_from_json
 from bfp.runs import Run
 from bfp.specs import Infer
@@ -165,10 +166,20 @@ def test_an_encoder_without_a_head_gives_embeddings_of_new_scans(bids, tmp_path)
     assert infer.plan(spec).figures["sessions_to_do"] == 0
 
 
+def test_an_encoder_is_shown_the_modalities_whose_stacks_it_was_pretrained_on(tmp_path):
+    neighbours = preprocessing(stacks={"form": "neighbours", "modalities": ["T1w", "FLAIR"]})
+    for modalities, shown in ((None, ["T1w", "FLAIR"]), (["FLAIR"], ["FLAIR"])):
+        folder = make_encoder(tmp_path / "-".join(shown), neighbours, modalities=modalities)
+        assert read_encoder_alone(folder)["shown"] == shown
+
+
 def test_an_encoder_that_does_not_say_how_scans_are_prepared_is_refused_by_the_plan(bids, tmp_path):
     several = make_encoder(tmp_path / "several", preprocessing(), preprocessing(spacing_mm=6.0))
     with pytest.raises(InputError, match="pretrained on 2 stores of more than one preprocessing"):
         infer.plan(a_spec(several, bids, tmp_path))
+    mixed = make_encoder(tmp_path / "mixed", imaging=(4, 5))
+    with pytest.raises(InputError, match="pretrained on stacks of imaging versions 4, 5"):
+        infer.plan(a_spec(mixed, bids, tmp_path))
     folder = make_encoder(tmp_path / "encoder")
     with pytest.raises(InputError, match=r"embedding: false: .* gives nothing else"):
         infer.plan(a_spec(folder, bids, tmp_path, embedding=False))

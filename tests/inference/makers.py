@@ -87,12 +87,14 @@ def make_model(folder: Path, *, shown=ALL, seed: int = 0, outputs: Outputs = OF_
     return model
 
 
-def make_encoder(folder: Path, *stores: dict) -> Place:
+def make_encoder(
+    folder: Path, *stores: dict, modalities: list[str] | None = None, imaging: tuple[int, ...] = (IMAGING_VERSION,)
+) -> Place:
     """An encoder without a head, as a pretraining leaves it. stores: the preprocessing of each; none: one of ours."""
     shape = {"width": WIDTH, "depth": 1, "heads": 2}
     encoder = load(origin="random", name="vit_small_patch14_dinov2", uri=None, size_px=28, **shape)
     told = [{"uri": "s", "snapshot": 1, "preprocessing": each} for each in stores or [preprocessing()]]
-    provenance = {"run": "brains", "bfp": "0.1", "stores": told, "imaging": IMAGING_VERSION}
+    provenance = {"run": "brains", "bfp": "0.1", "stores": told, "imaging": list(imaging), "modalities": modalities}
     export(encoder, place(str(folder)), card="", provenance=provenance)
     return place(str(folder))
 

@@ -51,6 +51,7 @@ def provenance(spec: Pretrain, material: Material, *, name: str, step: int) -> d
             for store in material.stores
         ],
         "imaging": sorted({version for store in material.stores for version in store.imaging}),
+        "modalities": spec.where.modalities,
         "steps": step,
     }
 

@@ -1,7 +1,8 @@
 """An encoder without a head, as `infer` uses it: a pretraining's folder, whose config.json says how scans are prepared.
 
-    <folder>/config.json    beside what timm reads, in `bfp`: the stores with their preprocessing, the imaging version,
-                            the hash of the weights' file (`bfp.models.encoder.export`)
+    <folder>/config.json    beside what timm reads, in `bfp`: the stores with their preprocessing, the imaging versions,
+                            the modalities whose own stacks it saw (null: all), the hash of the weights' file
+                            (`bfp.models.encoder.export`)
 
 It makes the embeddings of a session, and predicts nothing. Light: no torch.
 """
@@ -37,7 +38,7 @@ def read_encoder_alone(folder: Place) -> dict[str, Any]:
             f"{file}: tells no preprocessing, since bfp did not pretrain it: scans cannot be prepared for it; "
             "give a pretrain run, what `bfp export` made of one, or a finetune run"
         )
-    if lacking := [name for name in ("run", "bfp", "imaging", "weights_sha256") if name not in told]:
+    if lacking := [name for name in ("run", "bfp", "imaging", "modalities", "weights_sha256") if name not in told]:
         raise InputError(
             f"{file}: written by an older bfp, which did not tell {', '.join(lacking)}; export the encoder again from "
             "a checkpoint (bfp export RUN FOLDER --step N), or pretrain again"
@@ -54,10 +55,14 @@ def read_encoder_alone(folder: Place) -> dict[str, Any]:
             "new scans should be is not told; fine-tune it on a store of one, and give that model"
         )
     stacks = preprocessings[0]["stacks"]
+    if stacks["form"] == "modalities":
+        shown = stacks["channels"]
+    else:
+        shown = [name for name in stacks["modalities"] if name in (told["modalities"] or [name])]
     return {
         "type": TYPE,
         "target": "embeddings",
-        "shown": stacks["modalities"] if stacks["form"] == "neighbours" else stacks["channels"],
+        "shown": shown,
         "preprocessing": preprocessings[0],
         "facts": {
             "run": told["run"],
