@@ -245,7 +245,7 @@ def test_a_number_is_compared_by_its_error_and_less_is_better(stores, tmp_path):
     ("fields", "message"),
     [
         ({"tune": "full"}, "tune: full is not available"),
-        ({"tasks": [{"type": "segmentation", "target": "tumour"}]}, "task.type: segmentation is not available"),
+        ({"tasks": [{"type": "segmentation", "target": "tumour"}]}, r"tasks\[0\]\.type: segmentation is learned slice"),
         ({"modalities": [["T1w"], ["PD"]]}, r"modalities\[1\]: PD: the store .* has T1w, T2w, FLAIR"),
         ({"encoders": {"ours": "/nowhere"}, "encoder_shape": None}, r"encoders\.ours: .*no encoder there"),
         ({"external": {"far": "/nowhere"}}, "no slice store there"),
