@@ -196,10 +196,10 @@ def execute(spec: Finetune, run: Run) -> None:
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
     if tuned is None:
-        run.phase("model", total=spec.folds, unit="folds")
         head, strength = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
         alike = judged[MODEL]
         if kind != "regression":  # whose numbers have one unit
+            run.phase("folds as strong as the model", total=spec.folds, unit="folds")
             alike = cross(replace(study, strengths=[strength]), {MODEL: vectors[MODEL]})[MODEL]
         fold_heads, pooling = tuple(fold.head for fold in alike.folds), _pooling(spec, material)
         fitted = Fitted(encoder, pooling, head, strength, fold_heads, alike, vectors[MODEL])
