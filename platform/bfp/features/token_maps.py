@@ -35,6 +35,7 @@ from bfp.cohorts.sessions import Key
 from bfp.features.extraction import CHANNELS, Rows, plane_hashes
 from bfp.features.tokens import layered_patches
 from bfp.models.encoder import LoadedEncoder
+from bfp.models.tensor_files import header_of
 from bfp.storage import Place
 from bfp.store.reader import SliceStore, labels_of, pixels_of
 
@@ -181,13 +182,10 @@ def open_maps(file: Place) -> SessionMaps:
             data: mmap.mmap | bytes = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     else:
         data = file.read()
-    start = 8 + int.from_bytes(data[:8], "little")
-    told = json.loads(data[8:start])
+    header = header_of(data)
     types = {"F16": np.float16, "U8": np.uint8, "F32": np.float32, "I32": np.int32}
     arrays = {}
-    for name, each in told.items():
-        if name == "__metadata__":
-            continue
-        count, at = int(np.prod(each["shape"])), start + each["data_offsets"][0]
+    for name, each in header.tensors.items():
+        count, at = int(np.prod(each["shape"])), header.start + each["data_offsets"][0]
         arrays[name] = np.frombuffer(data, types[each["dtype"]], count, at).reshape(each["shape"])
     return SessionMaps(**arrays)

@@ -41,6 +41,7 @@ from bfp.imaging.nifti import decode
 from bfp.metrics.segmentation import Overlap, overlaps
 from bfp.models.decoder import Decoder, Layers
 from bfp.models.segmenter import decoder_bytes
+from bfp.models.tensor_files import header_of
 from bfp.storage import Place
 
 Approach = Literal["encoder", "untrained", "atlas", "threshold"]
@@ -392,7 +393,7 @@ def dump_fold(fold: FoldResult) -> bytes:
 
 
 def load_fold(data: bytes) -> FoldResult:
-    told = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    told = header_of(data).metadata
     scores = [
         Score(session, space, why, [Overlap(*own) for own in found])
         for session, space, why, found in json.loads(told["scores"])

@@ -53,6 +53,7 @@ from bfp.models.encoder import LoadedEncoder, with_weights_told
 from bfp.models.layer_decay import depth_rate
 from bfp.models.linear import LinearHead, standardisation
 from bfp.models.pooling import Pooling
+from bfp.models.tensor_files import header_of
 from bfp.storage import Place as StoragePlace
 
 BATCH_OF_RATE = 256
@@ -452,7 +453,7 @@ def _resume(kept: StoragePlace, trained: dict[str, torch.nn.Parameter], optimise
     if not numbers:
         return None
     data = _file(kept, numbers[-1]).read()
-    told, tensors = json.loads(_metadata(data)["state"]), safetensors.torch.load(data)
+    told, tensors = json.loads(header_of(data).metadata["state"]), safetensors.torch.load(data)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"now.{name}"])
@@ -479,7 +480,7 @@ def dump_tuned(fold: TunedFold) -> bytes:
 
 
 def load_tuned(data: bytes) -> TunedFold:
-    tensors, told = safetensors.numpy.load(data), json.loads(_metadata(data)["told"])
+    tensors, told = safetensors.numpy.load(data), json.loads(header_of(data).metadata["told"])
     within = Pooling(told["pooling"]["bands"], tuple(told["pooling"]["parts"]))
     pooling: Pooled = within
     if told["attends"]:
@@ -496,9 +497,3 @@ def _told(epochs: Sequence[Epoch]) -> list[list[Any]]:
 
 def _untold(told: Sequence[Sequence[Any]]) -> list[Epoch]:
     return [Epoch(number, float("nan") if loss is None else loss, tuple(merit)) for number, loss, merit in told]
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Of a safetensors file: its first 8 bytes are the length of a JSON header."""
-    found: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    return found

@@ -21,6 +21,7 @@ import safetensors
 from pydantic import BaseModel, Field, ValidationError
 
 from bfp.errors import InputError
+from bfp.models.tensor_files import header_of, read_written
 from bfp.storage import Place
 
 if TYPE_CHECKING:
@@ -122,15 +123,8 @@ def read_segmentation(folder: Place) -> dict[str, Any]:
 def check_decoder(folder: Place) -> bytes:
     """The bytes of the decoder. Raises InputError where they are not those that model.json was written with."""
     told, file = read_segmentation(folder), folder / DECODER
-    data = file.read()
-    found = hashlib.sha256(data).hexdigest()
-    if found != told["decoder_sha256"]:
-        raise InputError(
-            f"{file}: not the decoder that model.json was written with (SHA-256 {found[:16]}, expected "
-            f"{told['decoder_sha256'][:16]}); fine-tune again, or bring the folder back whole"
-        )
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    if (classes := json.loads(header["__metadata__"]["classes"])) != told["classes"]:
+    data = read_written(file, sha256=told["decoder_sha256"], what="decoder")
+    if (classes := json.loads(header_of(data).metadata["classes"])) != told["classes"]:
         raise InputError(
             f"{folder / DESCRIPTION}: its classes are {', '.join(told['classes'])}, and those of the decoder "
             f"{', '.join(classes)}, in this order; fine-tune again, or bring the folder back whole"

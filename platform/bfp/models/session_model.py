@@ -37,6 +37,7 @@ from bfp.models.linear import LinearHead
 from bfp.models.outputs import Classes, Hazards, Margin, Numbers, Outputs, Value
 from bfp.models.pooling import Pooling
 from bfp.models.recalibration import Recalibration, Threshold
+from bfp.models.tensor_files import header_of, read_written
 from bfp.models.typical import Typical
 from bfp.storage import Place
 
@@ -240,15 +241,9 @@ def read_description(folder: Place) -> dict[str, Any]:
 def load_model(folder: Place) -> SessionModel:
     """The inverse of `save_model`. Raises InputError where a file is damaged, or not the other one's."""
     told, file = read_description(folder), folder / "head.safetensors"
-    data = file.read()
-    found = hashlib.sha256(data).hexdigest()
-    if found != told["head_sha256"]:
-        raise InputError(
-            f"{file}: not the head that model.json was written with (SHA-256 {found[:16]}, expected "
-            f"{told['head_sha256'][:16]}); fine-tune again, or bring the folder back whole"
-        )
+    data = read_written(file, sha256=told["head_sha256"], what="head")
     try:
-        if (names := _names_in(data)) != (expected := _names(told["target"], told)):
+        if (names := json.loads(header_of(data).metadata["outputs"])) != (expected := _names(told["target"], told)):
             raise InputError(
                 f"{folder / 'model.json'}: tells of {', '.join(expected)}, and its head of {', '.join(names)}, in this "
                 "order; fine-tune again, or bring the folder back whole"
@@ -284,10 +279,3 @@ def _pooling(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Pool
         return plain
     maps = tuple(AttentionMap.from_tensors(tensors, f"maps.{number}.") for number in range(told["maps"]))
     return AttentionPooling(maps, plain)
-
-
-def _names_in(data: bytes) -> list[str]:
-    """The outputs in the metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    names: list[str] = json.loads(header["__metadata__"]["outputs"])
-    return names

@@ -1,0 +1,47 @@
+"""Files of tensors (safetensors) as bytes: what their header tells, and whether they are those that were written.
+
+The format (huggingface/safetensors, README): 8 bytes, little-endian, are the length of a JSON header; behind it lie the
+tensors, whose types, shapes and places the header tells, with texts of whoever wrote it under `__metadata__`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from typing import Any, NamedTuple
+
+from bfp.errors import InputError
+from bfp.storage import Place
+
+_METADATA = "__metadata__"
+
+
+class Header(NamedTuple):
+    """tensors: dtype, shape and data_offsets by name, offsets from `start`; metadata: texts."""
+
+    tensors: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+    start: int
+
+
+def header_of(data: bytes | mmap.mmap) -> Header:
+    """Raises ValueError where the bytes are no such file."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    told: dict[str, Any] = json.loads(data[8:start])
+    return Header({name: each for name, each in told.items() if name != _METADATA}, told.get(_METADATA, {}), start)
+
+
+def read_written(file: Place, *, sha256: str, what: str) -> bytes:
+    """The bytes of a file that model.json was written with. what: it is, for people.
+
+    Raises InputError where it holds others.
+    """
+    data = file.read()
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{file}: not the {what} that model.json was written with (SHA-256 {found[:16]}, expected {sha256[:16]}); "
+            "fine-tune again, or bring the folder back whole"
+        )
+    return data
