@@ -70,6 +70,11 @@ def run(stores, tmp_path_factory):
 
 
 def rows_of(run):
+    """Those of what approaches are compared by."""
+    return [row for row in table_of(run) if row["measure"] in ("auroc", "mae")]
+
+
+def table_of(run):
     return list(csv.DictReader(io.StringIO((run / "results.csv").read().decode())))
 
 
@@ -95,6 +100,7 @@ def test_there_is_a_row_for_every_cell(run):
     assert places == within | outside
     assert {row["approach"] for row in rows} == {"one", "two", "histograms", "covariates", "site", "permuted"}
     assert len(rows) == len({tuple(row.values())[:6] for row in rows})
+    assert len(table_of(run)) == 6 * len(rows)  # with average precision, balanced accuracy, F1, sensitivity, Brier
 
 
 def test_a_row_is_the_mean_over_folds_of_what_was_said_and_ours_is_the_last_encoder(run):
@@ -244,7 +250,6 @@ def test_a_number_is_compared_by_its_error_and_less_is_better(stores, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tune": "full"}, "tune: full is not available"),
         ({"tasks": [{"type": "segmentation", "target": "tumour"}]}, r"tasks\[0\]\.type: segmentation is learned slice"),
         ({"modalities": [["T1w"], ["PD"]]}, r"modalities\[1\]: PD: the store .* has T1w, T2w, FLAIR"),
         ({"encoders": {"ours": "/nowhere"}, "encoder_shape": None}, r"encoders\.ours: .*no encoder there"),
@@ -303,9 +308,21 @@ def test_a_site_that_alone_tells_the_class_is_warned_of(tmp_path):
         make_labelled_store(tmp_path / "b", subjects=6, seed=5),
     )
     labels = tmp_path / "labels.csv"
-    rows = [f"{n:02},{CLASSES['classes'][n % 2]},{'ABCD'[n % 2 + 2 * (n == 5)]}" for n in range(24)]
-    labels.write_text("subject,diagnosis,scanner\n" + "\n".join(rows) + "\n")
-    spec = a_spec(both, tmp_path / "runs", external={}, labels=str(labels), site="scanner", folds=3, modalities=None)
+    rows = [
+        f"{n:02},{CLASSES['classes'][n % 2]},{'ABCD'[n % 2 + 2 * (n == 5)]},{10 * (n % 2) + n / 9}" for n in range(24)
+    ]
+    labels.write_text("subject,diagnosis,scanner,score\n" + "\n".join(rows) + "\n")
+    tasks = [CLASSES, {"type": "regression", "target": "score"}]
+    spec = a_spec(
+        both,
+        tmp_path / "runs",
+        external={},
+        labels=str(labels),
+        tasks=tasks,
+        site="scanner",
+        folds=3,
+        modalities=None,
+    )
     spec = spec.model_copy(
         update={"label_fractions": [1.0], "baselines": spec.baselines.model_copy(update={"covariates": []})}
     )
@@ -314,6 +331,7 @@ def test_a_site_that_alone_tells_the_class_is_warned_of(tmp_path):
     with Run(folder, spec_yaml="", kind="benchmark", version="0", listener=heard.append) as run:
         benchmark.execute(spec, run)
     warnings = [event["message"] for event in heard if event["event"] == "warning"]
-    assert any("scanner alone tells it (AUROC" in each for each in warnings)
+    for told in ("diagnosis: scanner alone tells it (AUROC", "score: scanner alone tells it (R²"):
+        assert any(told in each for each in warnings)
     table = next(block for block in results(folder).blocks if "tell sites apart" in block.title)
     assert [row[0] for row in table.rows] == ["histograms of the slices", "one", "two"]

@@ -28,7 +28,8 @@ def said_by(signal, seed):
     folds = np.concatenate([own + deal * FOLDS for deal, own in enumerate(deals)])
     targets = np.tile(classes, SEEDS)
     one = 1 / (1 + np.exp(-random.normal(size=len(targets)) - signal * (targets - 0.5)))
-    return Said(targets, np.stack([1 - one, one], axis=1), folds, [f"a/{n}" for n in range(SUBJECTS)] * SEEDS)
+    subjects = [f"a/{n}" for n in range(SUBJECTS)] * SEEDS
+    return Said(targets, np.stack([1 - one, one], axis=1), folds, np.repeat(np.arange(SEEDS), SUBJECTS), subjects)
 
 
 def test_a_row_is_the_mean_over_the_folds_of_all_seeds_and_its_test_is_corrected():
@@ -47,10 +48,23 @@ def test_a_row_is_the_mean_over_the_folds_of_all_seeds_and_its_test_is_corrected
 def test_judging_the_same_subjects_twice_does_not_make_an_interval_of_twice_as_many():
     once = Said(*(part[:SUBJECTS] for part in said_by(1.0, 3)))
     twice = Said(
-        np.tile(once.targets, 2), np.tile(once.said, (2, 1)), np.r_[once.folds, once.folds + FOLDS], once.subjects * 2
+        np.tile(once.targets, 2),
+        np.tile(once.said, (2, 1)),
+        np.r_[once.folds, once.folds + FOLDS],
+        np.r_[once.rounds, once.rounds + 1],
+        once.subjects * 2,
     )
-    one, two = (judge("classification", own, None, None, 0).figure.mean for own in (once, twice))
-    assert two.high - two.low == pytest.approx(one.high - one.low, rel=0.05)
+    one, two = (judge("classification", own, None, None, 0) for own in (once, twice))
+    for least, most in [(one.figure, two.figure), (one.further["brier"], two.further["brier"])]:
+        assert most.mean.high - most.mean.low == pytest.approx(least.mean.high - least.mean.low, rel=0.05)
+
+
+def test_further_figures_are_of_all_sessions_of_a_seed_where_a_fold_has_no_say():
+    own = said_by(1.0, 3)
+    found = judge("classification", own, None, None, 0).further
+    by_seed = [np.mean((own.said[own.rounds == seed, 1] - own.targets[own.rounds == seed]) ** 2) for seed in (0, 1)]
+    assert found["brier"].folds == pytest.approx(by_seed)
+    assert len(found["average_precision"].folds) == FOLDS * SEEDS
 
 
 def test_an_outside_cohort_is_compared_by_its_interval_alone():
@@ -85,8 +99,12 @@ def test_p_values_are_adjusted_over_the_rows_of_each_task():
 def test_the_table_holds_every_digit_and_the_one_for_people_few():
     found = adjusted(rows())
     read = list(csv.DictReader(io.StringIO(results_csv(found).decode())))
-    assert [float(row["value"]) for row in read] == [row.judged.figure.mean.value for row in found]
-    assert read[2]["ours_better_by"] == read[2]["p_holm"] == ""
+    first = [row for row in read if row["measure"] == "auroc"]
+    assert [float(row["value"]) for row in first] == [row.judged.figure.mean.value for row in found]
+    assert first[2]["ours_better_by"] == first[2]["p_holm"] == ""
+    brier = [row for row in read if row["measure"] == "brier"]
+    assert [float(row["low"]) for row in brier] == [row.judged.further["brier"].mean.low for row in found]
+    assert {row["p_holm"] for row in brier} == {""}
     text = results_markdown(found, ours="ours").decode()
     assert "## diagnosis" in text
     assert "| cross-validation | T1w | T1w | 100% (48) | ours |" in text

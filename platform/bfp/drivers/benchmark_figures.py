@@ -4,6 +4,9 @@ Several seeds deal the same subjects into other folds. A figure is the mean over
 interval that of this mean, a drawn subject being drawn in all of them; the corrected t test is over all folds. Outside
 cohorts are judged by the head of every fold, and compared by intervals alone: heads that were made from mostly the same
 subjects and judged on the same others are no repetitions.
+
+What approaches are compared by is the first figure of their task; the further ones (`bfp.metrics.measures`) stand in
+the table for machines, in rows of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 
 from bfp.drivers.finetune_figures import better_than
 from bfp.metrics.bootstrap import Interval, standard_error
-from bfp.metrics.measures import MEASURES
+from bfp.metrics.measures import MEASURES, Measure
 from bfp.metrics.over_folds import OverFolds, over_folds
 from bfp.metrics.paired import corrected_t, holm, plain_t
 from bfp.reports.numbers import interval_text
@@ -42,20 +45,24 @@ class Where(NamedTuple):
 class Said(NamedTuple):
     """What an approach said, over the folds of all seeds one after the other.
 
-    targets: (t, …); said: (t, K); folds: int64 (t,), numbered on over the seeds; subjects: whose each of the t is.
+    targets: (t, …); said: (t, K); folds: int64 (t,), numbered on over the seeds; rounds: int64 (t,), all folds of a
+    seed, which figures that are none of single folds are judged in; subjects: whose each of the t is.
     """
 
     targets: np.ndarray
     said: np.ndarray
     folds: np.ndarray
+    rounds: np.ndarray
     subjects: list[str]
 
 
 class Judged(NamedTuple):
-    """figure: of the approach; better: by how much ours is better than it, and p values of that, None for ours, for
-    what it is not compared with, and (p) on outside cohorts."""
+    """figure: the first one of the approach; further: the others of its task, by name. better: by how much ours is
+    better than it, and p values of that, None for ours, for what it is not compared with, and (p) on outside
+    cohorts."""
 
     figure: OverFolds
+    further: dict[str, OverFolds]
     better: OverFolds | None
     p_corrected_t: float | None
     p_plain_t: float | None
@@ -80,25 +87,45 @@ class Row:
 def judge(kind: str, own: Said, ours: Said | None, beside: float | None, seed: int) -> Judged:
     """kind: of the task. ours: what ours said of the same; beside: as of `corrected_t`, None for no test."""
     measures = MEASURES[kind]
-    figure = over_folds(measures.first.figure, own.targets, own.said, folds=own.folds, subjects=own.subjects, seed=seed)
+
+    def of(measure: Measure) -> OverFolds:
+        parts = own.folds if measure.by_fold else own.rounds
+        return over_folds(measure.figure, own.targets, own.said, folds=parts, subjects=own.subjects, seed=seed)
+
+    figure, further = of(measures.first), {each.name: of(each) for each in measures.further}
     if ours is None:
-        return Judged(figure, None, None, None)
+        return Judged(figure, further, None, None, None)
     better = better_than(measures, own.targets, ours.said, own.said, folds=own.folds, subjects=own.subjects, seed=seed)
     if beside is None:
-        return Judged(figure, better, None, None)
+        return Judged(figure, further, better, None, None)
     corrected = corrected_t(better.folds, beside=beside, least_error=standard_error(better.mean))
-    return Judged(figure, better, corrected.p, plain_t(better.folds).p)
+    return Judged(figure, further, better, corrected.p, plain_t(better.folds).p)
 
 
 def dump_judged(judged: Judged) -> bytes:
-    parts = [None if each is None else [list(each.mean), each.folds] for each in (judged.figure, judged.better)]
-    return json.dumps([*parts, judged.p_corrected_t, judged.p_plain_t]).encode()
+    return json.dumps(
+        {
+            "figure": _plain(judged.figure),
+            "further": {name: _plain(each) for name, each in judged.further.items()},
+            "better": judged.better and _plain(judged.better),
+            "p": [judged.p_corrected_t, judged.p_plain_t],
+        }
+    ).encode()
 
 
 def load_judged(data: bytes) -> Judged:
-    figure, better, corrected, plain = json.loads(data)
-    first, second = (each and OverFolds(Interval(*each[0]), each[1]) for each in (figure, better))
-    return Judged(first, second, corrected, plain)
+    told = json.loads(data)
+    further = {name: _figure(each) for name, each in told["further"].items()}
+    return Judged(_figure(told["figure"]), further, told["better"] and _figure(told["better"]), *told["p"])
+
+
+def _plain(figure: OverFolds) -> list[Any]:
+    return [list(figure.mean), figure.folds]
+
+
+def _figure(plain: Sequence[Any]) -> OverFolds:
+    mean, folds = plain
+    return OverFolds(Interval(*mean), folds)
 
 
 def adjusted(rows: Sequence[Row]) -> list[Row]:
@@ -138,19 +165,24 @@ COLUMNS = [
 
 
 def results_csv(rows: Sequence[Row]) -> bytes:
-    """Every row, every digit. `folds`: values in each fold of each seed, parted by semicolons, undefined ones empty."""
+    """Every row, every digit, behind each the further figures of the same approach, which nothing is compared by.
+
+    `folds`: values in each fold of each seed (of a figure that is none of single folds: of each seed), parted by
+    semicolons, undefined ones empty.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow(["" if cell is None else cell for cell in _cells(row)])
+        for name, figure in ((MEASURES[row.kind].first.name, row.judged.figure), *row.judged.further.items()):
+            writer.writerow(["" if cell is None else cell for cell in _cells(row, name, figure)])
     return text.getvalue().encode()
 
 
-def _cells(row: Row) -> list[Any]:
-    where, found = row.where, row.judged
-    better = Interval(None, None, None) if found.better is None else found.better.mean
-    folds = ";".join("" if value is None else repr(value) for value in found.figure.folds)
+def _cells(row: Row, name: str, figure: OverFolds) -> list[Any]:
+    where, found, is_first = row.where, row.judged, figure is row.judged.figure
+    better = found.better.mean if found.better is not None and is_first else Interval(None, None, None)
+    folds = ";".join("" if value is None else repr(value) for value in figure.folds)
     return [
         where.task,
         where.cohort or "cross-validation",
@@ -158,12 +190,10 @@ def _cells(row: Row) -> list[Any]:
         where.tested_with,
         where.fraction,
         where.approach,
-        MEASURES[row.kind].first.name,
-        *found.figure.mean,
+        name,
+        *figure.mean,
         *better,
-        found.p_corrected_t,
-        row.p_holm,
-        found.p_plain_t,
+        *((found.p_corrected_t, row.p_holm, found.p_plain_t) if is_first else (None, None, None)),
         row.sessions,
         row.subjects,
         round(row.learned_from, 2),

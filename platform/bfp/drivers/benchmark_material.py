@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bfp import __version__
 from bfp.drivers.finetune_material import (
     Learned,
     available,
@@ -109,8 +108,6 @@ class Material:
 def material_of(spec: Benchmark, *, run: Place) -> Material:
     """The stores as the run in that folder has pinned them, else as they are. Raises InputError for what is wrong."""
     tasks = [available(task, field=f"tasks[{number}]") for number, task in enumerate(spec.tasks)]
-    if spec.tune != "frozen":
-        raise InputError(f"tune: {spec.tune} is not available for a benchmark in bfp {__version__}; frozen is")
     store, *others = open_stores([spec.store, *spec.external.values()], spec.where, run=run)
     for name, encoder in spec.encoders.items():
         check_size(store, patch_px=check_encoder(encoder, field=f"encoders.{name}"), encoder=encoder)

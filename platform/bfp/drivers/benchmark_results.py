@@ -284,21 +284,20 @@ def _guard(spec: Benchmark, met: Mapping[str, Acquaintance]) -> Table:
 
 def _warnings(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequence[Row]) -> list[str]:
     measures, found = MEASURES[task.task.type], list[str]()
-    if measures.chance is None:
-        return found
+    telling, chance = measures.telling
     for row in rows:
-        low = row.judged.figure.mean.low
-        if low is None or low <= measures.chance:
+        figure = row.judged.figure if telling is measures.first else row.judged.further[telling.name]
+        if figure.mean.low is None or figure.mean.low <= chance:
             continue
-        told = interval_text(*row.judged.figure.mean)
+        told = f"{telling.label} {interval_text(*figure.mean)}"
         if row.where.approach == SITE:
             found.append(
-                f"{task.name}: {next(iter(task.site))} alone tells it ({measures.first.label} {told}): what images add "
+                f"{task.name}: {next(iter(task.site))} alone tells it ({told}): what images add "
                 "must be read beside that; compare within sites, or leave sites out that have one class"
             )
         if row.where.approach == PERMUTED:
             found.append(
-                f"{task.name}: permuted labels are told from the images ({measures.first.label} {told}, "
+                f"{task.name}: permuted labels are told from the images ({told}, "
                 f"{row.where.learned_with}): by chance in one study of forty, else a fault of the study; submit it "
                 "with another name and another seed"
             )
@@ -360,7 +359,6 @@ def _facts(spec: Benchmark, material: Material) -> list[tuple[str, Cell]]:
         ("shares of labels", ", ".join(f"{fraction:.0%}" for fraction in sorted(spec.label_fractions))),
         ("folds", f"as in {spec.splits}" if spec.splits else f"{spec.folds}, dealt by each seed"),
         ("seeds", ", ".join(str(spec.seed + number) for number in range(spec.seeds))),
-        ("tuned", spec.tune),
     ]
     return rows
 

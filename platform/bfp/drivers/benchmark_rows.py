@@ -25,7 +25,7 @@ from bfp.finetuning.side_by_side import Job, side_by_side
 from bfp.runs import Run
 from bfp.specs.benchmark import COVARIATES, PERMUTED, SITE, Benchmark
 
-FORMAT = 1
+FORMAT = 2
 """Of kept rows: raised where the same cells come to other figures."""
 
 
@@ -109,10 +109,12 @@ def _said(spec: Benchmark, material: Material, found: Found, where: Where) -> Sa
     if where.cohort != WITHIN:
         whose, heads = task.outside[where.cohort], spec.seeds * spec.folds
         said = np.concatenate([cell.outside[where.cohort] for cell in cells])  # (heads, m, K)
+        head_of = np.repeat(np.arange(heads), len(whose.sessions))
         return Said(
             targets=np.concatenate([whose.targets] * heads),
             said=said.reshape(-1, said.shape[2]),
-            folds=np.repeat(np.arange(heads), len(whose.sessions)),
+            folds=head_of,
+            rounds=head_of,
             subjects=whose.persons * heads,
         )
     whole = where.tested_with == where.learned_with
@@ -121,6 +123,7 @@ def _said(spec: Benchmark, material: Material, found: Found, where: Where) -> Sa
         targets=np.concatenate([study.targets for study in studies]),
         said=np.concatenate([cell.said if whole else cell.fewer[where.tested_with] for cell in cells]),
         folds=np.concatenate([own + seed * spec.folds for seed, own in enumerate(task.folds)]),
+        rounds=np.repeat(np.arange(spec.seeds), len(task.labelled.sessions)),
         subjects=task.labelled.persons * spec.seeds,
     )
 
@@ -151,7 +154,7 @@ def _digest(told: tuple[object, ...]) -> str:
     digest = hashlib.sha256(str(FORMAT).encode())
     for part in told:
         if isinstance(part, Said):
-            for array in part[:3]:
+            for array in part[:-1]:
                 digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
             part = part.subjects
         digest.update(json.dumps(part).encode())

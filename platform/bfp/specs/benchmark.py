@@ -70,7 +70,6 @@ class Benchmark(Job):
         "tested with those that are part of it: as if the others were missing. null: all of the store.",
         examples=[[["T1w"], ["T1w", "T2w", "FLAIR"]]],
     )
-    tune: Literal["frozen", "lora", "full"] = Field("frozen", description="What is trained beside the head.")
     pooling: Pooling = Field("position", description="From the stacks of a session to one vector, as for finetune.")
     regularisation: list[Positive] = Field(
         default_factory=lambda: list(STRENGTHS),
