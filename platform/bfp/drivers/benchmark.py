@@ -5,11 +5,13 @@
    side by side, each a cross-validation by frozen heads that are also tested on sessions of which less is shown, and
    on outside cohorts (`bfp.finetuning.cells`); then how well its vectors tell sites apart (`bfp.finetuning.site`)
 3. beside the encoders: histograms, covariates alone, the site alone, and the vectors of ours with permuted labels
-4. the rows of the table, each with its interval over subjects and by how much ours is better (`benchmark_figures`)
+4. a segmentation is learned slice by slice: each encoder's patch tokens are computed once and kept, its cells are
+   cross-validations by decoders (`benchmark_segmentation`), and beside them stand an atlas and a grey threshold
+5. the rows of the table, each with its interval over subjects and by how much ours is better (`benchmark_figures`)
 
 What an encoder needs is forgotten before the next one begins, so that memory holds the vectors of one.
 
-<run>/features/    vectors of stacks              <run>/results.csv    the table, every digit
+<run>/features/    vectors of stacks, tokens      <run>/results.csv    the table, every digit
 <run>/cells/       cells that are done            <run>/results.md     the same for people
 <run>/rows/        rows that are done             <run>/folds/         the split of each task and seed
 <run>/sites/       site probes that are done
@@ -18,16 +20,18 @@ What an encoder needs is forgotten before the next one begins, so that memory ho
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bfp.drivers.acquaintance import Acquaintance, acquaintance, scans_of
-from bfp.drivers.benchmark_material import Material, in_words, material_of
+from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial, in_words, material_of
 from bfp.drivers.finetune_material import classes_of
 from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.segmentation_material import split_csv
 from bfp.drivers.stores import loading, pin_inputs, warnings_of
 from bfp.runs import Run
-from bfp.specs.benchmark import COVARIATES, HISTOGRAMS, PERMUTED, SITE, Benchmark
+from bfp.specs.benchmark import ATLAS, COVARIATES, HISTOGRAMS, PERMUTED, SITE, THRESHOLD, Benchmark
 from bfp.specs.encoders import parse_encoder
 from bfp.storage import place
 from bfp.words import counted
@@ -36,8 +40,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bfp.drivers.benchmark_cells import Found
+    from bfp.drivers.benchmark_segmentation import Maps
     from bfp.features.describe import Describe
     from bfp.features.kept import Extraction
+    from bfp.models.encoder import LoadedEncoder
     from bfp.models.pooling import Pooling
 
     Vectors = dict[tuple[str, str], pa.Table]  # by set of modalities and cohort ("": the store)
@@ -48,9 +54,19 @@ def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
     from bfp.drivers.benchmark_cells import beside, keys_of
 
     material = material_of(spec, run=place(spec.output) / spec.name)
-    described = len(spec.encoders) + spec.baselines.histograms
+    described = len(spec.encoders) + spec.baselines.histograms if material.of_vectors else 0
     stacks = sum(own.showing(shown).num_rows for own in material.all_stacks.values() for shown in material.sets)
-    cells = sum(1 for name in [*spec.encoders, *beside(spec, material)] for _ in keys_of(spec, material, name))
+    mapped = sum(
+        task.showing(shown, cohort).num_rows
+        for task in material.segmentations
+        for cohort in task.studies
+        for shown in material.sets
+    )
+    cells = sum(
+        1
+        for name in [*spec.encoders, *beside(spec, material)]
+        for _ in keys_of(spec, material, name, of=material.tasks)
+    )
     outside = [
         (
             f"outside: {name}",
@@ -78,13 +94,14 @@ def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
             ("modalities", "; ".join(shown.name for shown in material.sets)),
             ("labels", ", ".join(f"{fraction:.0%}" for fraction in sorted(spec.label_fractions))),
             ("cells", f"{cells:,}, each of {spec.folds} folds; {counted(spec.seeds, 'seed')}"),
-            ("vectors", f"of {counted(stacks, 'stack')} by each of {described}, computed once"),
+            *([("vectors", f"of {counted(stacks, 'stack')} by each of {described}, computed once")] * bool(described)),
+            *([("tokens", f"of {counted(mapped, 'stack')} by each encoder, computed once")] * bool(mapped)),
             ("side by side", f"stacks and cells on {counted(cpus or cpus_here(), 'CPU')}"),
             ("time", "not known before the first stacks are done; it can be stopped and resumed at any moment"),
         ],
         figures={
             "snapshot": store.snapshot,
-            "stacks": stacks * described,
+            "stacks": stacks * described + mapped * len(spec.encoders),
             "cells": cells,
             "sessions": max(len(task.labelled.sessions) for task in material.tasks),
         },
@@ -100,6 +117,8 @@ def execute(spec: Benchmark, run: Run) -> None:
     from bfp.drivers.benchmark_figures import results_csv, results_markdown
     from bfp.drivers.benchmark_results import results_of
     from bfp.drivers.benchmark_rows import row_count, rows_of
+    from bfp.drivers.benchmark_segmentation import token_maps
+    from bfp.features.describe import EncoderVectors, Histograms
     from bfp.features.kept import Extraction
 
     material = material_of(spec, run=run.folder)
@@ -108,14 +127,23 @@ def execute(spec: Benchmark, run: Run) -> None:
     machine, found = ray.cluster_resources(), Found()
     gpus = min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
     at_once = spec.compute.workers or int(machine["CPU"])
-    for name, describe in _described(spec, material):
-        # its workers hold CPUs, which the cells want next
-        with Extraction(workers=at_once, gpus=gpus, batch_size=spec.compute.batch_size) as extraction:
-            tables = _vectors(run, material, found, extraction, name, describe)
-        _judge(spec, run, material, found, name, tables, at_once=at_once)
+    extracting = partial(Extraction, workers=at_once, gpus=gpus, batch_size=spec.compute.batch_size)
+    if spec.baselines.histograms and material.of_vectors:
+        with extracting() as extraction:
+            tables = _vectors(run, material, found, extraction, HISTOGRAMS, Histograms())
+        _judge(spec, run, material, found, HISTOGRAMS, tables, at_once=at_once)
+    for name, encoder in _loaded(spec, material):
+        if material.of_vectors:
+            with extracting() as extraction:  # its workers hold CPUs, which the cells want next
+                tables = _vectors(run, material, found, extraction, name, EncoderVectors(encoder))
+            _judge(spec, run, material, found, name, tables, at_once=at_once)
+        if material.segmentations:
+            with extracting() as extraction:
+                maps = token_maps(run, material, found, extraction, name, encoder)
+            _segment(spec, run, material, found, name, maps, at_once=at_once, gpus=gpus)
     blind = [name for name in beside(spec, material) if name in (COVARIATES, SITE)]
     for name in blind:
-        keys = list(keys_of(spec, material, name))
+        keys = list(keys_of(spec, material, name, of=material.of_vectors))
         run.phase(f"cells: {name}", total=len(keys), unit="cells")
         given = {(key.task, key.shown): without_images(material.task(key.task), name) for key in keys}
         found.cells.update(run_cells(spec, run, material, keys, given, at_once=at_once))
@@ -136,18 +164,15 @@ def execute(spec: Benchmark, run: Run) -> None:
 # encoder by encoder ---------------------------------------------------------------------------------------------------
 
 
-def _described(spec: Benchmark, material: Material) -> Iterator[tuple[str, Describe]]:
-    """What makes vectors, each made when its turn comes; the cheapest first."""
-    from bfp.features.describe import EncoderVectors, Histograms
+def _loaded(spec: Benchmark, material: Material) -> Iterator[tuple[str, LoadedEncoder]]:
+    """The encoders, each loaded when its turn comes."""
     from bfp.models.encoder import load
 
-    if spec.baselines.histograms:
-        yield HISTOGRAMS, Histograms()
     for name, encoder in spec.encoders.items():
         # Untrained ones of one architecture are as many draws; by their names, so that one more changes no other.
         seed = spec.seed + zlib.crc32(name.encode()) if parse_encoder(encoder).origin == "random" else spec.seed
         arguments = loading(encoder, spec.encoder_shape, seed=seed, size_px=material.stacks.store.size_px)
-        yield name, EncoderVectors(load(**arguments))
+        yield name, load(**arguments)
 
 
 def _vectors(
@@ -179,9 +204,8 @@ def _vectors(
         made = [tables[shown.name, cohort] for cohort in material.all_stacks]
         found.costs[name, shown.name] = Cost(sum(map(len, made)), sum(map(seconds_of, made)))
     if len(found.costs) == len(material.sets):  # of the first approach: planes are the same in every table
-        _check_doubles(
-            run, material, {cohort: tables[material.everything.name, cohort] for cohort in material.all_stacks}
-        )
+        planes = {cohort: tables[material.everything.name, cohort] for cohort in material.all_stacks}
+        _check_doubles(run, material, planes, material.of_vectors)
     return tables
 
 
@@ -193,7 +217,7 @@ def _judge(
     from bfp.features.sessions import pool_sessions
 
     given: dict[tuple[str, str], Given] = {}
-    for task in material.tasks:
+    for task in material.of_vectors:
         sessions = {"": task.labelled.sessions, **{cohort: own.sessions for cohort, own in task.outside.items()}}
         for learned in material.sets:
             pooling = _pooling(spec, material, learned.modalities)
@@ -209,15 +233,39 @@ def _judge(
                 {tested: vectors for (tested, cohort), vectors in pooled.items() if not cohort},
                 {cohort: vectors for (_, cohort), vectors in pooled.items() if cohort},
             )
-    keys = list(keys_of(spec, material, name))
+    keys = list(keys_of(spec, material, name, of=material.of_vectors))
     if spec.baselines.permuted and name == spec.compared:
-        keys += keys_of(spec, material, PERMUTED)
+        keys += keys_of(spec, material, PERMUTED, of=material.of_vectors)
     run.phase(f"cells: {name}", total=len(keys), unit="cells")
     found.cells.update(run_cells(spec, run, material, keys, given, at_once=at_once))
-    with_sites = {task.name: given[task.name, material.everything.name].own for task in material.tasks if task.site}
+    with_sites = {
+        task.name: given[task.name, material.everything.name].own for task in material.of_vectors if task.site
+    }
     if with_sites:
         run.phase(f"sites: {name}", total=len(with_sites), unit="probes")
         found.sites.update(probe_sites(spec, run, material, name, with_sites, at_once=at_once))
+
+
+def _segment(
+    spec: Benchmark, run: Run, material: Material, found: Found, name: str, maps: Maps, *, at_once: int, gpus: float
+) -> None:
+    """The cells of an encoder's decoders; with the first encoder, those of what sees no token."""
+    from bfp.drivers.benchmark_cells import keys_of
+    from bfp.drivers.benchmark_segmentation import run_segmentations
+    from bfp.features.token_maps import planes_of
+
+    approaches = [name]
+    if name == next(iter(spec.encoders)):
+        approaches += [ATLAS, THRESHOLD]
+        for task in material.segmentations:
+            planes = {
+                cohort: planes_of(study.sessions, maps[task.name, material.everything.name, cohort])
+                for cohort, study in task.studies.items()
+            }
+            _check_doubles(run, material, planes, [task])
+    keys = [key for each in approaches for key in keys_of(spec, material, each, of=material.segmentations)]
+    run.phase(f"decoders: {name}", total=len(keys) * spec.folds, unit="folds")
+    found.cells.update(run_segmentations(spec, run, material, keys, maps, at_once=at_once, gpus=gpus))
 
 
 def _pooling(spec: Benchmark, material: Material, shown: tuple[str, ...]) -> Pooling:
@@ -231,10 +279,10 @@ def _pooling(spec: Benchmark, material: Material, shown: tuple[str, ...]) -> Poo
 # what is wrong with a comparison --------------------------------------------------------------------------------------
 
 
-def _check_doubles(run: Run, material: Material, tables: dict[str, pa.Table]) -> None:
+def _check_doubles(run: Run, material: Material, tables: dict[str, pa.Table], tasks: Sequence[TaskMaterial]) -> None:
     """Raise InputError where somebody is learned from under one name and tested under another.
 
-    tables: vectors of the store ("") and of each outside cohort.
+    tables: of the store ("") and of each outside cohort, cohort, subject and planes of every stack.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -249,7 +297,7 @@ def _check_doubles(run: Run, material: Material, tables: dict[str, pa.Table]) ->
         cohorts = pc.binary_join_element_wise(named(cohort), table["cohort"], "")
         planes.append(pa.table([cohorts, table["subject"], table["planes"]], names=["cohort", "subject", "planes"]))
     found = doubles(pa.concat_tables(planes))
-    for task in material.tasks:
+    for task in tasks:
         homes: dict[str, object] = dict(zip(task.labelled.persons, zip(*task.folds, strict=True), strict=True))
         for cohort, own in task.outside.items():
             homes |= {f"{named(cohort)}{person}": cohort for person in own.persons}
@@ -271,7 +319,10 @@ def _write_folds(run: Run, material: Material) -> None:
 
     for number, task in enumerate(material.tasks, start=1):
         for seed, folds in enumerate(task.folds, start=1):
-            table = folds_csv(task.labelled, folds=folds, kind=task.task.type, classes=classes_of(task.task))
+            if isinstance(task, SegmentationMaterial):
+                table = split_csv(task.labelled.sessions, folds)
+            else:
+                table = folds_csv(task.labelled, folds=folds, kind=task.task.type, classes=classes_of(task.learned))
             (run.folder / "folds" / f"task-{number}-seed-{seed}.csv").write(table)
         for reason, count in task.labelled.left_out.items():
             run.note(f"{task.name}: {counted(count, 'session')} left out: {reason}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from bfp.drivers.benchmark_material import Material, TaskMaterial
+from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial
 from bfp.drivers.finetune_material import learner_of
 from bfp.finetuning.cells import Cell, dump_cell, load_cell, run_cell
 from bfp.finetuning.covariates import covariate_vectors
@@ -16,7 +16,7 @@ from bfp.finetuning.crossvalidation import Study, digest_of, permuted
 from bfp.finetuning.side_by_side import Job, side_by_side
 from bfp.finetuning.site import SiteProbe, dump_probe, load_probe, numbered, probe_site
 from bfp.runs import Run
-from bfp.specs.benchmark import COVARIATES, HISTOGRAMS, PERMUTED, SITE, Benchmark
+from bfp.specs.benchmark import ATLAS, COVARIATES, HISTOGRAMS, PERMUTED, SITE, THRESHOLD, Benchmark
 
 NOTHING_SHOWN = ""
 """The set of modalities of what sees no image."""
@@ -34,10 +34,11 @@ class CellKey(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of the vectors of one approach and set of modalities: how many stacks, and seconds of one worker."""
+    """Of what one approach made of the stacks for a set of modalities: how many stacks, and seconds of one worker,
+    None where nobody noted them."""
 
     stacks: int
-    seconds: float
+    seconds: float | None
 
 
 class Given(NamedTuple):
@@ -50,7 +51,8 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """All that was computed. sites: by approach and task; costs: by approach and set of modalities."""
+    """All that was computed. sites: by approach and task; costs: by approach and what was made, its vectors or the maps
+    of a segmentation, for which set of modalities."""
 
     cells: dict[CellKey, Cell] = field(default_factory=dict)
     sites: dict[tuple[str, str], SiteProbe] = field(default_factory=dict)
@@ -62,20 +64,30 @@ def beside(spec: Benchmark, material: Material) -> list[str]:
     asked = {
         HISTOGRAMS: spec.baselines.histograms,
         COVARIATES: bool(spec.baselines.covariates),
-        SITE: any(task.site for task in material.tasks),
+        SITE: True,
         PERMUTED: spec.baselines.permuted,
+        ATLAS: True,
+        THRESHOLD: True,
     }
-    return [name for name, wanted in asked.items() if wanted]
+    return [name for name, wanted in asked.items() if wanted and any(_goes_with(name, task) for task in material.tasks)]
 
 
-def keys_of(spec: Benchmark, material: Material, approach: str) -> Iterator[CellKey]:
-    """The cells of an approach. Lots and sites are judged with the most labels only."""
+def _goes_with(approach: str, task: TaskMaterial) -> bool:
+    """Whether there is such an approach to the task."""
+    if isinstance(task, SegmentationMaterial):
+        one_class = len(task.classes) == 1
+        return approach not in (HISTOGRAMS, COVARIATES, SITE, PERMUTED) and (approach != THRESHOLD or one_class)
+    return approach not in (ATLAS, THRESHOLD) and (approach != SITE or bool(task.site))
+
+
+def keys_of(spec: Benchmark, material: Material, approach: str, *, of: Sequence[TaskMaterial]) -> Iterator[CellKey]:
+    """The cells of an approach, of these tasks. Lots and sites are judged with the most labels only."""
     fractions = sorted(spec.label_fractions)
     if approach in (PERMUTED, SITE):
         fractions = fractions[-1:]
-    shown = [NOTHING_SHOWN] if approach in (COVARIATES, SITE) else [own.name for own in material.sets]
-    for task in material.tasks:
-        if approach == SITE and not task.site:
+    shown = [NOTHING_SHOWN] if approach in (COVARIATES, SITE, ATLAS) else [own.name for own in material.sets]
+    for task in of:
+        if not _goes_with(approach, task):
             continue
         for seed in range(spec.seeds):
             for fraction in fractions:
@@ -86,7 +98,7 @@ def keys_of(spec: Benchmark, material: Material, approach: str) -> Iterator[Cell
 def study_of(spec: Benchmark, material: Material, key: CellKey) -> Study:
     task = material.task(key.task)
     study = Study(
-        learner=learner_of(task.task),
+        learner=learner_of(task.learned),
         targets=task.labelled.targets,
         persons=task.labelled.persons,
         folds=task.folds[key.seed],
@@ -95,6 +107,12 @@ def study_of(spec: Benchmark, material: Material, key: CellKey) -> Study:
         fraction=key.fraction,
     )
     return permuted(study) if key.approach == PERMUTED else study
+
+
+def targets_of(spec: Benchmark, material: Material, key: CellKey) -> np.ndarray:
+    """What a cell is judged against, (n, …): lots against what was drawn."""
+    drawn_lots = key.approach == PERMUTED
+    return study_of(spec, material, key).targets if drawn_lots else material.task(key.task).labelled.targets
 
 
 def run_cells(

@@ -22,7 +22,7 @@ import numpy as np
 
 from bfp.drivers.finetune_figures import better_than
 from bfp.metrics.bootstrap import Interval, standard_error
-from bfp.metrics.measures import MEASURES, Measure
+from bfp.metrics.measures import MEASURES, Measure, of_each_class
 from bfp.metrics.over_folds import OverFolds, over_folds
 from bfp.metrics.paired import corrected_t, holm, plain_t
 from bfp.reports.numbers import interval_text
@@ -84,15 +84,17 @@ class Row:
     p_holm: float | None = None
 
 
-def judge(kind: str, own: Said, ours: Said | None, beside: float | None, seed: int) -> Judged:
-    """kind: of the task. ours: what ours said of the same; beside: as of `corrected_t`, None for no test."""
+def judge(kind: str, classes: Sequence[str], own: Said, ours: Said | None, beside: float | None, seed: int) -> Judged:
+    """kind: of the task; classes: of a segmentation, else none. ours: what ours said of the same; beside: as of
+    `corrected_t`, None for no test."""
     measures = MEASURES[kind]
 
     def of(measure: Measure) -> OverFolds:
         parts = own.folds if measure.by_fold else own.rounds
         return over_folds(measure.figure, own.targets, own.said, folds=parts, subjects=own.subjects, seed=seed)
 
-    figure, further = of(measures.first), {each.name: of(each) for each in measures.further}
+    figure = of(measures.first)
+    further = {each.name: of(each) for each in (*measures.further, *of_each_class(classes))}
     if ours is None:
         return Judged(figure, further, None, None, None)
     better = better_than(measures, own.targets, ours.said, own.said, folds=own.folds, subjects=own.subjects, seed=seed)

@@ -1,7 +1,7 @@
 """What a benchmark spec comes down to: the stores, the sets of modalities, and of each task its sessions and folds.
 
-Found without torch; whatever is wrong with a store, an encoder or the labels is said here. A task is judged on the same
-sessions in every cell: those that have stacks in each set of modalities.
+Whatever is wrong with a store, an encoder or the labels is said here. A task is judged on the same sessions in every
+cell: those that have stacks (of a segmentation: with labels) in each set of modalities.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from bfp.drivers.finetune_material import (
     Learned,
-    available,
     folds_of,
     keys_of,
     labelled_of,
@@ -21,10 +20,11 @@ from bfp.drivers.finetune_material import (
     site_of,
     target_of,
 )
-from bfp.drivers.stores import check_encoder, check_size, open_stores, wanted_stacks
+from bfp.drivers.segmentation_material import dealt, drawn_in
+from bfp.drivers.stores import check_encoder, check_size, imaging_of, open_stores, wanted_stacks
 from bfp.errors import InputError
 from bfp.specs.benchmark import Benchmark
-from bfp.specs.finetune import Classification
+from bfp.specs.finetune import Classification, SegmentationTask, Task
 from bfp.storage import Place, place
 from bfp.words import counted
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from bfp.cohorts.sessions import Key
     from bfp.finetuning.labels import Labelled
+    from bfp.finetuning.segmentation import Segmented
     from bfp.store.reader import SliceStore
 
 
@@ -70,12 +71,36 @@ class TaskMaterial:
     """
 
     name: str
-    task: Learned
+    task: Task
     labelled: Labelled
     folds: list[np.ndarray]
     site: dict[str, list[str]]
     outside: dict[str, Labelled]
     covariates: dict[str, list[str]]
+
+    @property
+    def learned(self) -> Learned:
+        """The task, where sessions' vectors are what it is learned from."""
+        assert not isinstance(self.task, SegmentationTask)
+        return self.task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentationMaterial(TaskMaterial):
+    """studies: where the sessions of the store ("") and of each outside cohort were drawn; drawn: their stacks that
+    have labels. Targets are 0, and say nothing."""
+
+    studies: dict[str, Segmented]
+    drawn: dict[str, pa.Table]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.studies[""].labels.classes)
+
+    def showing(self, shown: Shown, cohort: str) -> pa.Table:
+        from bfp.store.where import select
+
+        return select(self.drawn[cohort], modalities=shown.modalities)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,13 +126,21 @@ class Material:
         return next(task for task in self.tasks if task.name == name)
 
     @property
+    def segmentations(self) -> list[SegmentationMaterial]:
+        return [task for task in self.tasks if isinstance(task, SegmentationMaterial)]
+
+    @property
+    def of_vectors(self) -> list[TaskMaterial]:
+        """The tasks that are learned from a vector of each session."""
+        return [task for task in self.tasks if not isinstance(task, SegmentationMaterial)]
+
+    @property
     def stores(self) -> list[SliceStore]:
         return [own.store for own in self.all_stacks.values()]
 
 
 def material_of(spec: Benchmark, *, run: Place) -> Material:
     """The stores as the run in that folder has pinned them, else as they are. Raises InputError for what is wrong."""
-    tasks = [available(task, field=f"tasks[{number}]") for number, task in enumerate(spec.tasks)]
     store, *others = open_stores([spec.store, *spec.external.values()], spec.where, run=run)
     for name, encoder in spec.encoders.items():
         check_size(store, patch_px=check_encoder(encoder, field=f"encoders.{name}"), encoder=encoder)
@@ -117,13 +150,13 @@ def material_of(spec: Benchmark, *, run: Place) -> Material:
     for name, other in zip(spec.external, others, strict=True):
         _check_same_preprocessing(store, other, name=name)
         outside[name] = _stacks(other, other.stack_index(), sets, source=f"external.{name}")
-    named = _names(tasks)
-    return Material(
-        sets=sets,
-        stacks=stacks,
-        outside=outside,
-        tasks=[_task(spec, name, task, stacks, outside) for name, task in zip(named, tasks, strict=True)],
-    )
+    tasks = [
+        _segmentation(spec, name, task, stacks, outside, sets)
+        if isinstance(task, SegmentationTask)
+        else _task(spec, name, task, stacks, outside)
+        for name, task in zip(_names(spec.tasks), spec.tasks, strict=True)
+    ]
+    return Material(sets=sets, stacks=stacks, outside=outside, tasks=tasks)
 
 
 def _sets(spec: Benchmark, store: SliceStore) -> list[Shown]:
@@ -171,7 +204,7 @@ def _check_same_preprocessing(store: SliceStore, other: SliceStore, *, name: str
     )
 
 
-def _names(tasks: list[Learned]) -> list[str]:
+def _names(tasks: Sequence[Task]) -> list[str]:
     """By what is learned; with the classes where two tasks would be called alike."""
     short = [target_of(task) for task in tasks]
     return [
@@ -204,6 +237,62 @@ def _task(spec: Benchmark, name: str, task: Learned, stacks: Stacks, outside: di
         },
         covariates=covariates,
     )
+
+
+def _segmentation(
+    spec: Benchmark, name: str, task: SegmentationTask, stacks: Stacks, outside: dict[str, Stacks], sets: list[Shown]
+) -> SegmentationMaterial:
+    own, labelled, study = _drawn(stacks, task.target, sets)
+    found = {"": (own, labelled, study)}
+    for cohort, other in outside.items():
+        try:
+            found[cohort] = _drawn(other, task.target, sets)
+        except InputError as error:
+            raise InputError(f"external.{cohort}: {error}") from error
+        theirs, ours = (list(each.labels.classes) for each in (found[cohort][2], study))
+        if theirs != ours:
+            raise InputError(
+                f"external.{cohort}: {other.store.place}: its classes of {task.target} are {', '.join(theirs)}, those "
+                f"of {stacks.store.place} {', '.join(ours)}; ingest it with the same, in the same order"
+            )
+    return SegmentationMaterial(
+        name=name,
+        task=task,
+        labelled=labelled,
+        folds=[
+            dealt(labelled.sessions, task.target, folds=spec.folds, seed=spec.seed + number, splits=spec.splits)
+            for number in range(spec.seeds)
+        ],
+        site={},
+        outside={cohort: each[1] for cohort, each in found.items() if cohort},
+        covariates={},
+        studies={cohort: each[2] for cohort, each in found.items()},
+        drawn={cohort: each[0] for cohort, each in found.items()},
+    )
+
+
+def _drawn(stacks: Stacks, target: str, sets: Sequence[Shown]) -> tuple[pa.Table, Labelled, Segmented]:
+    """The stacks that have labels, of sessions that have some in every set, and where those were drawn."""
+    import numpy as np
+    import pyarrow as pa
+
+    from bfp.finetuning.labels import Labelled
+    from bfp.store.where import select
+
+    imaging_of(stacks.store)
+    first = drawn_in(stacks.store, stacks.index, target)
+    complete, left_out = set(first.study.sessions), {**stacks.incomplete, **first.left_out}
+    for shown in sets:
+        seen = set(keys_of(select(first.index, modalities=shown.modalities)))
+        if lacking := len(complete - seen):
+            left_out[f"no stack with labels of {target} shows {' or '.join(shown.modalities)}"] = lacking
+        complete &= seen
+    if not complete:
+        raise InputError(f"{stacks.store.place}: no session has labels of {target} in every set of `modalities`")
+    index = first.index.filter(pa.array([key in complete for key in keys_of(first.index)]))
+    study = drawn_in(stacks.store, index, target).study
+    sessions = study.sessions
+    return index, Labelled(sessions, np.zeros(len(sessions), np.int64), [{}] * len(sessions), left_out), study
 
 
 def _outside(spec: Benchmark, task: Learned, stacks: Stacks, *, name: str, within: Sequence[Key]) -> Labelled:

@@ -26,8 +26,9 @@ from bfp.metrics.measures import MEASURES, Measures
 from bfp.metrics.over_folds import OverFolds, over_folds
 from bfp.reports.blocks import Bar, Bars, Block, Cell, Facts, Results, Table, Text, TrendLine, Trends
 from bfp.reports.numbers import duration_text, interval_text
-from bfp.specs.benchmark import COVARIATES, HISTOGRAMS, PERMUTED, SITE, Benchmark
+from bfp.specs.benchmark import ATLAS, COVARIATES, HISTOGRAMS, PERMUTED, SITE, THRESHOLD, Benchmark
 from bfp.specs.encoders import parse_encoder
+from bfp.specs.finetune import SegmentationTask
 from bfp.words import counted
 
 NAMES = {
@@ -35,6 +36,8 @@ NAMES = {
     COVARIATES: "covariates alone",
     SITE: "the site alone",
     PERMUTED: "permuted labels",
+    ATLAS: "an atlas that sees no image",
+    THRESHOLD: "the best grey threshold",
 }
 ROUGH = (
     "Figures of few folds and of small groups are rough; what differs between encoders on this cohort may differ the "
@@ -87,12 +90,16 @@ def results_of(
 def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequence[Row]) -> list[Block]:
     measures = MEASURES[task.task.type]
     label, most = measures.first.label, max(spec.label_fractions)
-    encoders = [name for name in (*spec.encoders, HISTOGRAMS) if any(row.where.approach == name for row in rows)]
+    compared = (*spec.encoders, HISTOGRAMS, ATLAS, THRESHOLD)
+    encoders = [name for name in compared if any(row.where.approach == name for row in rows)]
     everything = material.everything.name
-    at = {
-        (row.where.cohort, row.where.learned_with, row.where.tested_with, row.where.fraction, row.where.approach): row
-        for row in rows
-    }
+    at: dict[tuple[str, str, str, float, str], Row] = {}
+    for row in rows:
+        where = row.where
+        shown = [(where.learned_with, where.tested_with)]
+        if where.approach == ATLAS:  # which sees no image, and stands beside every set of modalities
+            shown = [(learned.name, tested.name) for learned in material.sets for tested in material.sets]
+        at |= {(where.cohort, *each, where.fraction, where.approach): row for each in shown}
     marked = MARKED.format(ours=spec.compared)
     base = 0.0 if measures.chance is None else measures.chance
 
@@ -136,7 +143,7 @@ def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequ
             bars(
                 "outside cohorts",
                 groups,
-                "The heads of the cross-validation on cohorts from which nothing was learned; a ring is a head.",
+                "What the folds learned, on cohorts from which nothing was learned; a ring is a fold's.",
             )
         )
     return blocks
@@ -164,13 +171,14 @@ def _few_labels(
         value, low, high = ([getattr(row.judged.figure.mean, end) for row in own] for end in ("value", "low", "high"))
         lines.append(TrendLine(NAMES.get(name, name), [row.learned_from for row in own], value, low, high))
     shares = ", ".join(f"{fraction:.0%}" for fraction in sorted(spec.label_fractions))
+    each = " of each class" if task.task.type == "classification" else ""
     return Trends(
         title=f"{task.name}: few labels",
         lines=lines,
-        x_label="labelled subjects that a head learns from (mean of folds)",
+        x_label="labelled subjects that are learned from (mean of folds)",
         y_label=f"{measures.first.label}, mean of folds",
         reference=measures.chance,
-        note=f"Shares of {shares} of the training subjects of each class; the smaller are parts of the larger. With "
+        note=f"Shares of {shares} of the training subjects{each}; the smaller are parts of the larger. With "
         f"{everything}.",
     )
 
@@ -314,7 +322,7 @@ def _cost(spec: Benchmark, found: Found) -> Table:
                 NAMES.get(name, name),
                 len(vectors),
                 sum(cost.stacks for cost in vectors),
-                duration_text(sum(cost.seconds for cost in vectors)) if vectors else "",
+                duration_text(noted) if (noted := sum(cost.seconds or 0 for cost in vectors)) else "",
                 len(cells),
                 duration_text(sum(cell.seconds for cell in cells)),
                 duration_text(max(cell.seconds for cell in cells)),
@@ -367,10 +375,12 @@ def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
     store = material.stacks.store
     kinds = list(dict.fromkeys(task.task.type for task in material.tasks))
     labels = " and ".join(MEASURES[kind].first.label for kind in kinds)
-    fitted = " or ".join(HEADS[kind] for kind in kinds)
+    of_vectors = list(dict.fromkeys(task.task.type for task in material.of_vectors))
+    fitted = " or ".join(HEADS[kind] for kind in of_vectors)
+    chosen_by = " and ".join(MEASURES[kind].first.label for kind in of_vectors)
     seeds = f", repeated with {spec.seeds} seeds" if spec.seeds > 1 else ""
     outside = (
-        f" The heads of every fold were also tested on {counted(len(material.outside), 'outside cohort')} "
+        f" What each fold learned was also tested on {counted(len(material.outside), 'outside cohort')} "
         f"({', '.join(material.outside)}), from which nothing was learned."
         if material.outside
         else ""
@@ -381,8 +391,18 @@ def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
         f"{store.slice_axis.capitalize()} slice stacks were passed through each frozen encoder "
         f"({', '.join(spec.encoders)}). The standard deviations over the patch tokens of each stack were {pooled}. A "
         f"standardised, L2-regularised {fitted} was fitted; its inverse strength (C of {strengths}) was chosen by "
-        f"{labels} in a cross-validation inside each fold's training subjects."
+        f"{chosen_by} in a cross-validation inside each fold's training subjects."
     )
+    decoded = [
+        f"{task.name} was segmented slice by slice: from the patch tokens of each frozen encoder a convolutional "
+        f"decoder ({task.task.decoder.layers} layers, width {task.task.decoder.width}) was learned anew in each fold "
+        f"with Dice and cross-entropy, {task.task.decoder.steps:,} steps of {task.task.decoder.batch_size} slices; "
+        "nothing was chosen by its figures. Masks were brought back to the voxels of the file in which each session's "
+        "had been drawn, and compared there. Beside the encoders stands an atlas: how often a pixel is of a class, at "
+        "its height, over the training sessions."
+        for task in material.segmentations
+        if isinstance(task.task, SegmentationTask)
+    ]
     judged = (
         f"Performance was estimated by {spec.folds}-fold cross-validation{seeds}, grouped by subject, on the same "
         f"sessions and folds for every encoder. {labels} is the mean over folds; 95 % intervals are from "
@@ -391,7 +411,7 @@ def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
         "two-sided, its standard error being at least the bootstrap's; p values were adjusted by Holm's procedure "
         f"over all cells of a task.{outside} Software: bfp {__version__}."
     )
-    return Text(title="Methods", paragraphs=[learned, judged])
+    return Text(title="Methods", paragraphs=[*([learned] if of_vectors else []), *decoded, judged])
 
 
 def _numbers(spec: Benchmark, material: Material, rows: Sequence[Row], *, prefix: str) -> dict[str, Cell]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bfp.drivers.benchmark_cells import NOTHING_SHOWN, CellKey, Found, beside, study_of
+from bfp.drivers.benchmark_cells import NOTHING_SHOWN, CellKey, Found, beside, targets_of
 from bfp.drivers.benchmark_figures import (
     WITHIN,
     Judged,
@@ -20,7 +20,7 @@ from bfp.drivers.benchmark_figures import (
     judge,
     load_judged,
 )
-from bfp.drivers.benchmark_material import Material
+from bfp.drivers.benchmark_material import Material, SegmentationMaterial
 from bfp.finetuning.side_by_side import Job, side_by_side
 from bfp.runs import Run
 from bfp.specs.benchmark import COVARIATES, PERMUTED, SITE, Benchmark
@@ -37,7 +37,9 @@ def rows_of(spec: Benchmark, run: Run, material: Material, found: Found, *, at_o
     for where in places:
         ours = said.get(_rival(spec, material, where)) if _is_compared(spec, where) else None
         tested = _tested_beside(material, found, where) if where.cohort == WITHIN else None
-        told = (material.task(where.task).task.type, said[where], ours, tested, spec.seed)
+        task = material.task(where.task)
+        classes = task.classes if isinstance(task, SegmentationMaterial) else []
+        told = (task.task.type, classes, said[where], ours, tested, spec.seed)
         jobs[where] = Job(run.folder / "rows" / f"{_digest(told)}.json", told)
     judged = side_by_side(
         judge,
@@ -118,9 +120,8 @@ def _said(spec: Benchmark, material: Material, found: Found, where: Where) -> Sa
             subjects=whose.persons * heads,
         )
     whole = where.tested_with == where.learned_with
-    studies = [study_of(spec, material, _key(where, seed)) for seed in range(spec.seeds)]
     return Said(
-        targets=np.concatenate([study.targets for study in studies]),
+        targets=np.concatenate([targets_of(spec, material, _key(where, seed)) for seed in range(spec.seeds)]),
         said=np.concatenate([cell.said if whole else cell.fewer[where.tested_with] for cell in cells]),
         folds=np.concatenate([own + seed * spec.folds for seed, own in enumerate(task.folds)]),
         rounds=np.repeat(np.arange(spec.seeds), len(task.labelled.sessions)),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bfp.drivers.stores import check_encoder, check_size, imaging_of, open_stores, wanted_stacks
 from bfp.errors import InputError
-from bfp.specs.finetune import Classification, Finetune, Regression, Survival, Task
+from bfp.specs.finetune import Classification, Finetune, Regression, SegmentationTask, Survival, Task
 from bfp.storage import Place, place
 from bfp.words import counted
 
@@ -60,7 +60,8 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     from bfp.store.where import select
 
     check_tunable(spec.tune)
-    task = available(spec.task)
+    task = spec.task
+    assert not isinstance(task, SegmentationTask)
     (store,) = open_stores([spec.store], spec.where, run=run)
     check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
     imaging_of(store)
@@ -186,12 +187,12 @@ def classes_of(task: Learned) -> list[str]:
     return task.classes if isinstance(task, Classification) else []
 
 
-def target_of(task: Learned) -> str:
+def target_of(task: Task) -> str:
     """What is learned, in the columns' words."""
     return f"{task.time} to {task.event}" if isinstance(task, Survival) else task.target
 
 
-def learned_in_words(task: Learned, labelled: Labelled) -> dict[str, str]:
+def learned_in_words(task: Task, labelled: Labelled) -> dict[str, str]:
     """How many sessions and subjects there are of what, by what."""
     import numpy as np
 
@@ -206,18 +207,10 @@ def learned_in_words(task: Learned, labelled: Labelled) -> dict[str, str]:
         case Survival():
             came, span = targets[:, 1] == 1, f"{task.time} {targets[:, 0].min():g} to {targets[:, 0].max():g}"
             return {f"{task.event}, {span}": many(came), "not seen": many(~came)}
+        case SegmentationTask():
+            return {"drawn on": many(np.ones(len(targets), dtype=bool))}
     span = f"{targets.min():g} to {targets.max():g}, mean {targets.mean():.3g}"
     return {span: many(np.ones(len(targets), dtype=bool))}
-
-
-def available(task: Task, *, field: str = "task") -> Learned:
-    """The task, where a session's vector is what it is learned from. field: of the spec, for the message."""
-    if not isinstance(task, Learned):
-        raise InputError(
-            f"{field}.type: {task.type} is learned slice by slice, by a job of kind finetune; here a classification, "
-            "regression or survival is expected"
-        )
-    return task
 
 
 def check_tunable(tune: str) -> None:

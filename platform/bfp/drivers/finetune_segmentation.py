@@ -15,17 +15,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from bfp import __version__
 from bfp.drivers.acquaintance import acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import shown_of
 from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.segmentation_material import dealt, drawn_in, labels_seen, split_csv
 from bfp.drivers.stores import (
     check_encoder,
     check_size,
@@ -44,11 +43,9 @@ from bfp.storage import Place, place
 from bfp.words import counted
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
-    from bfp.cohorts.sessions import Key
-    from bfp.finetuning.segmentation import Approach, DrawnOn, FoldResult, Recipe, Segmented
+    from bfp.finetuning.segmentation import Approach, FoldResult, Recipe, Segmented
     from bfp.models.encoder import LoadedEncoder
     from bfp.reports.blocks import Results
     from bfp.store.reader import SliceStore
@@ -129,7 +126,7 @@ def execute(spec: Finetune, run: Run) -> None:
     material = material_of(spec, run=run.folder)
     study = material.study
     pin_inputs([material.store], spec.where, run=run.folder)
-    (run.folder / "folds.csv").write(_folds_csv(material))
+    (run.folder / "folds.csv").write(split_csv(study.sessions, study.folds))
     for reason, count in material.left_out.items():
         run.note(f"{counted(count, 'session')} left out: {reason}")
 
@@ -198,8 +195,6 @@ def approaches_of(spec: Finetune, material: Material) -> list[Approach]:
 
 def material_of(spec: Finetune, *, run: Place) -> Material:
     """The store as the run in that folder has pinned it, else as it is. Raises InputError for what is wrong."""
-    from bfp.features.token_maps import Labels
-    from bfp.finetuning.segmentation import Segmented
     from bfp.store.where import select
 
     task = spec.task
@@ -208,121 +203,13 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
         raise InputError(f"tune: {spec.tune} is not available for a segmentation in bfp {__version__}; frozen is")
     (store,) = open_stores([spec.store], spec.where, run=run)
     check_size(store, patch_px=check_encoder(spec.encoder), encoder=spec.encoder)
-    if store.preprocessing.get("volumes") == "each":
-        raise InputError(
-            f"store: {store.place}: its scans have stacks of each of their volumes (preprocessing.volumes: each), and "
-            "one mask for all; segment a store that was made with `first` or `mean`"
-        )
     imaging_of(store)
-    classes = store.classes(task.target)
     shown = shown_of(spec.modalities, store)
     index = select(wanted_stacks(store, spec.where), modalities=shown)
-    if not index.num_rows:
-        raise InputError(f"{store.place}: no stack is left by `where` and `modalities`")
-    drawn = _with_labels(store, index, task.target)
-    sessions, everybody = _sessions(drawn), _sessions(index)
-    if not sessions:
-        raise InputError(
-            f"{store.place}: no stack that is left by `where` and `modalities` has labels of {task.target}"
-        )
-    lacking = len(everybody) - len(sessions)
-    spacing_mm = float(store.preprocessing["spacing_mm"])
-    study = Segmented(
-        sessions=sessions,
-        drawn_on=_drawn_on(store, task.target, sessions),
-        folds=_folds(spec, task, sessions),
-        labels=Labels(task.target, classes),
-        size_px=store.size_px,
-        spacing_mm=(spacing_mm, spacing_mm, float(store.preprocessing.get("slice_spacing_mm") or spacing_mm)),
-    )
-    left_out = {f"no labels of {task.target}": lacking} if lacking else {}
-    return Material(store=store, task=task, index=drawn, shown=shown, study=study, left_out=left_out)
-
-
-def _with_labels(store: SliceStore, index: pa.Table, segmentation: str) -> pa.Table:
-    """The rows of an index whose stacks have label stacks, in its order."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    keys = ["cohort", "subject", "session", "slice"]
-    ours = index.select(keys).append_column("place", pa.array(range(index.num_rows), pa.int64()))
-    theirs = store.mask_index(segmentation).select([*keys, "modality"])
-    if store.form == "neighbours":  # where each scan has stacks of its own, on the grid of one of which it was drawn
-        keys.append("modality")
-        ours = ours.append_column("modality", pc.list_element(index["modalities"], 0))
-    places = ours.join(theirs, keys=keys, join_type="left semi")["place"]
-    return index.take(places.combine_chunks().sort())
-
-
-def _sessions(index: pa.Table) -> list[Key]:
-    from bfp.cohorts.sessions import Key
-
-    rows = index.group_by(list(Key._fields)).aggregate([])
-    return sorted(Key(*key) for key in zip(*(rows[name].to_pylist() for name in Key._fields), strict=True))
-
-
-def _drawn_on(store: SliceStore, segmentation: str, sessions: list[Key]) -> list[DrawnOn]:
-    """Where the segmentation of each session was drawn."""
-    import numpy as np
-
-    from bfp.finetuning.segmentation import DrawnOn
-    from bfp.imaging.grid import Grid
-
-    maps = {
-        (row["cohort"], row["subject"], row["session"]): row
-        for row in store.label_maps().to_pylist()
-        if row["segmentation"] == segmentation and row["reason"] is None
-    }
-    scans = {(row["cohort"], row["subject"], row["session"], row["modality"]): row for row in store.scans().to_pylist()}
-    found = []
-    for key in sessions:
-        own = maps.get((key.cohort, key.subject, key.session))
-        scan = scans.get((*key, own["drawn_on"])) if own else None
-        told = scan is not None and scan["ras_from_working"] is not None
-        working = Grid(scan["working_shape"], np.reshape(scan["ras_from_working"], (4, 4))) if scan and told else None
-        motion = np.reshape(scan["reference_ras_from_scan_ras"], (4, 4)) if scan and told else np.eye(4)
-        labels = place(own["uri"]) if own else store.place / "unknown"
-        size_bytes, etag = (own["size_bytes"], own["etag"]) if own else (-1, "")
-        found.append(DrawnOn(labels, size_bytes, etag, scan["uri"] if scan else "", working, motion))
-    return found
-
-
-def _folds(spec: Finetune, task: SegmentationTask, sessions: list[Key]) -> np.ndarray:
-    """int64 (n,): dealt by the seed, or as the table `splits` says. Raises InputError."""
-    import numpy as np
-
-    from bfp.cohorts.labels import read_labels
-    from bfp.finetuning.labels import of_table
-    from bfp.finetuning.splits import given_folds, grouped_folds
-
-    alike = np.zeros(len(sessions), dtype=np.int64)
-    if spec.splits is None:
-        return grouped_folds(
-            persons=[f"{key.cohort}/{key.subject}" for key in sessions],
-            classes=alike,
-            strata=[key.cohort for key in sessions],
-            class_names=[task.target],
-            folds=spec.folds,
-            seed=spec.seed,
-        )
-    return given_folds(
-        of_table(read_labels(place(spec.splits)), sessions),
-        sessions=sessions,
-        classes=alike,
-        class_names=[task.target],
-        folds=spec.folds,
-        source=f"splits: {spec.splits}",
-    )
-
-
-def _folds_csv(material: Material) -> bytes:
-    """cohort, subject, session, fold (from 1): the split, for other studies to use."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cohort", "subject", "session", "fold"])
-    for key, fold in zip(material.study.sessions, material.study.folds, strict=True):
-        writer.writerow([*key, fold + 1])
-    return text.getvalue().encode()
+    drawn = drawn_in(store, index, task.target)
+    folds = dealt(drawn.study.sessions, task.target, folds=spec.folds, seed=spec.seed, splits=spec.splits)
+    study = replace(drawn.study, folds=folds)
+    return Material(store=store, task=task, index=drawn.index, shown=shown, study=study, left_out=drawn.left_out)
 
 
 # work ----------------------------------------------------------------------------------------------------------------
@@ -379,7 +266,7 @@ def _digest(material: Material, recipe: Recipe, maps: list[Place]) -> str:
         asdict(recipe),
         [file.name for file in maps],
         study.folds.tolist(),
-        [[where.labels.uri, where.size_bytes, where.etag, where.labels.exists()] for where in study.drawn_on],
+        labels_seen(study),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

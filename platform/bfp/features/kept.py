@@ -43,7 +43,7 @@ class _Worker:
     def __init__(self, *, device: str, batch_size: int) -> None:
         self._device, self._batch_size = device, batch_size
         self._identity: str | None = None
-        self._masks: tuple[tuple[int, str], pa.Table] | None = None  # of the last shard
+        self._masks: tuple[tuple[str, int, str], pa.Table] | None = None  # of the last shard
 
     def keep(
         self, chunk: Chunk, *, store: SliceStore, identity: str, boxed: list[Any], shown: Sequence[str], kept: Place
@@ -71,9 +71,9 @@ class _Worker:
     ) -> int:
         """Write the file of a session; how many stacks it was. boxed: as above."""
         maps: TokenMaps = self._held(identity, boxed)
-        shard = (session.file, labels.segmentation)
+        shard = (store.place.uri, session.file, labels.segmentation)
         if self._masks is None or self._masks[0] != shard:
-            self._masks = shard, store.masks_beside(*shard)
+            self._masks = shard, store.masks_beside(session.file, labels.segmentation)
         masks, size = self._masks[1], self._batch_size
         (kept / session.name).write(map_session(store, session, masks, maps, labels, shown=shown, batch_size=size))
         return session.stacks

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -124,27 +124,42 @@ def run_fold(
     """Learn without the sessions of one fold, and segment them. maps: of each session, its kept file."""
     opened = [open_maps(file) for file in maps]
     training = [own for own, tested in zip(opened, study.folds == fold, strict=True) if not tested]
-    decoder, losses, said = b"", list[float](), ""
-    if approach in LEARNED:
-        trained, losses = train_decoder(training, recipe, class_count=study.class_count, device=device)
-        decoder = decoder_bytes(trained, {})
-        predict = functools.partial(decoder_maps, trained, batch_size=recipe.batch_size, device=device)
-    elif approach == "atlas":
-        predict = functools.partial(atlas_maps, atlas_of(training, study.class_count))
-    else:
-        chosen = choose_threshold(training)
-        predict, said = functools.partial(threshold_maps, chosen), chosen.text
+    learned = learn(approach, training, recipe, class_count=study.class_count, device=device)
     scores = []
     for number in np.flatnonzero(study.folds == fold):
-        score, mask = judge(study, int(number), opened[number], predict(opened[number]))
+        score, mask = judge(study, int(number), opened[number], learned.maps_of(opened[number]))
         scores.append(score)
         if approach == "encoder" and mask is not None:
             scan = study.drawn_on[number].scan
             masks.write(study.sessions[number], scan, mask.labels, header=mask.header, grid=mask.grid)
-    return FoldResult(decoder, scores, losses, said)
+    decoder = decoder_bytes(learned.decoder, {}) if learned.decoder is not None else b""
+    return FoldResult(decoder, scores, learned.losses, learned.said)
 
 
 # learning ------------------------------------------------------------------------------------------------------------
+
+
+class Learned(NamedTuple):
+    """maps_of: what is said of a session, as below; decoder: where one was trained; losses, said: as of FoldResult."""
+
+    maps_of: Callable[[SessionMaps], np.ndarray]
+    decoder: Decoder | None
+    losses: list[float]
+    said: str
+
+
+def learn(
+    approach: Approach, training: Sequence[SessionMaps], recipe: Recipe, *, class_count: int, device: str
+) -> Learned:
+    """What an approach makes of these sessions."""
+    if approach in LEARNED:
+        trained, losses = train_decoder(training, recipe, class_count=class_count, device=device)
+        maps_of = functools.partial(decoder_maps, trained, batch_size=recipe.batch_size, device=device)
+        return Learned(maps_of, trained, losses, "")
+    if approach == "atlas":
+        return Learned(functools.partial(atlas_maps, atlas_of(training, class_count)), None, [], "")
+    chosen = choose_threshold(training)
+    return Learned(functools.partial(threshold_maps, chosen), None, [], chosen.text)
 
 
 def train_decoder(

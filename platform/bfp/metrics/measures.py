@@ -3,22 +3,26 @@
     classification   AUROC          average precision, balanced accuracy, F1, sensitivity at 90 % specificity, Brier
     regression       mean error     R², Pearson's r, bias
     survival         concordance
+    segmentation     Dice           HD95, and the Dice of each class
 
 A figure that orders sessions is the mean of the folds', whose heads differ and are not compared; a decision, a
 probability and a number mean the same in every fold, and are judged on all sessions at once: at a specificity of 90 % a
 fold of twelve has no say (as means of such folds, intervals of balanced accuracy, sensitivity and Brier score held the
 truth in 84 to 91 % of 200 simulated studies), and a fold's R² hangs on how its few ages are spread. The absolute error
-is the same either way, but for the folds' sizes, and as their mean it has folds to test.
+is the same either way, but for the folds' sizes, and as their mean it has folds to test; so do Dice and HD95.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.classification import SPECIFICITY, average_precision, balanced_accuracy, brier, f1, sensitivity_at
 from bfp.metrics.over_folds import Figure
 from bfp.metrics.regression import absolute_error, bias, correlation, explained
+from bfp.metrics.segmentation import dice_of, mean_dice, mean_hd95_mm
 from bfp.metrics.survival import concordance
 
 
@@ -75,5 +79,19 @@ MEASURES = {
         None,
     ),
     "survival": Measures(Measure("c_index", "concordance", concordance, by_fold=True), 1, (), 0.5),
+    "segmentation": Measures(
+        Measure("dice", "Dice", mean_dice, by_fold=True),
+        1,
+        (Measure("hd95_mm", "HD95 (mm)", mean_hd95_mm, by_fold=True),),
+        None,
+    ),
 }
 """By the type of the task."""
+
+
+def of_each_class(classes: Sequence[str]) -> list[Measure]:
+    """Further ones of a segmentation."""
+    return [
+        Measure(f"dice_{name}", f"Dice of {name}", functools.partial(dice_of, k=k), by_fold=True)
+        for k, name in enumerate(classes)
+    ]

@@ -77,6 +77,30 @@ def _monai() -> Any:
     return monai.metrics
 
 
+# figures of many sessions, as `bfp.metrics.over_folds.Figure`: rows of said hold the Dice of K classes, then their
+# HD95, NaN where undefined, (n, 2·K). Of a session it is the mean of those classes in which it is defined.
+
+
+def mean_dice(targets: np.ndarray, said: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return _mean_of_classes(said[:, : said.shape[1] // 2], weights)
+
+
+def mean_hd95_mm(targets: np.ndarray, said: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return _mean_of_classes(said[:, said.shape[1] // 2 :], weights)
+
+
+def dice_of(targets: np.ndarray, said: np.ndarray, weights: np.ndarray, *, k: int) -> np.ndarray:
+    return _mean_of_classes(said[:, [k]], weights)
+
+
+def _mean_of_classes(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    counts = np.isfinite(values).sum(axis=1)
+    there = counts > 0
+    own, weights = np.nansum(values[there], axis=1) / counts[there], weights[:, there]
+    with np.errstate(invalid="ignore"):
+        return (weights @ own) / weights.sum(axis=1)
+
+
 def mean_over_sessions(values: Sequence[float | None], *, subjects: Sequence[str], seed: int) -> Interval:
     """The mean of what is defined, with its 95 % interval over subjects. subjects: whose each value is."""
     numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)

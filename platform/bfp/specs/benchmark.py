@@ -11,7 +11,8 @@ from bfp.specs.fields import Clash, Job, Misfit, Modality, Name, Positive, Shipp
 from bfp.specs.finetune import STRENGTHS, Column, FinetuneCompute, Pooling, Task, answers_told
 
 HISTOGRAMS, COVARIATES, SITE, PERMUTED = "histograms", "covariates", "site", "permuted"
-"""Approaches beside the encoders, by the names that they have in every table."""
+ATLAS, THRESHOLD = "atlas", "threshold"
+"""Approaches beside the encoders, by the names that they have in every table; the last two of segmentations."""
 
 
 class BenchmarkBaselines(Strict):
@@ -112,7 +113,7 @@ class Benchmark(Job):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Benchmark:
-        taken = (HISTOGRAMS, COVARIATES, SITE, PERMUTED)
+        taken = (HISTOGRAMS, COVARIATES, SITE, PERMUTED, ATLAS, THRESHOLD)
         clashes = [
             Clash(f"encoders.{name}", "is the name of a baseline; give the encoder another", ())
             for name in self.encoders

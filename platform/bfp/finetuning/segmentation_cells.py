@@ -1,0 +1,126 @@
+"""A cell of a benchmark that segments, fold by fold: a decoder, learned with some labels and some modalities.
+
+As of a session's vector (`cells`) it says what is asked of it: of the tested sessions as they are, of the same sessions
+with fewer modalities shown, and of the sessions of outside cohorts. What is kept of each is not the mask but how well
+it agrees with what was drawn, in native space: a row of numbers, NaN where one is undefined.
+
+Letters: t tested sessions of n, m sessions of an outside cohort, J folds, K classes; a row holds the Dice of each
+class, then the HD95 (mm) of each: 2·K.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.numpy
+
+from bfp.features.token_maps import SessionMaps, open_maps
+from bfp.finetuning.cells import Cell
+from bfp.finetuning.segmentation import Approach, Learned, Recipe, Segmented, judge, learn
+from bfp.storage import Place
+
+_FEWER, _OUTSIDE = "fewer.", "outside."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellFold:
+    """said: float64 (t, 2·K) of the sessions `tested`, int64 (t,); fewer: the same, by the set of modalities; outside:
+    (m, 2·K), by cohort. subjects, sessions: that were learned from; seconds: of one CPU, or GPU.
+
+    working: of how many sessions the drawn file could not be had, so that they were compared in the stacks' grid.
+    """
+
+    tested: np.ndarray
+    said: np.ndarray
+    fewer: dict[str, np.ndarray]
+    outside: dict[str, np.ndarray]
+    subjects: int
+    sessions: int
+    working: int
+    seconds: float
+
+
+def run_cell_fold(
+    study: Segmented,
+    approach: Approach,
+    fold: int,
+    chosen: np.ndarray,
+    maps: Sequence[Place],
+    fewer: Mapping[str, Sequence[Place]],
+    outside: Mapping[str, tuple[Segmented, Sequence[Place]]],
+    recipe: Recipe,
+    device: str,
+) -> CellFold:
+    """Learn from the chosen sessions, bool (n,), none of which the fold tests.
+
+    maps: the kept file of each session, all shown; fewer: the same sessions with less shown; outside: those of others.
+    """
+    began = time.perf_counter()
+    learned_from, tested = np.flatnonzero(chosen), np.flatnonzero(study.folds == fold)
+    training = [open_maps(maps[int(number)]) for number in learned_from]
+    learned = learn(approach, training, recipe, class_count=study.class_count, device=device)
+    working = 0
+
+    def of(where: Segmented, files: Sequence[Place], numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        nonlocal working
+        rows = [_agreement(where, int(number), open_maps(files[number]), learned) for number in numbers]
+        working += sum(not native for _, native in rows)
+        return np.array([row for row, _ in rows]).reshape(len(rows), 2 * study.class_count)
+
+    return CellFold(
+        tested=tested,
+        said=of(study, maps, tested),
+        fewer={name: of(study, files, tested) for name, files in fewer.items()},
+        outside={name: of(where, files, range(len(where.sessions))) for name, (where, files) in outside.items()},
+        subjects=len({(study.sessions[number].cohort, study.sessions[number].subject) for number in learned_from}),
+        sessions=len(learned_from),
+        working=working,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _agreement(where: Segmented, number: int, session: SessionMaps, learned: Learned) -> tuple[list[float], bool]:
+    score, _ = judge(where, number, session, learned.maps_of(session))
+    values = [each.dice for each in score.overlaps] + [each.hd95_mm for each in score.overlaps]
+    return [np.nan if value is None else value for value in values], score.space == "native"
+
+
+def whole(folds: Sequence[CellFold], *, count: int) -> Cell:
+    """The folds of a cell as one, `count` sessions in their order."""
+
+    def of_tested(pieces: Sequence[np.ndarray]) -> np.ndarray:
+        found = np.empty((count, pieces[0].shape[1]))
+        for fold, piece in zip(folds, pieces, strict=True):
+            found[fold.tested] = piece
+        return found
+
+    return Cell(
+        said=of_tested([fold.said for fold in folds]),
+        fewer={name: of_tested([fold.fewer[name] for fold in folds]) for name in folds[0].fewer},
+        outside={name: np.stack([fold.outside[name] for fold in folds]) for name in folds[0].outside},
+        subjects=np.array([fold.subjects for fold in folds]),
+        sessions=np.array([fold.sessions for fold in folds]),
+        seconds=sum(fold.seconds for fold in folds),
+    )
+
+
+def dump_cell_fold(fold: CellFold) -> bytes:
+    tensors = {"tested": fold.tested, "said": fold.said}
+    tensors |= {_FEWER + name: own for name, own in fold.fewer.items()}
+    tensors |= {_OUTSIDE + name: own for name, own in fold.outside.items()}
+    counts = np.array([fold.subjects, fold.sessions, fold.working])
+    return safetensors.numpy.save({**tensors, "counts": counts, "seconds": np.array([fold.seconds])})
+
+
+def load_cell_fold(data: bytes) -> CellFold:
+    tensors = safetensors.numpy.load(data)
+    fewer, outside = (
+        {name.removeprefix(start): own for name, own in tensors.items() if name.startswith(start)}
+        for start in (_FEWER, _OUTSIDE)
+    )
+    subjects, sessions, working = (int(each) for each in tensors["counts"])
+    seconds = float(tensors["seconds"][0])
+    return CellFold(tensors["tested"], tensors["said"], fewer, outside, subjects, sessions, working, seconds)
