@@ -10,11 +10,20 @@ from __future__ import annotations
 import numpy as np
 
 
-def concordance(targets: np.ndarray, said: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """targets: float64 (n, 2), time and event; said: (n, 1), the higher the sooner; weights: float64 (R, n)."""
+def pairs_of(targets: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which pairs are comparable, and by how much each is right (1, or 0.5): float64 (n, n), of a pair in the row of
+    the one that is known to be first.
+
+    targets: float64 (n, 2), time and event; said: (n, 1), the higher the sooner.
+    """
     time, event, risk = targets[:, 0], targets[:, 1] == 1, said[:, 0]
     sooner = (time[:, None] < time) | ((time[:, None] == time) & ~event)
-    comparable = (event[:, None] & sooner).astype(np.float64)  # (n, n): of a pair, the one that is known to be first
-    right = comparable * ((risk[:, None] > risk) + 0.5 * (risk[:, None] == risk))
+    comparable = (event[:, None] & sooner).astype(np.float64)
+    return comparable, comparable * ((risk[:, None] > risk) + 0.5 * (risk[:, None] == risk))
+
+
+def concordance(targets: np.ndarray, said: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """targets, said: as of `pairs_of`; weights: float64 (R, n)."""
+    comparable, right = pairs_of(targets, said)
     with np.errstate(invalid="ignore"):
         return np.sum(weights @ right * weights, axis=1) / np.sum(weights @ comparable * weights, axis=1)
