@@ -52,9 +52,9 @@ TUNED = (
     "model's own encoder has learned from every session, and what it says of one of them is no test."
 )
 WHAT_IT_IS = (
-    "Each was judged by the head that did not see its subject. They are the best and the worst of the study, and no "
-    "sample of it. Look at the wrong ones first: the scan, its quality, its label. Scans are shown as the store holds "
-    "them, under its names: give this page to nobody who may not see them."
+    "Each case was judged by the head that did not see its subject. They are the best and the worst of the study, and "
+    "no sample of it. Look at the wrong ones first: the scan, its quality, its label. Scans are shown as the store "
+    "holds them, under its names: give this page to nobody who may not see them."
 )
 WHAT_IT_IS_NOT = (
     "The colours explain the model and not the disease. They say what moved its judgement, be it anatomy, the scanner "
@@ -257,7 +257,7 @@ def _of_numbers(judged: Judged, target: str) -> _Terms:
         columns=["true", "off by"],
         cells=[[true, said - true] for true, said in pairs],
         note="Off by: predicted less true.",
-        told=[f"{target} {number_text(true)}, predicted {number_text(said)}" for true, said in pairs],
+        told=[f"{target} {true:g}, predicted {number_text(said)}" for true, said in pairs],
     )
 
 
@@ -270,12 +270,12 @@ def _of_times(judged: Judged, folds: np.ndarray, time: str, event: str) -> _Term
         groups=np.where(came, 0, 1),
         outputs=np.zeros(len(came), dtype=np.int64),
         pictures=[f"Cases: {event} seen", f"Cases: {event} not seen"],
-        which="The sessions below are those that most pairs are in the right order with, and those that most are in "
-        "the wrong order with. A pair is two sessions tested in one fold, of which one is known to have had the event "
-        "before the other; it is right where that one was said to be at the higher risk. Where the event was not seen, "
-        "only earlier events of others make pairs: such a session is right where it was said to be at a lower risk "
-        "than they, and whether its risk was put too low nobody knows. Who was last seen early has few pairs, and is "
-        "hardly ever a case.",
+        which="The sessions below are those that were put in the right order with most others, and those that were "
+        "put in the wrong order with most. Two sessions that one fold tested are a pair where one is known to have had "
+        "the event before the other, and a right one where that one was said to be at the higher risk. A session in "
+        "which the event was not seen is in pairs with earlier events alone: it is right where it was said to be at a "
+        "lower risk than they, and nobody knows whether its risk was put too low. Who was last seen early is in few "
+        "pairs and hardly ever a case.",
         verdicts=("right", "wrong"),
         said="log hazard",
         those="is that",
@@ -284,14 +284,14 @@ def _of_times(judged: Judged, folds: np.ndarray, time: str, event: str) -> _Term
         unit="of log hazard",
         columns=[time, event, "pairs right"],
         cells=[
-            [at, "seen" if seen else "not seen", own]
-            for at, seen, own in zip(judged.targets[:, 0].tolist(), came, right, strict=True)
+            [f"{at:g}", "seen" if seen else "not seen", own]
+            for at, seen, own in zip(judged.targets[:, 0], came, right, strict=True)
         ],
         note=f"{time}: of the event ({event}), or when the session's subject was last seen without it. Pairs right: of "
         "those in its fold, equal risks counting half.",
         told=[
-            f"{time} {number_text(at)}, {event} {'seen' if seen else 'not seen'}; {own} pairs right"
-            for at, seen, own in zip(judged.targets[:, 0].tolist(), came, right, strict=True)
+            f"{time} {at:g}, {event} {'seen' if seen else 'not seen'}; {own} pairs right"
+            for at, seen, own in zip(judged.targets[:, 0], came, right, strict=True)
         ],
     )
 

@@ -353,7 +353,7 @@ def _axes(*, height: int, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """Axes with both names horizontal, which reads best when small: x's below, y's on top of its axis."""
     figure = Figure(figsize=(WIDTH / POINTS_PER_INCH, height / POINTS_PER_INCH))
     axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
+    axes.set_xlabel("\n".join(textwrap.wrap(x_label, TITLE_CHARACTERS)))
     axes.set_title("\n".join(textwrap.wrap(y_label, TITLE_CHARACTERS)), pad=10)
     return figure, axes
 
