@@ -1,9 +1,9 @@
 """Concordance of survival (Harrell et al. 1982, doi 10.1001/jama.1982.03320430047030), and the share without the event,
 for R sets of weights at once.
 
-Concordance: of all pairs of sessions of which one is known to have had the event before the other, the share in which it is said
-to be at the higher risk; equal risks count half. Of equal times a pair is comparable where one had the event and the
-other was last seen then. Undefined (NaN) where no pair is comparable.
+Concordance: of all pairs of sessions of which one is known to have had the event before the other, the share in which
+that one is said to be at the higher risk; equal risks count half. Of equal times a pair is comparable where one had the
+event and the other was last seen then. Undefined (NaN) where no pair is comparable.
 """
 
 from __future__ import annotations
