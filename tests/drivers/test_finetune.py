@@ -273,9 +273,12 @@ def test_a_time_to_an_event_is_learned_as_a_hazard_among_those_of_the_training(s
     assert model.target == "months to converted"
     blocks = titles_of(run)
     assert "tells neither a time nor how likely the event is" in blocks["Limits"].paragraphs[0]
-    low, _, high = blocks["From low risk to high"].rows
-    assert low[1] + high[1] == 20
-    assert low[3] < high[3]  # of ten each, those to whom the event came
+    came = np.array([row.endswith(",1") for row in rows])
+    (size,) = [row[2] for row in blocks["What TRIPOD+AI asks for"].rows if row[0] == "10"]
+    assert f"({came.sum()} converted, {(~came).sum()} not seen)" in size
+    low, middle, high = blocks["From low risk to high"].rows
+    assert low[1] + middle[1] + high[1] == 30
+    assert float(low[5].split(" ")[0]) > float(high[5].split(" ")[0])  # the share without the event
     assert {row[2] for row in blocks[CASES].rows} == {"seen", "not seen"}
     for session, *_, hazard, _ in blocks[CASES].rows:
         assert hazard == pytest.approx(said[int(session.removeprefix("made ")), 0], abs=1e-4)

@@ -173,7 +173,7 @@ def _differences(figures: Figures, measures: Measures, said: Said) -> Intervals:
     return Intervals(
         title=f"How much {better} the {label} of the {said.names[said.model]} is",
         rows=[IntervalRow(f"than {said.names[name]}", *each.mean, each.folds) for name, each in figures.better.items()],
-        axis_label=f"difference{unit}; above 0: {better}",
+        axis_label=f"difference{unit}; above 0: better",
         reference=0.0,
         note="Paired: both approaches on the same draws of subjects.",
     )

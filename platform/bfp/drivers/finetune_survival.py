@@ -43,12 +43,12 @@ def blocks(study: Study, judged: Judged, *, target: str, model: str) -> list[Blo
     return [
         Table(
             title="From low risk to high",
-            columns=["risk", "sessions", "subjects", "events", *(f"by {moment:g}" for moment in moments)],
+            columns=["risk", "sessions", "subjects", "events", *(f"event-free by {moment:g}" for moment in moments)],
             rows=rows,
-            note=f"Thirds of the risk that the {model}'s heads said, each session within the fold that tested it. Of "
-            f"each third the share to which the event had not come by a time ({target}; Kaplan and Meier), with its "
-            "95 % interval over subjects; by those times it had come to a quarter, half and three quarters of all to "
-            "whom it was seen to come. The lower the shares of high risk beside those of low risk, the more is told.",
+            note=f"Thirds of the risk that the {model}'s heads said, each session within the fold that tested it. "
+            f"Event-free: the share to which the event had not come by then ({target}; Kaplan and Meier), with its "
+            "95 % interval over subjects; the times are quartiles of those at which it came. The lower the shares of "
+            "high risk beside those of low risk, the more is told.",
         )
     ]
 

@@ -92,7 +92,7 @@ def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Kno
     labelled, tuned = material.labelled, spec.tune != "frozen" or spec.pooling == "attention"
     kinds, of_each = classes, labelled.targets
     if isinstance(task, Survival):
-        kinds, of_each = ["not seen", f"{task.event} seen"], labelled.targets[:, 1].astype(np.int64)
+        kinds, of_each = [task.event, "not seen"], np.where(labelled.targets[:, 1] == 1, 0, 1)
     strengths = ", ".join(f"{value:g}" for value in spec.regularisation)
     output = {
         "classification": "a probability for each class; recalibrated ones and, with two classes, a threshold of 90 % "
