@@ -1,5 +1,4 @@
-"""The cases on a page: the sessions that the heads were most right and most wrong about (`finetuning.cases`), and what
-told.
+"""The cases on a page: what the heads were most right and most wrong about (`finetuning.cases`), and what told.
 
 Each is explained by the head that judged it, which did not see its subject: which of its slices made it say what it
 said (the log odds of a class, a number, a log hazard: `finetuning.contributions`), and in them which patches. It costs
