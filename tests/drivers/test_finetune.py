@@ -20,6 +20,7 @@ from bfp.store import layout
 from tests.finetuning.makers import make_labelled_store
 
 SHAPE = {"width": 32, "depth": 2, "heads": 2}
+CASES = "What was said of the cases, and why"
 ALONE = {"untrained": False, "permuted": False, "histograms": False, "neighbours": False}
 
 
@@ -159,7 +160,7 @@ def test_the_report_says_what_was_compared(run):
 def test_the_cases_are_the_surest_of_the_predictions_and_what_told_lies_where_the_class_shows(run):
     results = results_from_json(json.loads((run / "results.json").read()))
     blocks = {block.title: block for block in results.blocks}
-    cases = blocks["What the cases were taken for, and why"].rows
+    cases = blocks[CASES].rows
     held_out = pq.read_table((run / "predictions" / "predictions.parquet").path).to_pandas()
     held_out = held_out[held_out.approach == "encoder"].assign(
         sure=lambda rows: rows[["prob_CN", "prob_AD"]].max(axis=1)
@@ -247,6 +248,13 @@ def test_a_number_is_learned_and_its_model_says_how_far_off_it_may_be(store, tmp
     assert f"rise by {slope:.2f} for each 1 that is so: they are drawn to the mean" in note
     assert "held the true number of at least 90 % of the held-out subjects" in note
     assert "regression to the mean" in blocks["Limits"].paragraphs[0]
+    off = (held_out.predicted - held_out.target).sort_values(key=np.abs)
+    nearest_and_furthest = [*off[:4], *off[:-5:-1]]
+    assert [row[2] for row in blocks[CASES].rows] == pytest.approx(nearest_and_furthest)
+    for _, true, off_by, _, mean, up, down, said, _ in blocks[CASES].rows:
+        assert said == pytest.approx(true + off_by, abs=1e-4)
+        assert said == pytest.approx(mean + up + down)
+    assert (run / blocks["Cases: severity predicted nearest and furthest off"].file).exists()
     card = (run / "model" / "README.md").read().decode()
     assert "Cross-validated mean absolute error 0." in card
     assert "An interval of 0." in card
@@ -263,7 +271,21 @@ def test_a_time_to_an_event_is_learned_as_a_hazard_among_those_of_the_training(s
     said, _ = said_at_the_models_strength(run)
     np.testing.assert_array_equal(model.outputs.held_out, np.sort(said[:, 0]))
     assert model.target == "months to converted"
-    assert "tells neither a time nor how likely the event is" in titles_of(run)["Limits"].paragraphs[0]
+    blocks = titles_of(run)
+    assert "tells neither a time nor how likely the event is" in blocks["Limits"].paragraphs[0]
+    came = np.array([row.endswith(",1") for row in rows])
+    (size,) = [row[2] for row in blocks["What TRIPOD+AI asks for"].rows if row[0] == "10"]
+    assert f"({came.sum()} converted, {(~came).sum()} not seen)" in size
+    low, middle, high = blocks["From low risk to high"].rows
+    assert low[1] + middle[1] + high[1] == 30
+    assert float(low[5].split(" ")[0]) > float(high[5].split(" ")[0])  # the share without the event
+    assert {row[2] for row in blocks[CASES].rows} == {"seen", "not seen"}
+    for session, *_, hazard, _ in blocks[CASES].rows:
+        assert hazard == pytest.approx(said[int(session.removeprefix("made ")), 0], abs=1e-4)
+    assert [title for title in blocks if title.startswith("Cases: converted")] == [
+        "Cases: converted seen",
+        "Cases: converted not seen",
+    ]
     assert "Cross-validated concordance 0." in (run / "model" / "README.md").read().decode()
 
 
@@ -332,7 +354,7 @@ def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_p
     run = execute(a_spec(store, tmp_path, pooling="attention", training=SHORT, baselines=ALONE))
     assert {"auroc_frozen", "auroc_mean", "above_mean"} <= figures(run).keys()
     blocks = json.loads((run / "results.json").read())["blocks"]
-    (cases,) = [block["rows"] for block in blocks if block["title"] == "What the cases were taken for, and why"]
+    (cases,) = [block["rows"] for block in blocks if block["title"] == CASES]
     for *_, probability, _, _, _, _, log_odds, _ in cases:  # attention weighs the slices, and they still add up
         assert log_odds == pytest.approx(np.log(probability / (1 - probability)), abs=1e-4)
     model = load_model(model_folder(run))

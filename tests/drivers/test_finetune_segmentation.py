@@ -148,7 +148,7 @@ def test_the_report_shows_classes_distances_cases_and_methods(run):
     ]
     told = {row[0]: row[2] for row in results.blocks[-3].rows}
     assert told["23a"].startswith("Dice 0.")
-    assert told["23b"] == "the tables Dice and HD95 and Sessions, worst first"
+    assert told["23b"] == "the tables Dice and HD95; Sessions, worst first"
     assert (run / "pictures" / "cases.png").exists()
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bfp.metrics.survival import concordance
+from bfp.metrics.survival import concordance, event_free
 
 
 def by_pairs(time, event, risk):
@@ -34,3 +34,15 @@ def test_risks_in_the_order_of_events_are_fully_concordant_and_a_constant_is_hal
 
 def test_without_an_event_there_is_nothing_to_compare():
     assert np.isnan(concordance(np.array([[1, 0], [2, 0.0]]), np.zeros((2, 1)), np.ones((1, 2)))).all()
+
+
+def test_the_share_without_the_event_is_kaplan_and_meiers_for_each_set_of_weights():
+    targets = np.array([[1, 1], [2, 0], [3, 1], [3, 1], [5, 0], [6, 1], [7, 0.0]])
+    weights = np.array([[1.0] * 7, [2, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1, 0]])
+    np.testing.assert_allclose(event_free(targets, weights, at=0.5), 1)
+    np.testing.assert_allclose(event_free(targets, weights, at=4), [6 / 7 * 3 / 5, 6 / 8 * 3 / 5, 4 / 5 * 1 / 3])
+    np.testing.assert_allclose(event_free(targets, weights, at=6), [6 / 7 * 3 / 10, 6 / 8 * 3 / 10, 0])
+
+
+def test_of_whom_nobody_was_seen_so_long_nothing_is_said():
+    assert np.isnan(event_free(np.array([[1, 1], [2, 0.0]]), np.ones((1, 2)), at=3)).all()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bfp.reports.numbers import cell_text, duration_text, interval_text, number_text
+from bfp.reports.numbers import cell_text, duration_text, interval_text, number_text, signed_text
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,14 @@ from bfp.reports.numbers import cell_text, duration_text, interval_text, number_
 )
 def test_a_figure_has_three_significant_digits(value: float | None, text: str) -> None:
     assert number_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0213, "+0.021"), (-1.25, "-1.2"), (99.4, "+99"), (99.7, "+100"), (-1234.5, "-1,234"), (0.0, "+0")],
+)
+def test_a_part_of_a_sum_has_its_sign(value: float, text: str) -> None:
+    assert signed_text(value) == text
 
 
 @pytest.mark.parametrize(

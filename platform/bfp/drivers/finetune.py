@@ -370,13 +370,10 @@ def _cases(
     from bfp.drivers.finetune_cases import TITLE, TUNED, case_blocks
     from bfp.reports.blocks import Text
 
-    classes = classes_of(material.task)
-    if not classes:
-        return []
     if spec.tune != "frozen":
         return [Text(TITLE, [TUNED])]
     poolings = [fold.pooling for fold in tuned.folds] if tuned else [_pooling(spec, material)] * spec.folds
-    return case_blocks(run, material, encoder, features, judged, poolings, classes=classes)
+    return case_blocks(run, material, encoder, features, judged, poolings)
 
 
 # what is said of it --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bfp import __version__
-from bfp.drivers import finetune_classification, finetune_regression
+from bfp.drivers import finetune_classification, finetune_regression, finetune_survival
 from bfp.drivers.finetune_figures import Figures, figures_of, numbers_of
 from bfp.finetuning.crossvalidation import Judged, Study
 from bfp.finetuning.groups import groups_of
@@ -23,12 +23,6 @@ from bfp.words import counted
 
 RESEARCH = "For research; not a medical device: nothing here was tested for use on patients."
 METHODS = "Methods"
-RISK = (
-    "What is predicted is the logarithm of a relative hazard: it orders sessions, and tells neither a time nor how "
-    "likely the event is. The percentile beside it is a session's place among the sessions of this study, each judged "
-    "by the head that did not see its subject: among people or scans that are others it says less."
-)
-
 HEADS = {
     "classification": "logistic regression",
     "regression": "linear regression (ridge)",
@@ -144,14 +138,14 @@ def _own_blocks(study: Study, judged: dict[str, Judged], figures: Figures, said:
         )
     if said.kind == "regression":
         return finetune_regression.blocks(study, judged, target=said.target, model=said.model, names=said.names)
-    return []
+    return finetune_survival.blocks(study, judged[said.model], target=said.target, model=said.names[said.model])
 
 
 def _limits(said: Said) -> str:
     own = {
         "classification": finetune_classification.LIMITS,
         "regression": finetune_regression.LIMITS,
-        "survival": RISK,
+        "survival": finetune_survival.LIMITS,
     }
     return f"{RESEARCH} {own[said.kind]}"
 
@@ -161,19 +155,25 @@ def _first(figures: Figures, measures: Measures, said: Said) -> Intervals:
     return Intervals(
         title=f"{_capital(label)} of each approach",
         rows=[IntervalRow(said.names[name], *each.mean, each.folds) for name, each in figures.first.items()],
-        axis_label=f"{label}, mean of folds",
+        axis_label=f"{label}, mean of folds{_in_unit(said)}",
         reference=measures.chance,
         note="Intervals are 95 %, by bootstrap over subjects (BCa) of the mean of the folds. All "
         "approaches were judged on the same sessions and folds.",
     )
 
 
+def _in_unit(said: Said) -> str:
+    """Of an error of numbers; what other tasks are judged by has none."""
+    return f", in the unit of {said.target}" if said.kind == "regression" else ""
+
+
 def _differences(figures: Figures, measures: Measures, said: Said) -> Intervals:
     label, better = measures.first.label, "higher" if measures.sign > 0 else "lower"
+    unit = _in_unit(said) or f" of {label}"
     return Intervals(
         title=f"How much {better} the {label} of the {said.names[said.model]} is",
         rows=[IntervalRow(f"than {said.names[name]}", *each.mean, each.folds) for name, each in figures.better.items()],
-        axis_label=f"difference of {label}, above 0 in favour of the {said.names[said.model]}",
+        axis_label=f"difference{unit}; above 0: better",
         reference=0.0,
         note="Paired: both approaches on the same draws of subjects.",
     )
@@ -234,12 +234,14 @@ def _by_group(study: Study, judged: dict[str, Judged], measures: Measures, said:
             targets, folds, whose = study.targets[members], study.folds[members], persons[members].tolist()
             found = over_folds(first.figure, targets, own[members], folds=folds, subjects=whose, seed=study.seed).mean
             counts = [int((targets == k).sum()) for k in range(len(said.classes))] or [len(targets)]
+            counts += [int(targets[:, 1].sum())] if said.kind == "survival" else []
             rows.append([column, name, *counts, len(set(whose)), interval_text(*found)])
+    columns = said.classes or ["sessions", *(["events"] if said.kind == "survival" else [])]
     what = "Sessions of each class, and " if said.classes else ""
     where = " in which it has sessions of each class" if said.classes else ""
     return Table(
         title="In whom it is right",
-        columns=["by", "group", *(said.classes or ["sessions"]), "subjects", first.label],
+        columns=["by", "group", *columns, "subjects", first.label],
         rows=rows,
         note=_capital(
             f"{what}{first.label} of the {said.names[said.model]} within the group, by the same heads: the mean of the "

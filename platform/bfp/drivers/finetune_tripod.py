@@ -24,7 +24,7 @@ from bfp.finetuning.covariates import as_number
 from bfp.metrics.measures import MEASURES
 from bfp.reports.blocks import Block, Cell, Results, Table
 from bfp.reports.numbers import interval_text, number_text
-from bfp.specs.finetune import Finetune, SegmentationTask
+from bfp.specs.finetune import Finetune, Regression, SegmentationTask, Survival
 from bfp.words import counted
 
 if TYPE_CHECKING:
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from bfp.store.reader import SliceStore
 
 AUTHORS = "for the authors"
-DIFFERING = ("Folds", "In whom it is right", "Dice and HD95", "Sessions, worst first")
+DIFFERING = (
+    "Folds",
+    "In whom it is right",
+    "Low and high",
+    "From low risk to high",
+    "Dice and HD95",
+    "Sessions, worst first",
+)
 """Tables that show in which folds, groups, classes and sessions a model is better or worse."""
 
 AGE, SEX = "age", "sex"
@@ -45,8 +52,9 @@ FEW_GROUPS = 30  # of a column, in the table of participants
 class Known:
     """What a run knows of its study.
 
-    sessions: that were used; labels, kinds (the class of each; none where sessions have none) and folds (from 0) are of
-    each; classes: those of `kinds`, in order. left_out: why others were not used, and how many. index: their stacks.
+    sessions: that were used; labels, kinds (the class of each, or whether the event was seen; none of numbers and
+    masks) and folds (from 0) are of each; classes: those of `kinds`, in order; kind: what they are called; numbers:
+    columns of labels whose means are given. left_out: why others were not used, and how many. index: their stacks.
     outcome: what is learned, and from where. model: what was fitted, and how it was chosen. dealt: how folds were made.
     evaluated: how the tested differ from those learned from. groups: columns by which figures are given. measures: by
     the results' names, for people. output: what the model says. recalibrated: what of it, by what.
@@ -70,6 +78,8 @@ class Known:
     measures: Mapping[str, str]
     output: str
     recalibrated: str = NONE
+    kind: str = "class"
+    numbers: Sequence[str] = (AGE,)
 
     @property
     def persons(self) -> list[str]:
@@ -78,8 +88,11 @@ class Known:
 
 def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Known:
     """Of a task whose heads are learned from labels. met: whom of them the encoder's pretraining had met."""
-    measures, classes = MEASURES[said.kind], classes_of(material.task)
+    measures, classes, task = MEASURES[said.kind], classes_of(material.task), material.task
     labelled, tuned = material.labelled, spec.tune != "frozen" or spec.pooling == "attention"
+    kinds, of_each = classes, labelled.targets
+    if isinstance(task, Survival):
+        kinds, of_each = [task.event, "not seen"], np.where(labelled.targets[:, 1] == 1, 0, 1)
     strengths = ", ".join(f"{value:g}" for value in spec.regularisation)
     output = {
         "classification": "a probability for each class; recalibrated ones and, with two classes, a threshold of 90 % "
@@ -94,8 +107,8 @@ def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Kno
         shown=material.shown,
         sessions=labelled.sessions,
         labels=labelled.labels,
-        kinds=[classes[k] for k in labelled.targets] if classes else [],
-        classes=classes,
+        kinds=[kinds[k] for k in of_each] if kinds else [],
+        classes=kinds,
         folds=material.folds,
         left_out=labelled.left_out,
         outcome=target_of(material.task)
@@ -112,6 +125,8 @@ def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Kno
         recalibrated="the model folder's probabilities, beside the head's own, on the held-out sessions"
         if classes
         else NONE,
+        kind="event" if isinstance(task, Survival) else "class",
+        numbers=list(dict.fromkeys([AGE, task.target])) if isinstance(task, Regression) else [AGE],
     )
 
 
@@ -130,13 +145,13 @@ def reported(results: Results, known: Known) -> Results:
 def participants(known: Known) -> Table:
     """How many there are of whom: all, by kind, by what cohorts carry, and in each fold."""
     columns = {
-        "class": list(known.kinds),
+        known.kind: list(known.kinds),
         COHORT: [key.cohort for key in known.sessions],
         SITE: [labels.get(SITE, "") or UNKNOWN for labels in known.labels],
     }
     groups = [("", "all", np.ones(len(known.sessions), dtype=bool))]
     for name, values in columns.items():
-        different = known.classes if name == "class" else sorted(set(values))
+        different = known.classes if name == known.kind else sorted(set(values))
         if 1 < len(different) <= FEW_GROUPS:
             groups += [(name, value, np.array([each == value for each in values])) for value in different]
     groups += [("tested in fold", f"{fold + 1}", known.folds == fold) for fold in range(int(known.folds.max()) + 1)]
@@ -145,24 +160,26 @@ def participants(known: Known) -> Table:
         members = np.flatnonzero(own).tolist()
         of_kinds = Counter(known.kinds[n] for n in members) if known.kinds else Counter[str]()
         whose = {known.persons[n]: known.labels[n] for n in reversed(members)}
-        ages = _ages([known.labels[n].get(AGE, "") for n in members])
+        means = [_mean([known.labels[n].get(number, "") for n in members]) for number in known.numbers]
         sexes = _sexes([labels.get(SEX, "") for labels in whose.values()])
-        rows.append([name, value, len(members), len(whose), *(of_kinds[kind] for kind in known.classes), ages, sexes])
+        rows.append([name, value, len(members), len(whose), *(of_kinds[kind] for kind in known.classes), *means, sexes])
+    means_of = (f"{number}, mean (sd)" for number in known.numbers)
     return Table(
         title="Participants",
-        columns=["by", "group", "sessions", "subjects", *known.classes, "age, mean (sd)", "sex"],
+        columns=["by", "group", "sessions", "subjects", *known.classes, *means_of, "sex"],
         rows=rows,
-        note="Classes and ages are of sessions, sex is of subjects. The others of the folds were learned from.",
+        note="Sex is of subjects, means and what was learned are of sessions. The others of the folds were learned "
+        "from.",
     )
 
 
-def _ages(values: Sequence[str]) -> str:
+def _mean(values: Sequence[str]) -> str:
     numbers = [number for value in values if (number := as_number(value)) is not None]
     if not numbers:
         return UNKNOWN
     missing = len(values) - len(numbers)
-    deviation = f" ({np.std(numbers, ddof=1):.1f})" if len(numbers) > 1 else ""
-    return f"{np.mean(numbers):.1f}{deviation}" + (f", {missing} {UNKNOWN}" if missing else "")
+    deviation = f" ({number_text(float(np.std(numbers, ddof=1)))})" if len(numbers) > 1 else ""
+    return f"{number_text(float(np.mean(numbers)))}{deviation}" + (f", {missing} {UNKNOWN}" if missing else "")
 
 
 def _sexes(values: Sequence[str]) -> str:
@@ -221,7 +238,7 @@ def _items(known: Known, results: Results) -> Table:
             "folder model/ of the run: weights, heads, preprocessing, card; `kind: infer` uses it",
         ],
         ["23a", "performance", _performance(known, results)],
-        ["23b", "differences of performance", f"the tables {' and '.join(differing)}"],
+        ["23b", "differences of performance", f"the tables {'; '.join(differing)}"],
         ["24", "results of updating", "not judged: what is recalibrated was fitted on these same sessions"]
         if known.recalibrated != NONE
         else ["24", "results of updating", NONE],

@@ -5,7 +5,7 @@ splits            subject-grouped, stratified folds (pure)
 covariates        age, sex and the like as vectors, for the baseline without images (pure)
 logistic          one linear head, its strength of regularisation chosen inside its training sessions
 crossvalidation   a head for each fold, side by side on Ray, kept so that a stopped run goes on
-contributions     how much each slice, and each patch of it, speaks for a class (pure)
+contributions     how much each slice, and each patch of it, adds to what a head says (pure)
 cases             which sessions and slices are shown (pure)
 session_stacks    the stacks of sessions, as training draws them
 network           stacks -> what is said of a session, trained end to end from the frozen model on

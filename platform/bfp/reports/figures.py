@@ -42,6 +42,7 @@ POINTS_PER_INCH = 72  # matplotlib's unit of an SVG is the point
 # how many letters fit
 LEGEND_CHARACTERS = 52  # in one row of a legend
 TITLE_CHARACTERS = 52
+AXIS_CHARACTERS = 56  # below an axis
 ROW_CHARACTERS = 56  # in the words above an interval
 
 ROW = 46  # the height of one interval
@@ -353,7 +354,7 @@ def _axes(*, height: int, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """Axes with both names horizontal, which reads best when small: x's below, y's on top of its axis."""
     figure = Figure(figsize=(WIDTH / POINTS_PER_INCH, height / POINTS_PER_INCH))
     axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
+    axes.set_xlabel("\n".join(textwrap.wrap(x_label, AXIS_CHARACTERS)))
     axes.set_title("\n".join(textwrap.wrap(y_label, TITLE_CHARACTERS)), pad=10)
     return figure, axes
 

@@ -24,6 +24,11 @@ def number_text(value: float | None) -> str:
     return f"{value:.{SIGNIFICANT_DIGITS - 1}e}"
 
 
+def signed_text(value: float) -> str:
+    """+0.021, -1.3, +1,234: two significant digits, or all digits of a whole number: a part of a sum."""
+    return f"{value:+.2g}" if 0.0001 <= abs(value) < 99.5 else f"{value:+,.0f}"
+
+
 def interval_text(value: float | None, low: float | None, high: float | None) -> str:
     """0.83 [0.76, 0.90]: as many decimals as the interval's width gives a meaning to.
 

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from bfp.imaging.stacks import EDGES, SliceAxis
+from bfp.reports.numbers import signed_text
 
 CELL_PX = 128
 GAP_PX = 4
@@ -282,7 +283,7 @@ def _told_panel(told: Told, axis: SliceAxis, cell_px: int, most_of_slice: float,
     panel.paste(cells.crop((0, TITLE_PX, cells.width, cells.height)), (0, TITLE_PX + BARS_PX))
     draw = ImageDraw.Draw(panel)
     for column, each in enumerate(told.slices):
-        name = _shortened(f"{each.name}: {each.share:+.2f}", cell_px)
+        name = _shortened(f"{each.name}: {signed_text(each.share)}", cell_px)
         draw.text((column * (cell_px + GAP_PX), panel.height - TITLE_PX + 3), name, font=_font(), fill=INK)
     return panel
 
