@@ -42,7 +42,7 @@ from bfp.cli.demo import precision
 from bfp.cli.jobs import run_job
 from bfp.demo.cohort import make_cohort
 from bfp.demo.plan import Groups
-from bfp.drivers.finetune import POSITION_BANDS
+from bfp.drivers.finetune_vectors import POSITION_BANDS
 from bfp.drivers.plan import cpus_here
 from bfp.drivers.pretrain_export import export_checkpoint
 from bfp.features.describe import Describe, EncoderVectors, Histograms

@@ -269,7 +269,7 @@ def _segment(
 
 
 def _pooling(spec: Benchmark, material: Material, shown: tuple[str, ...]) -> Pooling:
-    from bfp.drivers.finetune import POSITION_BANDS
+    from bfp.drivers.finetune_vectors import POSITION_BANDS
     from bfp.models.pooling import Pooling
 
     parts = shown if material.stacks.store.form == "neighbours" else ("",)

@@ -20,13 +20,12 @@ With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the mod
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bfp import __version__
 from bfp.drivers import finetune_segmentation
-from bfp.drivers.acquaintance import Acquaintance, acquaintance, keep_acquaintances, scans_of
+from bfp.drivers.acquaintance import Acquaintance, acquaintance, scans_of
 from bfp.drivers.finetune_material import (
     Material,
     classes_of,
@@ -35,65 +34,49 @@ from bfp.drivers.finetune_material import (
     material_of,
     target_of,
 )
+from bfp.drivers.finetune_model import Fitted, export_model
+from bfp.drivers.finetune_vectors import (
+    COVARIATES,
+    FROZEN,
+    HISTOGRAMS,
+    MEAN,
+    MODEL,
+    NEIGHBOURS,
+    NO_RIVALS,
+    ORACLE,
+    PERMUTED,
+    POSITION_BANDS,
+    SITE,
+    UNTRAINED,
+    approaches_of,
+    gpus_of,
+    parts_of,
+    pooling_of,
+    vectors_of,
+)
 from bfp.drivers.plan import Plan, cpus_here
-from bfp.drivers.stores import encoder_arguments, imaging_of, pin_inputs, warnings_of
+from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.runs import Run
-from bfp.specs.encoders import parse_encoder
-from bfp.specs.finetune import Classification, Finetune, Regression, SegmentationTask, Survival
+from bfp.specs.finetune import Finetune, SegmentationTask
 from bfp.storage import place
 from bfp.words import counted
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
     from bfp.drivers.finetune_results import Said, Trained
     from bfp.drivers.finetune_tuned import Tuned
     from bfp.finetuning.crossvalidation import Judged, Study
-    from bfp.finetuning.network import Pooled
     from bfp.models.encoder import LoadedEncoder
-    from bfp.models.linear import LinearHead
-    from bfp.models.outputs import Outputs
-    from bfp.models.pooling import Pooling
-    from bfp.reports.blocks import Block, Cell, Results
-
-POSITION_BANDS = 20
-"""Bands of height, about 7 mm each. Of 8 and 20 the better on the sessions that chose `EncoderVectors`."""
+    from bfp.reports.blocks import Block, Cell
 
 ATTENTION_BANDS = 1
 """As published. On 120 sessions of a made cohort and an untrained encoder (AUROC, the mean of 5 folds of two seeds):
 within 1, 4 and 20 bands attention 0.74, 0.70 and 0.69, plain means 0.75, 0.71 and 0.71: it finds a few slices that tell
 (`tests/finetuning/test_tuning.py`), and has nothing to find where all tell a little."""
 
-MODEL, UNTRAINED, HISTOGRAMS, COVARIATES = "encoder", "untrained", "histograms", "covariates"
-FROZEN, MEAN, NEIGHBOURS = "frozen", "mean", "neighbours"
-SITE, PERMUTED, ORACLE = "site", "permuted", "oracle"
-NO_RIVALS = (PERMUTED, ORACLE)
-"""Approaches that are there to be compared with and not to be beaten."""
-
 ALIKE = {"classification": "class", "regression": "parts of the number", "survival": "event"}
 """By the type of the task: what folds are dealt alike by."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
-    """What was made of the material: the encoder, how its vectors are pooled, the head on all sessions and the strength
-    that was chosen for it; heads of the folds, none where each has another encoder; and what the folds said.
-
-    Of a frozen classification or survival the folds are fitted once more for this, at the strength of the model's own
-    head: what heads of other strengths say is on other scales, and can neither be put in one order nor stand beside
-    what the model says.
-
-    vectors: float32 (n, F) of a frozen model; None where encoder or pooling were trained on these very sessions.
-    """
-
-    encoder: LoadedEncoder
-    pooling: Pooled
-    head: LinearHead
-    strength: float
-    fold_heads: tuple[LinearHead, ...]
-    folds: Judged
-    vectors: np.ndarray | None
 
 
 def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
@@ -107,7 +90,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     material = material_of(spec, run=run)
     stacks, sessions = material.index.num_rows, len(material.labelled.sessions)
     counts = ", ".join(f"{name} ({text})" for name, text in learned_in_words(material.task, material.labelled).items())
-    approaches = [name for name in _approaches(spec, material) if name not in NO_RIVALS]
+    approaches = [name for name in approaches_of(spec, material) if name not in NO_RIVALS]
     left_out = sum(material.labelled.left_out.values())
     columns = {**material.covariates}
     if spec.baselines.oracle and material.oracle:
@@ -166,7 +149,7 @@ def execute(spec: Finetune, run: Run) -> None:
         run.note(f"{counted(count, 'session')} left out: {reason}")
 
     encoder = load(**encoder_arguments(spec, size_px=material.store.size_px))
-    vectors, features = _vectors(spec, run, material, encoder)
+    vectors, features = vectors_of(spec, run, material, encoder)
     study = Study(
         learner=learner_of(material.task),
         targets=labelled.targets,
@@ -188,7 +171,7 @@ def execute(spec: Finetune, run: Run) -> None:
     tuned = _tuned(spec, run, material, study, encoder, features) if spec.trains else None
     if tuned is not None:
         judged[MODEL] = tuned.judged
-    approaches = _approaches(spec, material)
+    approaches = approaches_of(spec, material)
     if NEIGHBOURS in approaches:
         judged[NEIGHBOURS] = judge_by_neighbours(study, vectors[FROZEN if tuned else MODEL], class_count=len(classes))
     judged = {name: judged[name] for name in approaches}
@@ -201,7 +184,7 @@ def execute(spec: Finetune, run: Run) -> None:
         if kind != "regression":  # whose numbers have one unit
             run.phase("folds as strong as the model", total=spec.folds, unit="folds")
             alike = cross(replace(study, strengths=[strength]), {MODEL: vectors[MODEL]})[MODEL]
-        fold_heads, pooling = tuple(fold.head for fold in alike.folds), _pooling(spec, material)
+        fold_heads, pooling = tuple(fold.head for fold in alike.folds), pooling_of(spec, material)
         fitted = Fitted(encoder, pooling, head, strength, fold_heads, alike, vectors[MODEL])
     else:
         strength = tuned.model.result.strength
@@ -217,7 +200,7 @@ def execute(spec: Finetune, run: Run) -> None:
         run.warn(warning)
     if met.is_met:
         run.warn(f"encoder: its pretraining has met {met.told}")
-    _export(run, spec, material, fitted, results, said)
+    export_model(run, spec, material, fitted, results, said)
     run.result(results.as_json())
 
 
@@ -242,98 +225,6 @@ def _faults(figures: Mapping[str, Cell], material: Material) -> Iterator[str]:
             )
 
 
-def _approaches(spec: Finetune, material: Material) -> list[str]:
-    """The model and its baselines, in the order in which they are shown."""
-    asked = {
-        FROZEN: spec.trains,
-        MEAN: spec.pooling == "attention",
-        NEIGHBOURS: spec.baselines.neighbours and material.task.type != "survival",
-        UNTRAINED: spec.baselines.untrained and parse_encoder(spec.encoder).origin != "random",
-        HISTOGRAMS: spec.baselines.histograms,
-        COVARIATES: bool(spec.baselines.covariates),
-        SITE: bool(material.site),
-        PERMUTED: spec.baselines.permuted,
-        ORACLE: spec.baselines.oracle is not None,
-    }
-    return [MODEL, *(name for name, wanted in asked.items() if wanted)]
-
-
-# from stacks to vectors ----------------------------------------------------------------------------------------------
-
-
-def _pooling(spec: Finetune, material: Material) -> Pooling:
-    """Of vectors of an encoder at rest. What attention has to beat is pooling by position."""
-    from bfp.models.pooling import Pooling
-
-    return Pooling(bands=1 if spec.pooling == "mean" else POSITION_BANDS, parts=_parts(material))
-
-
-def _parts(material: Material) -> tuple[str, ...]:
-    return material.shown if material.store.form == "neighbours" else ("",)
-
-
-def _gpus(spec: Finetune) -> float:
-    import ray
-
-    machine = ray.cluster_resources()
-    return min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
-
-
-def _vectors(
-    spec: Finetune, run: Run, material: Material, encoder: LoadedEncoder
-) -> tuple[dict[str, np.ndarray], pa.Table]:
-    """One vector a session for each approach on vectors, (n, F) each; and the encoder's of each stack."""
-    import ray
-
-    from bfp.features.describe import Describe, EncoderVectors, Histograms
-    from bfp.features.doubles import check_parted, doubles
-    from bfp.features.kept import Extraction
-    from bfp.features.sessions import pool_sessions
-    from bfp.finetuning.covariates import covariate_vectors
-    from bfp.models.encoder import untrained
-    from bfp.models.pooling import Pooling
-
-    approaches, pooling = _approaches(spec, material), _pooling(spec, material)
-    describe: dict[str, Describe] = {HISTOGRAMS: Histograms()} if HISTOGRAMS in approaches else {}  # cheap: goes first
-    describe[MODEL] = EncoderVectors(encoder)
-    if UNTRAINED in approaches:
-        describe[UNTRAINED] = EncoderVectors(untrained(encoder))
-    vectors: dict[str, np.ndarray] = {}
-    tables: dict[str, pa.Table] = {}
-    workers = spec.compute.workers or int(ray.cluster_resources()["CPU"])
-    with Extraction(workers=workers, gpus=_gpus(spec), batch_size=spec.compute.batch_size) as extraction:
-        for name, own in describe.items():
-            run.phase(f"features: {name}", total=material.index.num_rows, unit="stacks")
-            tables[name] = extraction.features(
-                material.store,
-                material.index,
-                own,
-                shown=material.shown,
-                kept=run.folder / "features",
-                on_done=run.progress,
-                stopping=lambda: run.stopping,
-            )
-            if not vectors:  # planes are the same in every table
-                homes = dict(zip(material.labelled.persons, material.folds.tolist(), strict=True))
-                source = str(material.store.place)
-                check_parted(doubles(tables[name]), homes, source=source, note=run.note, warn=run.warn)
-            vectors[name] = pool_sessions(tables[name], material.labelled.sessions, pooling)
-    if COVARIATES in approaches:
-        vectors[COVARIATES] = covariate_vectors(material.covariates)
-    if SITE in approaches:
-        vectors[SITE] = covariate_vectors(material.site)
-    if PERMUTED in approaches:
-        vectors[PERMUTED] = vectors[MODEL]
-    if MEAN in approaches:
-        mean = Pooling(bands=1, parts=pooling.parts)
-        vectors[MEAN] = pool_sessions(tables[MODEL], material.labelled.sessions, mean)
-    if material.oracle is not None:
-        vectors[ORACLE] = covariate_vectors({ORACLE: material.oracle})
-    if FROZEN in approaches:
-        vectors[FROZEN] = vectors.pop(MODEL)
-    return {name: vectors[name] for name in approaches if name in vectors}, tables[MODEL]
-
-
 def _tuned(
     spec: Finetune, run: Run, material: Material, study: Study, encoder: LoadedEncoder, features: pa.Table
 ) -> Tuned:
@@ -342,8 +233,12 @@ def _tuned(
     from bfp.models.pooling import Pooling
 
     attends = spec.pooling == "attention"
-    pooling = AttentionPooling((), Pooling(ATTENTION_BANDS, _parts(material))) if attends else _pooling(spec, material)
-    return tune_folds(spec, run, material, study, encoder=encoder, features=features, pooling=pooling, gpus=_gpus(spec))
+    pooling = (
+        AttentionPooling((), Pooling(ATTENTION_BANDS, parts_of(material))) if attends else pooling_of(spec, material)
+    )
+    return tune_folds(
+        spec, run, material, study, encoder=encoder, features=features, pooling=pooling, gpus=gpus_of(spec)
+    )
 
 
 def _training_in_words(spec: Finetune) -> str:
@@ -372,7 +267,7 @@ def _cases(
 
     if spec.tune != "frozen":
         return [Text(TITLE, [TUNED])]
-    poolings = [fold.pooling for fold in tuned.folds] if tuned else [_pooling(spec, material)] * spec.folds
+    poolings = [fold.pooling for fold in tuned.folds] if tuned else [pooling_of(spec, material)] * spec.folds
     return case_blocks(run, material, encoder, features, judged, poolings)
 
 
@@ -449,60 +344,3 @@ def _trained(spec: Finetune, tuned: Tuned) -> Trained:
 
     measures = MEASURES[spec.task.type]
     return Trained(methods(spec, tuned), epochs_table(tuned, label=measures.first.label, sign=measures.sign))
-
-
-def _export(run: Run, spec: Finetune, material: Material, fitted: Fitted, results: Results, said: Said) -> None:
-    """The model folder: the head that was fitted on all sessions, beside the encoder that it needs."""
-    from bfp.drivers.finetune_material import complete_sessions
-    from bfp.drivers.finetune_results import model_card
-    from bfp.models.encoder import export
-    from bfp.models.session_model import SessionModel, save_model
-    from bfp.models.typical import fit_typical
-
-    folder, store = run.folder / "model", material.store
-    card = model_card(run.name, results, said)
-    provenance = {"run": run.name, "bfp": __version__, "encoder": spec.encoder}
-    export(fitted.encoder, folder / "encoder", card=card, provenance=provenance)
-    keep_acquaintances(spec.encoder, folder / "encoder")
-    vectors = fitted.vectors
-    model = SessionModel(
-        target=target_of(material.task),
-        outputs=_outputs(material, fitted.folds),
-        pooling=fitted.pooling,
-        shown=material.shown,
-        preprocessing=store.preprocessing,
-        head=fitted.head,
-        fold_heads=fitted.fold_heads,
-        typical=None if vectors is None else fit_typical(vectors, material.folds, complete=complete_sessions(material)),
-        facts={
-            **provenance,
-            "imaging": imaging_of(store),
-            "store": {"uri": spec.store, "snapshot": store.snapshot, "fingerprint": store.fingerprint},
-            "weights": fitted.encoder.description["weights"],
-            "strength": fitted.strength,
-            "tuned": spec.tune,
-            "figures": results.figures,
-        },
-    )
-    save_model(model, folder, card=card)
-
-
-def _outputs(material: Material, held_out: Judged) -> Outputs:
-    """What the head's numbers mean, by what the folds' heads said of sessions that they had not seen."""
-    import numpy as np
-
-    from bfp.metrics.conformal import COVERAGE, half_width
-    from bfp.metrics.recalibration import recalibration_of, threshold_of
-    from bfp.models.outputs import Classes, Hazards, Margin, Numbers
-
-    targets, said = held_out.targets, held_out.said
-    match material.task:
-        case Classification(classes=classes):
-            threshold = threshold_of(targets == 1, said[:, 1]) if len(classes) == 2 else None
-            return Classes(tuple(classes), recalibration_of(targets, said), threshold)
-        case Regression():
-            width = half_width(np.abs(said[:, 0] - targets), subjects=material.labelled.persons)
-            margin = None if width is None else Margin(COVERAGE, width)
-            return Numbers(float(targets.min()), float(targets.max()), margin)
-        case Survival():
-            return Hazards(np.sort(said[:, 0]))
