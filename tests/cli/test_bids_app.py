@@ -64,6 +64,12 @@ def test_participants_that_are_asked_for_come_as_a_derivative_and_later_ones_bes
     assert json.loads(done.stdout)["sessions"] == 3
     assert [row["participant_id"] for row in table(out)] == ["sub-01", "sub-02", "sub-03"]
 
+    make_model(folder / "other", outputs=OF_NUMBERS)
+    done = run("bfp bids-app bids out participant --participant-label 02 --model other", folder)
+    assert done.returncode == 2
+    assert "out: holds predictions of another model" in done.stderr
+    assert [row["participant_id"] for row in table(out)] == ["sub-01", "sub-02", "sub-03"]
+
 
 @pytest.mark.parametrize(
     ("outputs", "column"), [(OF_NUMBERS, "predicted"), (OF_HAZARDS, "percentile")], ids=["number", "hazard"]

@@ -441,6 +441,57 @@ def test_a_subject_under_two_names_is_refused_where_folds_would_part_them(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("column", "task", "message"),
+    [
+        ([3.5] * 30, {"type": "regression", "target": "x"}, r"x is 3\.5 in every session .*nothing to learn"),
+        (
+            ["CN"] * 20 + ["Ad"] * 10,
+            {"type": "classification", "target": "x", "classes": ["CN", "AD"]},
+            "nobody's x is AD; left out: 10: x is Ad",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_is_said_by_the_plan(store, tmp_path, column, task, message):
+    with pytest.raises(InputError, match=message):
+        finetune.plan(of_column(store, tmp_path, column, task))
+
+
+@pytest.mark.parametrize(
+    ("column", "task", "warned"),
+    [
+        (
+            [60 + n for n in range(28)] + [9999, -9],
+            {"type": "regression", "target": "x"},
+            "x: 2 sessions far from the others (-9, 9999): codes of what is not known?",
+        ),
+        (
+            [n % 7 + 1 for n in range(20)] + ["twelve"] * 10,
+            {"type": "regression", "target": "x"},
+            "10 sessions of 30 left out: 10: x is twelve, which is no number",
+        ),
+        (
+            ["CN", "AD"] * 15,
+            {"type": "classification", "target": "x", "classes": ["CN", "AD"]},
+            "folds: one tests only 2 subjects of a class",
+        ),
+    ],
+)
+def test_labels_that_may_not_be_what_they_seem_are_warned_of_by_the_plan(store, tmp_path, column, task, warned):
+    warnings = finetune.plan(of_column(store, tmp_path, column, task, folds=7)).warnings
+    assert any(each.startswith(warned) for each in warnings)
+    spread = [str(60 + n % 7) if task["type"] == "regression" else column[n] for n in range(30)]
+    usual = finetune.plan(of_column(store, tmp_path, spread, task, folds=3)).warnings
+    assert not any(each.startswith(warned[:10]) for each in usual)
+
+
+def of_column(store, tmp_path, column, task, **fields):
+    """A spec whose task learns `x`, of each of the 30 subjects in turn."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("subject,x\n" + "\n".join(f"{n:02},{value}" for n, value in enumerate(column)) + "\n")
+    return a_spec(store, tmp_path, labels=str(labels), task=task, baselines=ALONE, **fields)
+
+
+@pytest.mark.parametrize(
     ("task", "figure", "told"),
     [
         (

@@ -1,7 +1,9 @@
 import json
+import shutil
 import subprocess
 import sys
 
+import nibabel as nib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -90,7 +92,10 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
     assert results.blocks[0].title == "Predictions"
     look = next(block for block in results.blocks if block.title == "Sessions to look at")
     assert sorted(row[1] for row in look.rows) == ["01", "02", "03", "04"]
-    assert all("unlike the training sessions" in row[3] for row in look.rows)
+    assert all("unlike what the model was trained on" in row[3] for row in look.rows)
+    assert [row[-1] for row in results.blocks[0].rows] == ["look first"] * 4
+    nothing = next(block for block in results.blocks if block.title == "Sessions of which nothing came")
+    assert nothing.rows == [["clinic", "05", "", "file ends early"]]
     assert (run / "pictures" / "sessions.png").exists()
 
     stamps = {file: file.stat().st_mtime_ns for file in run.glob("*/part-*.parquet")}
@@ -129,7 +134,8 @@ def test_a_model_of_a_number_gives_it_with_an_interval_and_warns_outside_its_ran
     assert f"{len(outside)} sessions are predicted outside the numbers that the model learned from (-0.07 to 0.5)" in [
         event["message"] for event in events if event["event"] == "warning"
     ]
-    assert blocks["Predictions"].columns == ["cohort", "subject", "session", "age", "low", "high", "spread", "missing"]
+    columns = ["cohort", "subject", "session", "age", "low", "high", "spread", "missing", "scans"]
+    assert blocks["Predictions"].columns == columns
     histogram = blocks["Predicted age"]
     assert (histogram.flag_below, histogram.flag_above) == (-0.07, 0.5)
     assert dict(blocks["Model"].rows)["cross-validated mean absolute error"] == "0.80 [0.70, 0.90]"
@@ -400,6 +406,25 @@ def test_hashing_without_a_key_is_refused_by_the_plan(model, bids, tmp_path, mon
     monkeypatch.delenv("BFP_IDENTIFIER_KEY", raising=False)
     with pytest.raises(InputError, match="BFP_IDENTIFIER_KEY holds 0 characters, at least 16 are needed"):
         infer.plan(a_spec(model, bids, tmp_path, privacy={"identifiers": "hash"}))
+
+
+def test_what_is_doubtful_about_a_scan_is_on_the_page_and_pictures_of_before_go_where_none_are_wanted(bids, tmp_path):
+    for subject in ("02", "03", "04", "05"):
+        shutil.rmtree(bids / f"sub-{subject}")
+    file = bids / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
+    image = nib.load(file)
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nib.save(image, file)
+    spec = a_spec(make_model(tmp_path / "model", outputs=OF_HAZARDS), bids, tmp_path)
+    run, events = execute(spec)
+    (why,) = [row[3] for row in blocks_of(run)["Sessions to look at"].rows]
+    assert "T2w: the header says nothing of orientation" in why
+    said = [event["message"] for event in events if event["event"] == "warning"]
+    assert "1 session has a scan about which there is doubt; see the page, Sessions to look at" in said
+    assert (run / "pictures" / "sessions.png").exists()
+    execute(a_spec(place(str(tmp_path / "model")), bids, tmp_path, privacy={"pictures": "none"}))
+    assert not list(run.glob("pictures/*"))
 
 
 def test_pictures_of_the_brain_alone_are_there_only_where_the_model_cuts_it_out(model, bids, tmp_path):

@@ -122,6 +122,9 @@ def test_times_and_events_are_read_together():
     rows = {A1: {"months": "12", "converted": "1"}, A2: {"months": "24", "converted": "0"}}
     found = assign_times(rows, time="months", event="converted", source="visits.csv")
     assert found.targets.tolist() == [[12.0, 1.0], [24.0, 0.0]]
+    coded = {A1: {"months": "12", "converted": "2"}, A2: {"months": "24", "converted": "1"}}
+    with pytest.raises(InputError, match="converted holds 2; expected 1 where the event was seen and 0"):
+        assign_times(coded, time="months", event="converted", source="visits.csv")
     odd = {A1: {"months": "0", "converted": "1"}, A2: {"months": "3", "converted": "yes"}}
     with pytest.raises(InputError, match="no session of the store has a time in months and 0 or 1 in converted"):
         assign_times(odd, time="months", event="converted", source="visits.csv")

@@ -20,5 +20,13 @@ def test_an_undefined_figure_is_called_so() -> None:
     assert headline("finetune", {"auroc": None, "auroc_low": None, "auroc_high": None}) == "AUROC undefined"
 
 
+def test_numbers_times_and_benchmarks_have_one_too() -> None:
+    ends = {"mae_low": 6.1, "mae_high": 7.9, "r2_low": -0.15, "r2_high": 0.17}
+    said = "mean absolute error 7.0 [6.1, 7.9], R² 0.02 [-0.15, 0.17]"
+    assert headline("finetune", {"mae": 7.0, "r2": 0.02, **ends}) == said
+    figures = {"auroc": 0.8, "auroc_low": 0.69, "auroc_high": 0.88, "auroc_histograms": 0.81}
+    assert headline("benchmark", figures).startswith("AUROC 0.80 [0.69, 0.88], histograms 0.8")
+
+
 def test_a_run_without_results_has_no_headline() -> None:
     assert headline("infer", {}) == ""

@@ -22,6 +22,9 @@ from bfp.cli.jobs import Finished, next_steps
 from bfp.cli.output import shown
 from bfp.errors import InputError
 from bfp.inference.kept import EMBEDDINGS
+from bfp.inference.ready import model_hash
+from bfp.models.encoder_alone import encoder_alone
+from bfp.models.session_model import model_folder
 from bfp.specs import Spec, loads
 from bfp.storage import Place, place
 
@@ -54,11 +57,13 @@ def participants_of(labels: Sequence[str] | None, following: Sequence[str]) -> l
 
 
 def spec_of(bids: str, out: str, level: str, *, participants: Sequence[str], model: str | None) -> Spec:
-    """The job that a call asks for. Raises InputError where it asks for another level, or names no model."""
+    """The job that a call asks for. Raises InputError where it asks for another level, names no model,
+    or OUT is another model's."""
     if level != LEVEL:
         raise InputError(f"{level}: no level of this app, which predicts each session by itself; give `{LEVEL}`")
     if model is None:
         raise InputError("no model: give --model, a finetune run or a model folder, or set BFP_MODEL")
+    _check_model(out, model)
     labels = sorted({label.removeprefix("sub-") for label in participants})
     told = {
         "kind": "infer",
@@ -69,6 +74,19 @@ def spec_of(bids: str, out: str, level: str, *, participants: Sequence[str], mod
         "subjects": labels or None,
     }
     return loads(json.dumps(told), file="bfp bids-app")
+
+
+def _check_model(out: str, model: str) -> None:
+    """Raise InputError where the table in OUT holds what another model says: rows of two would look alike in it."""
+    ours = model_hash(encoder_alone(place(model)) or model_folder(place(model)))
+    for each in _tables(place(out)):
+        with each.table.open_parquet() as parquet:
+            theirs = parquet.read(columns=["model"])["model"].unique().to_pylist()
+        if others := sorted(set(theirs) - {ours}):
+            raise InputError(
+                f"{out}: holds predictions of another model ({others[0]}, this one is {ours}); give each model an OUT "
+                "of its own"
+            )
 
 
 def _run_name(labels: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from bfp.drivers.acquaintance import Acquaintance, acquaintance, scans_of
 from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial, in_words, material_of
-from bfp.drivers.finetune_material import classes_of
+from bfp.drivers.finetune_material import classes_of, doubts_of, reasons_in_words
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.segmentation_material import split_csv
 from bfp.drivers.stores import loading, pin_inputs, warnings_of
@@ -75,7 +75,7 @@ def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
         for name, own in material.outside.items()
     ]
     store = material.stacks.store
-    left_out = {task.name: sum(task.labelled.left_out.values()) for task in material.tasks}
+    left_out = [f"{task.name}: {reasons_in_words(task.labelled)}" for task in material.tasks if task.labelled.left_out]
     untrained = [name for name, each in spec.encoders.items() if parse_encoder(each).origin == "random"]
     warnings = warnings_of([store], spec.where)
     if untrained:
@@ -83,6 +83,7 @@ def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
     for task in material.tasks:
         if min(spec.label_fractions) * len(set(task.labelled.persons)) < 10:
             warnings.append(f"{task.name}: {min(spec.label_fractions):.0%} of the labels are of fewer than 10 subjects")
+    warnings += _doubts(material)
     return Plan(
         rows=[
             ("store", f"{store.place}, snapshot {store.snapshot}: {counted(material.stacks.index.num_rows, 'stack')}"),
@@ -90,7 +91,7 @@ def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
             ("encoders", f"{', '.join(spec.encoders)}; each is compared with {spec.compared}"),
             ("beside them", ", ".join(beside(spec, material)) or "nothing"),
             *((f"task: {task.name}", in_words(task)) for task in material.tasks),
-            ("left out", "; ".join(f"{name}: {counted(count, 'session')}" for name, count in left_out.items())),
+            ("left out", "; ".join(left_out) or "nobody"),
             ("modalities", "; ".join(shown.name for shown in material.sets)),
             ("labels", ", ".join(f"{fraction:.0%}" for fraction in sorted(spec.label_fractions))),
             ("cells", f"{cells:,}, each of {spec.folds} folds; {counted(spec.seeds, 'seed')}"),
@@ -124,6 +125,8 @@ def execute(spec: Benchmark, run: Run) -> None:
     material = material_of(spec, run=run.folder)
     pin_inputs(material.stores, spec.where, run=run.folder)
     _write_folds(run, material)
+    for doubt in _doubts(material):
+        run.warn(doubt)
     machine, found = ray.cluster_resources(), Found()
     gpus = min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
     at_once = spec.compute.workers or int(machine["CPU"])
@@ -302,6 +305,14 @@ def _check_doubles(run: Run, material: Material, tables: dict[str, pa.Table], ta
         for cohort, own in task.outside.items():
             homes |= {f"{named(cohort)}{person}": cohort for person in own.persons}
         check_parted(found, homes, source=str(material.stacks.store.place), note=run.note, warn=run.warn)
+
+
+def _doubts(material: Material) -> list[str]:
+    return [
+        f"{task.name}: {doubt}"
+        for task in material.of_vectors
+        for doubt in doubts_of(task.learned, task.labelled, folds=task.folds[0])
+    ]
 
 
 def _acquaintances(spec: Benchmark, material: Material) -> dict[str, Acquaintance]:

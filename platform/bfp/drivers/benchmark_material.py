@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bfp.drivers.finetune_material import (
     Learned,
+    check_learnable,
     folds_of,
     keys_of,
     labelled_of,
@@ -148,6 +149,8 @@ def material_of(spec: Benchmark, *, run: Place) -> Material:
     stacks = _stacks(store, wanted_stacks(store, spec.where), sets, source=spec.store)
     outside = {}
     for name, other in zip(spec.external, others, strict=True):
+        if other.place == store.place:
+            raise InputError(f"external.{name}: is the store itself ({store.place}); an outside cohort is another one")
         _check_same_preprocessing(store, other, name=name)
         outside[name] = _stacks(other, other.stack_index(), sets, source=f"external.{name}")
     tasks = [
@@ -218,6 +221,7 @@ def _task(spec: Benchmark, name: str, task: Learned, stacks: Stacks, outside: di
 
     source = spec.labels or str(stacks.store.place)
     labelled = labelled_of(task, keys_of(stacks.index), store=stacks.store, labels=spec.labels)
+    check_learnable(task, labelled, source=source)
     for reason, count in stacks.incomplete.items():
         labelled.left_out[reason] = count
     covariates = {column: labelled.column(column, source=source) for column in spec.baselines.covariates}

@@ -18,7 +18,7 @@ from bfp.drivers.benchmark_cells import NOTHING_SHOWN, Found
 from bfp.drivers.benchmark_figures import WITHIN, Row
 from bfp.drivers.benchmark_material import Material, TaskMaterial
 from bfp.drivers.finetune_material import learned_in_words, target_of
-from bfp.drivers.finetune_results import HEADS, RESEARCH, p_text
+from bfp.drivers.finetune_results import HEADS, RESEARCH, below_chance, p_text
 from bfp.finetuning.site import SiteProbe, numbered
 from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
@@ -227,7 +227,15 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
         note="In brackets 95 % intervals over subjects; labels: the share, and the subjects a head learns from. p is "
         "of the corrected t test over the folds of all seeds (Nadeau and Bengio), adjusted by Holm over this table; "
         "outside cohorts are compared by intervals. The plain t test is what papers print; it finds differences where "
-        "there are none. The same with all digits: results.csv, results.md.",
+        "there are none. The same with all digits: results.csv, results.md."
+        + below_chance(
+            {
+                NAMES[name]: row.judged.figure
+                for row in rows
+                if (name := row.where.approach) in (SITE, COVARIATES, PERMUTED)
+            },
+            MEASURES[task.task.type],
+        ),
     )
 
 

@@ -29,9 +29,11 @@ from bfp.drivers.acquaintance import Acquaintance, acquaintance, scans_of
 from bfp.drivers.finetune_material import (
     Material,
     classes_of,
+    doubts_of,
     learned_in_words,
     learner_of,
     material_of,
+    reasons_in_words,
     target_of,
 )
 from bfp.drivers.finetune_model import Fitted, export_model
@@ -100,12 +102,13 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
     warnings = warnings_of([material.store], spec.where)
     if sessions < 10 * max(2, len(classes_of(material.task))):
         warnings.append(f"only {counted(sessions, 'session')}: the intervals will be wide")
+    warnings += doubts_of(material.task, material.labelled, folds=material.folds)
     return Plan(
         rows=[
             ("store", f"{material.store.place}, snapshot {material.store.snapshot}: {counted(stacks, 'stack')}"),
             ("encoder", spec.encoder),
             ("learned", f"{target_of(material.task)}: {counts}"),
-            ("left out", counted(left_out, "session")),
+            ("left out", counted(left_out, "session") + (f" ({reasons_in_words(material.labelled)})" * bool(left_out))),
             ("shown", ", ".join(material.shown)),
             ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches)}"),
             *([("training", _training_in_words(spec))] if spec.trains else []),
@@ -147,6 +150,8 @@ def execute(spec: Finetune, run: Run) -> None:
     (run.folder / "folds.csv").write(folds_csv(labelled, folds=material.folds, kind=kind, classes=classes))
     for reason, count in labelled.left_out.items():
         run.note(f"{counted(count, 'session')} left out: {reason}")
+    for doubt in doubts_of(material.task, labelled, folds=material.folds):
+        run.warn(doubt)
 
     encoder = load(**encoder_arguments(spec, size_px=material.store.size_px))
     vectors, features = vectors_of(spec, run, material, encoder)

@@ -222,7 +222,10 @@ def _of_classes(judged: Judged, classes: Sequence[str]) -> _Terms:
         groups=judged.targets,
         outputs=taken_for,
         pictures=[f"Cases of {name}" for name in classes],
-        which="The sessions below are those of each class that the heads were surest of, rightly and wrongly.",
+        which="The sessions below are those of each class that the heads were surest of, rightly and wrongly. To put "
+        "sessions of different folds in one order, the head of every fold is fitted here at the strength of the "
+        "model's own; the figures, and predictions.parquet, are of heads whose strength each fold chose for itself, so "
+        "that the same session may have another probability there.",
         verdicts=("right", "wrong"),
         said="log odds of the class that a session was taken for"
         + (" (against the geometric mean of the others)" if len(classes) > 2 else ""),
@@ -232,7 +235,8 @@ def _of_classes(judged: Judged, classes: Sequence[str]) -> _Terms:
         unit="of log odds",
         columns=["is", "taken for", "probability"],
         cells=[[own, taken, p] for (own, taken), p in zip(named, sure, strict=True)],
-        note="The probability is that of the fold's head, as strong as the model's own, not recalibrated.",
+        note="The probability is that of the fold's head at the strength of the model's own, not recalibrated; the one "
+        "in predictions.parquet is of a head whose strength the fold chose for itself.",
         told=[f"{own} taken for {taken} ({p:.2f})" for (own, taken), p in zip(named, sure, strict=True)],
     )
 

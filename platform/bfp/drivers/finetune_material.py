@@ -14,7 +14,7 @@ from bfp.drivers.stores import check_encoder, check_size, imaging_of, open_store
 from bfp.errors import InputError
 from bfp.specs.finetune import Classification, Finetune, Regression, SegmentationTask, Survival, Task
 from bfp.storage import Place, place
-from bfp.words import counted
+from bfp.words import counted, some_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +30,13 @@ Learned = Classification | Regression | Survival
 
 SITE, COHORT = "site", "cohort"
 UNKNOWN_SITE = "not known"
+MANY_LEFT_OUT, SHOWN_REASONS = 0.2, 3
+FAR_OUT = 5
+"""Interquartile ranges beyond the quartiles: of a normal distribution that is 7.4 standard deviations from the mean."""
+CODES = (-9999, -999, -99, -9, -4, 777, 888, 999, 8888, 9999)
+"""Numbers by which tables say that something is not known."""
+FEWEST_IN_FOLD = 3
+
 GROUPS = ("sex", "age", SITE)
 """Columns by which figures are given unasked, where a cohort carries them (BIDS `participants.tsv`)."""
 
@@ -69,6 +76,7 @@ def material_of(spec: Finetune, *, run: Place) -> Material:
     index = select(wanted_stacks(store, spec.where), modalities=shown)
     source = spec.labels or spec.store
     labelled = labelled_of(task, keys_of(index), store=store, labels=spec.labels)
+    check_learnable(task, labelled, source=source)
     index = of_sessions(index, labelled)
     folds = folds_of(task, labelled, folds=spec.folds, seed=spec.seed, splits=spec.splits)
     oracle = spec.baselines.oracle
@@ -211,6 +219,70 @@ def learned_in_words(task: Task, labelled: Labelled) -> dict[str, str]:
             return {"drawn on": many(np.ones(len(targets), dtype=bool))}
     span = f"{targets.min():g} to {targets.max():g}, mean {targets.mean():.3g}"
     return {span: many(np.ones(len(targets), dtype=bool))}
+
+
+def check_learnable(task: Learned, labelled: Labelled, *, source: str) -> None:
+    """Raise InputError where there is nothing to learn: nobody is of a class, or a number is the same for all."""
+    import numpy as np
+
+    if isinstance(task, Classification):
+        for k, name in enumerate(task.classes):
+            if not (labelled.targets == k).any():
+                others = f"; left out: {reasons_in_words(labelled)}" if labelled.left_out else ""
+                raise InputError(f"{source}: nobody's {task.target} is {name}{others}")
+    if isinstance(task, Regression) and np.ptp(labelled.targets) == 0:
+        sessions = counted(len(labelled.targets), "session")
+        raise InputError(
+            f"{source}: {task.target} is {labelled.targets[0]:g} in every session that has it ({sessions}): there is "
+            "nothing to learn; name another column"
+        )
+
+
+def doubts_of(task: Learned, labelled: Labelled, *, folds: np.ndarray) -> list[str]:
+    """What a person should look at before anything is learned: many without a target, numbers that may be codes, folds
+    in which a figure is hardly defined."""
+    import numpy as np
+
+    found, whose = list[str](), np.array(labelled.persons, dtype=object)
+    left_out, named = sum(labelled.left_out.values()), target_of(task)
+    if left_out > MANY_LEFT_OUT * (left_out + len(whose)):
+        found.append(
+            f"{counted(left_out, 'session')} of {left_out + len(whose):,} left out: {reasons_in_words(labelled)}"
+        )
+    match task:
+        case Regression():
+            low, high = np.quantile(labelled.targets, [0.25, 0.75])
+            reach = FAR_OUT * (high - low)
+            far = (labelled.targets < low - reach) | (labelled.targets > high + reach)
+            far |= np.isin(labelled.targets, CODES) & ((labelled.targets < low) | (labelled.targets > high))
+            if far.any():
+                values = sorted({f"{value:g}" for value in labelled.targets[far]}, key=float)
+                found.append(
+                    f"{named}: {counted(int(far.sum()), 'session')} far from the others ({some_of(values)}): codes of "
+                    "what is not known? they are learned as numbers; empty them, or write n/a, where they are"
+                )
+        case Survival():
+            if (labelled.targets[:, 1] == 1).all():
+                found.append(f"{task.event}: the event was seen in every session, nobody is censored; is that so?")
+        case Classification():
+            fewest = min(
+                len(set(whose[(labelled.targets == k) & (folds == fold)]))
+                for k in range(len(task.classes))
+                for fold in range(folds.max() + 1)
+            )
+            if fewest < FEWEST_IN_FOLD:
+                found.append(
+                    f"folds: one tests only {counted(fewest, 'subject')} of a class, so that its figures are rough and "
+                    "take few values; ask for fewer folds"
+                )
+    return found
+
+
+def reasons_in_words(labelled: Labelled) -> str:
+    """Why sessions were left out, the most frequent reasons first."""
+    most = sorted(labelled.left_out.items(), key=lambda each: (-each[1], each[0]))
+    rest = [f"and {counted(len(most) - SHOWN_REASONS, 'other reason')}"] if len(most) > SHOWN_REASONS else []
+    return "; ".join([*(f"{count:,}: {reason}" for reason, count in most[:SHOWN_REASONS]), *rest])
 
 
 def check_tunable(tune: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from bfp.finetuning.groups import groups_of
 from bfp.finetuning.labels import Labelled
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.measures import MEASURES, Measures
-from bfp.metrics.over_folds import over_folds
+from bfp.metrics.over_folds import OverFolds, over_folds
 from bfp.reports.blocks import Block, Cell, Facts, IntervalRow, Intervals, Results, Table, Text
 from bfp.reports.numbers import interval_text
 from bfp.words import counted
@@ -158,7 +158,24 @@ def _first(figures: Figures, measures: Measures, said: Said) -> Intervals:
         axis_label=f"{label}, mean of folds{_in_unit(said)}",
         reference=measures.chance,
         note="Intervals are 95 %, by bootstrap over subjects (BCa) of the mean of the folds. All "
-        "approaches were judged on the same sessions and folds.",
+        "approaches were judged on the same sessions and folds."
+        + below_chance({said.names[name]: each for name, each in figures.first.items()}, measures),
+    )
+
+
+def below_chance(figures: Mapping[str, OverFolds], measures: Measures) -> str:
+    """What to think of approaches, by name, that lie below chance with all of their interval; "" where none does."""
+    below = [
+        name
+        for name, each in figures.items()
+        if measures.chance is not None and each.mean.high is not None and each.mean.high < measures.chance
+    ]
+    if not below:
+        return ""
+    return (
+        f" Below {measures.chance:g}: {', '.join(below)}. Where nothing is told and classes are dealt evenly over the "
+        "folds, those whom a fold tests are rarer among those whom its head learns from, and it says the opposite of "
+        "what is so. Read it as nothing told; differences from it are too large by as much."
     )
 
 

@@ -115,7 +115,7 @@ def known_of(spec: Finetune, material: Material, said: Said, *, met: str) -> Kno
         + (f" ({', '.join(classes)})" if classes else "")
         + f", from {spec.labels or 'the labels that the cohorts carried into the store'}",
         model=f"L2-regularised {HEADS[said.kind]} on vectors of {spec.encoder}"
-        f"{', then trained further (see Methods)' if tuned else ', which was not trained'}; inverse strength of "
+        f"{', then trained further (see Methods)' if tuned else ', taken as it is, frozen'}; inverse strength of "
         f"{strengths}, chosen inside each fold's training subjects",
         dealt=f"{spec.folds} folds, grouped by subject{said.dealt}",
         evaluated=evaluated(met),

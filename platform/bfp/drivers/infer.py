@@ -194,6 +194,9 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
         run.warn(f"damaged predictions are made again: {', '.join(damaged)}")
         kept.discard(damaged)
 
+    if not _shows_pictures(spec, told):
+        for name in (pictures := run.folder / "pictures").names():  # of an earlier submission that was to show them
+            (pictures / name).delete()
     shown, passing = _predict(spec, run, folder, told, todo, kept, brain_program=brain_program)
     for warning in _picture_warnings(spec, told):
         run.warn(warning)
@@ -230,6 +233,13 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
         if lacking:
             without = counted(lacking, "session has", "sessions have")
             run.warn(f"{without} no {name}, which the model was trained with")
+    doubtful = sum(
+        any(text.startswith(tuple(f"{name}: " for name in row["modalities"])) for text in row["warnings"])
+        for row in united.predictions.select(["modalities", "warnings"]).to_pylist()
+    )
+    if doubtful:
+        are = counted(doubtful, "session has a scan", "sessions have scans")
+        run.warn(f"{are} about which there is doubt; see the page, Sessions to look at")
     refused = too_many(
         Counter(united.rejected["reason"].to_pylist()),
         used=sum(map(len, united.predictions["scans"].to_pylist())),

@@ -8,7 +8,7 @@ import numpy as np
 
 from bfp import __version__
 from bfp.drivers.infer_outputs import Row
-from bfp.drivers.infer_results import PICTURE, SHOWN_ROWS, missing_table, rejected_table
+from bfp.drivers.infer_results import PICTURE, SHOWN_ROWS, missing_table, rejected_table, to_look_at, without_rows
 from bfp.imaging.stacks import SliceAxis
 from bfp.inference.kept import Kept
 from bfp.reports.blocks import Block, Cell, Facts, Picture, Results, Table, Text
@@ -26,8 +26,10 @@ LIMITS = (
 def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_pictures: bool) -> Results:
     """Figures and blocks, of everything that stands in the two tables."""
     rows, axis = kept.predictions.to_pylist(), told["preprocessing"].get("slice_axis", "axial")
-    figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
-    blocks: list[Block] = [_sessions(rows), Text("Limits", [LIMITS]), rejected_table(kept.rejected.to_pylist())]
+    rejected = kept.rejected.to_pylist()
+    figures: dict[str, Cell] = {"sessions": len(rows), "rejected": len(rejected)}
+    blocks: list[Block] = [_sessions(rows), *to_look_at(rows), *without_rows(rows, rejected), Text("Limits", [LIMITS])]
+    blocks.append(rejected_table(rejected))
     if any(row["missing"] for row in rows):
         blocks.append(missing_table(rows, then="their embeddings lie elsewhere than those of whole sessions"))
     if with_pictures and (run.folder / PICTURE).exists():

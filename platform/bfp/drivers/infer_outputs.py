@@ -22,14 +22,17 @@ APART = 0.2  # standard deviation over the fold heads: of a probability, or of 1
 
 
 class Told(Protocol):
-    """learned: what the model predicts, in words. columns: of the table of predictions; limits: a paragraph; spread:
-    what it is the spread of."""
+    """learned: what the model predicts, in words. columns: of the table of predictions, note: below it, after a space
+    where there is one; limits: a paragraph; spread: what it is the spread of."""
 
     @property
     def learned(self) -> str: ...
 
     @property
     def columns(self) -> list[str]: ...
+
+    @property
+    def note(self) -> str: ...
 
     @property
     def limits(self) -> str: ...
@@ -96,15 +99,28 @@ class ClassesTold:
 
     @property
     def columns(self) -> list[str]:
-        return ["predicted", *(f"P({name})" for name in self.classes)]
+        two = len(self.classes) == 2
+        recalibrated = [f"recalibrated P({self.classes[1]})", "positive at 90 %"] if two else []
+        return ["predicted", *(f"P({name})" for name in self.classes), *recalibrated]
+
+    @property
+    def note(self) -> str:
+        if len(self.classes) != 2:
+            return " Predicted: the class with the largest probability."
+        return (
+            " Three ways to call a session, which may differ: predicted is the class with the larger probability, as "
+            "the model's cross-validation counted it; recalibrated is what comes nearer to how often it is so, where "
+            f"{self.classes[1]} is as frequent as in training; positive at 90 % is {self.classes[1]} by the threshold "
+            "that 90 % of the others stayed below in training. Choose one before you look."
+        )
 
     @property
     def limits(self) -> str:
         return (
             f"{RESEARCH} The probabilities put sessions in an order; 0.9 does not mean that nine of ten are of that "
-            "class. The recalibrated ones in the table come near to that, where the classes are as frequent and the "
-            "scans as alike as in the model's training. The spread tells how far the heads of the folds are apart; it "
-            "is no interval around the probability."
+            "class. The recalibrated ones (of more than two classes: in predictions.parquet) come near to that, where "
+            "the classes are as frequent and the scans as alike as in the model's training. The spread tells how far "
+            "the heads of the folds are apart; it is no interval around the probability."
         )
 
     def methods(self, model: str) -> str:
@@ -115,7 +131,9 @@ class ClassesTold:
         return "the predicted class's probability"
 
     def cells(self, row: Row) -> list[Cell]:
-        return [row["predicted"], *(row[f"prob_{name}"] for name in self.classes)]
+        called = {True: "yes", False: "no", None: "not known"}[row["positive_at_90_specificity"]]
+        more = [row[f"recalibrated_{self.classes[1]}"], called] if len(self.classes) == 2 else []
+        return [row["predicted"], *(row[f"prob_{name}"] for name in self.classes), *more]
 
     def brief(self, row: Row) -> str:
         return f"{row['predicted']} {row['prob_' + row['predicted']]:.2f}"
@@ -158,6 +176,10 @@ class NumbersTold:
     @property
     def columns(self) -> list[str]:
         return [self.target, *(["low", "high"] if self.half_width is not None else [])]
+
+    @property
+    def note(self) -> str:
+        return " Low, high: the ends of the 90 % interval." if self.half_width is not None else ""
 
     @property
     def limits(self) -> str:
@@ -238,6 +260,10 @@ class HazardsTold:
     @property
     def columns(self) -> list[str]:
         return ["log hazard", "percentile"]
+
+    @property
+    def note(self) -> str:
+        return " Percentile: of the hazard, among the held-out training sessions."
 
     @property
     def limits(self) -> str:

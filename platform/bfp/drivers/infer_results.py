@@ -31,7 +31,12 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
     rows, own = kept.predictions.to_pylist(), told_by(told)
     figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
     figures |= {**own.figures(rows), "atypical": sum(map(_far, rows))}
-    blocks: list[Block] = [_predictions(rows, own), *_to_look_at(rows, own), Text("Limits", [own.limits])]
+    blocks: list[Block] = [
+        _predictions(rows, own),
+        *to_look_at(rows, own),
+        *without_rows(rows, kept.rejected.to_pylist()),
+        Text("Limits", [own.limits]),
+    ]
     blocks += own.histograms(rows) if rows else []
     if any(row["distance"] is not None for row in rows):
         blocks.append(_distances(rows))
@@ -72,48 +77,74 @@ def _predictions(rows: list[Row], own: Told) -> Table:
             *own.cells(row),
             row["spread"],
             ", ".join(row["missing"]) or "none",
+            "look first" if _reasons(row, own) else "",
         ]
         for row in rows[:SHOWN_ROWS]
     ]
     more = f" The first {SHOWN_ROWS} of {len(rows):,} are shown." if len(rows) > SHOWN_ROWS else ""
     return Table(
         title="Predictions",
-        columns=["cohort", "subject", "session", *own.columns, "spread", "missing"],
+        columns=["cohort", "subject", "session", *own.columns, "spread", "missing", "scans"],
         rows=shown,
         note=f"All stand in predictions/predictions.parquet. Spread: standard deviation of {own.spread} over the heads "
-        f"of the folds. Missing: modalities that the model was trained with.{more}",
+        "of the folds. Missing: modalities that the model was trained with. Look first: there is something about the "
+        f"scans or the prediction that a person should see before using it; why stands below.{own.note}{more}",
     )
 
 
-def _to_look_at(rows: list[Row], own: Told) -> list[Table]:
-    """The sessions of which a person should see the scans before the prediction; each once, with all reasons."""
-    by_distance = sorted(rows, key=lambda row: -(row["distance"] or 0.0))
-    by_spread = sorted(rows, key=lambda row: -(row["spread"] or 0.0))
-    reasons = [
-        *((row, f"unlike the training sessions (distance {row['distance']:.1f})") for row in by_distance if _far(row)),
-        *((row, why) for row in by_distance if (why := own.outside(row))),
-        *((row, f"no {', '.join(row['missing'])}") for row in by_distance if row["missing"]),
-        *((row, f"the heads of the folds are apart ({row['spread']:.3g})") for row in by_spread if own.apart(row)),
-    ]
-    found: dict[tuple[str, str, str], tuple[Row, list[str]]] = {}
-    for row, reason in reasons:
-        found.setdefault((row["cohort"], row["subject"], row["session"]), (row, []))[1].append(reason)
-    if not found:
+def to_look_at(rows: list[Row], own: Told | None = None) -> list[Table]:
+    """The sessions of which a person should see the scans first, each with all reasons, the most unlike the training
+    first. own: None where nothing is predicted that heads of folds could be apart in."""
+    why = [(row, reasons) for row in rows if (reasons := _reasons(row, own))]
+    if not why:
         return []
+    why.sort(key=lambda each: -(each[0].get("distance") or 0.0))
     shown: list[list[Cell]] = [
-        [row["cohort"], row["subject"], row["session"], "; ".join(why), own.brief(row), row["atypical"], row["spread"]]
-        for row, why in list(found.values())[:SHOWN_TO_LOOK_AT]
+        [
+            row["cohort"],
+            row["subject"],
+            row["session"],
+            "; ".join(reasons),
+            *([own.brief(row), row["atypical"], row["spread"]] if own else []),
+        ]
+        for row, reasons in why[:SHOWN_TO_LOOK_AT]
     ]
-    more = f" The first {SHOWN_TO_LOOK_AT} of {len(found):,} are shown." if len(found) > SHOWN_TO_LOOK_AT else ""
+    atypical = (
+        "Atypical: the share of the training sessions, each held out, that lie less far from the others; from "
+        f"{WARNED_FROM} on the model was not trained on the like. "
+    )
+    more = f" The first {SHOWN_TO_LOOK_AT} of {len(why):,} are shown." if len(why) > SHOWN_TO_LOOK_AT else ""
     return [
         Table(
             "Sessions to look at",
-            ["cohort", "subject", "session", "why", "predicted", "atypical", "spread"],
+            ["cohort", "subject", "session", "why", *(["predicted", "atypical", "spread"] if own else [])],
             shown,
-            note="Atypical: the share of the training sessions, each held out, that lie less far from the others; "
-            f"from {WARNED_FROM} on the model was not trained on the like.{more}",
+            note=f"{atypical if own else ''}The reasons stand in predictions/predictions.parquet too (warnings).{more}",
         )
     ]
+
+
+def _reasons(row: Row, own: Told | None) -> list[str]:
+    apart = [f"the heads of the folds are apart ({row['spread']:.3g})"] if own and own.apart(row) else []
+    return [*row["warnings"], *apart]
+
+
+def without_rows(rows: list[Row], rejected: list[Row]) -> list[Table]:
+    """The sessions that have scans and no row, since none of them could be used."""
+    names = ("cohort", "subject", "session")
+    there = {tuple(row[name] for name in names) for row in rows}
+    absent = dict[tuple[str, ...], list[str]]()
+    for row in rejected:
+        if (key := tuple(row[name] for name in names)) not in there:
+            absent.setdefault(key, []).append(row["reason"])
+    if not absent:
+        return []
+    shown: list[list[Cell]] = [
+        [*key, "; ".join(dict.fromkeys(reasons))] for key, reasons in list(absent.items())[:SHOWN_TO_LOOK_AT]
+    ]
+    more = f" The first {SHOWN_TO_LOOK_AT} of {len(absent):,} are shown." if len(absent) > SHOWN_TO_LOOK_AT else ""
+    note = f"None of their scans could be used: nothing is said of them.{more}"
+    return [Table("Sessions of which nothing came", [*names, "why"], shown, note=note)]
 
 
 def _far(row: Row) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bfp import __version__
 from bfp.cohorts.derivatives import Masks
 from bfp.cohorts.sessions import Key
+from bfp.drivers.infer_results import rejected_table, to_look_at, without_rows
 from bfp.imaging.stacks import SliceAxis
 from bfp.reports.blocks import Block, Cell, Facts, Histogram, Picture, Results, Table, Text
 from bfp.reports.numbers import interval_text
@@ -66,13 +67,15 @@ def results_of(spec: Infer, run: Run, told: dict[str, Any], kept: Kept, *, with_
     masks_of(told, folder=run.folder).describe(scans)
     figures: dict[str, Cell] = {"sessions": len(rows), "rejected": kept.rejected.num_rows}
     figures |= {f"with_{name}": sum(row[f"ml_{name}"] > 0 for row in rows) for name in classes}
-    blocks: list[Block] = [_masks(rows, classes), Text("Limits", [LIMITS])]
+    rejected = kept.rejected.to_pylist()
+    blocks: list[Block] = [_masks(rows, classes), *to_look_at(rows), *without_rows(rows, rejected)]
+    blocks.append(Text("Limits", [LIMITS]))
     blocks += [
         Histogram(f"Volume of {name}", [row[f"ml_{name}"] for row in rows], f"{name}, ml", "sessions")
         for name in classes
         if rows
     ]
-    blocks.append(_rejected(kept.rejected.to_pylist()))
+    blocks.append(rejected_table(rejected))
     if with_pictures and (run.folder / PICTURE).exists():
         caption = "Of each session the slice with most of its mask, as the model saw it, and its outlines. "
         axis = told["preprocessing"].get("slice_axis", "axial")
@@ -101,15 +104,6 @@ def _masks(rows: list[dict[str, Any]], classes: list[str]) -> Table:
         note="Masks lie in derivatives/, each on the voxels of the scan that its sidecar names; all rows stand in "
         f"predictions/predictions.parquet. Missing: modalities that the model was trained with.{more}",
     )
-
-
-def _rejected(rows: list[dict[str, Any]]) -> Table:
-    by_reason: dict[str, list[str]] = {}
-    for row in rows:
-        by_reason.setdefault(row["reason"], []).append(f"{row['uri']}: {row['detail']}")
-    listed: list[list[Cell]] = [[reason, len(found), "; ".join(found[:3])] for reason, found in by_reason.items()]
-    note = "All stand in rejected/rejected.parquet." if rows else "No scan was rejected."
-    return Table("Rejected scans", ["reason", "scans", "for example"], listed, note=note)
 
 
 def _model(spec: Infer, told: dict[str, Any], rows: list[dict[str, Any]]) -> Facts:

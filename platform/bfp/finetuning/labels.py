@@ -105,7 +105,15 @@ def assign_numbers(labels: Mapping[Key, Mapping[str, str]], *, target: str, sour
 
 
 def assign_times(labels: Mapping[Key, Mapping[str, str]], *, time: str, event: str, source: str) -> Labelled:
-    """The sessions whose labels give a time above 0 and whether the event came then, 1 or 0; errors as above."""
+    """The sessions whose labels give a time above 0 and whether the event came then, 1 or 0; errors as above, and where
+    the event is coded by other numbers, of which nobody can know which one it is."""
+    coded = {number for row in labels.values() if (number := as_number(present(row.get(event, "")))) is not None}
+    if others := sorted(coded - {0, 1}):
+        held = ", ".join(f"{each:g}" for each in others[:_REASONS])
+        raise InputError(
+            f"{source}: {event} holds {held}; expected 1 where the event was seen and 0 where it was not (censored), "
+            "and nothing where that is not known; write it so"
+        )
 
     def read(row: Mapping[str, str]) -> tuple[float, float]:
         found, came = _number(row, time), _number(row, event)

@@ -20,6 +20,8 @@ from bfp.errors import InputError
 from bfp.words import counted, some_of
 
 FOLD_COLUMN = "fold"
+FIXED = {"train", "training", "val", "validation", "test"}
+"""Names of parts of a split that is no cross-validation."""
 BANDS = 5
 """Of a number, over which folds are dealt alike."""
 
@@ -98,6 +100,11 @@ def given_folds(
     names = sorted(set(told), key=lambda name: (len(name), name))  # 2 before 10
     if len(names) != folds:
         remedy = f"write folds: {len(names)}" if len(names) > 1 else "one fold leaves nobody to learn from"
+        if FIXED & {name.casefold() for name in names}:
+            remedy = (
+                "a fixed split is no cross-validation, in which every fold is tested once by what was learned from the "
+                "others; number the folds of the subjects 1, 2, …"
+            )
         raise InputError(
             f"{source}: has {counted(len(names), 'fold')} ({some_of(names)}), and folds is {folds}; {remedy}"
         )

@@ -20,7 +20,25 @@ _COUNTS = {
 # what is estimated, with its interval: (figure, what it is called)
 _ESTIMATES = {
     "pretrain": [("tissue_r2_pretrained", "tissue R²"), ("tissue_r2_untrained", "untrained")],
-    "finetune": [("auroc", "AUROC"), ("auroc_untrained", "untrained"), ("dice", "Dice"), ("dice_atlas", "atlas")],
+    "finetune": [
+        ("auroc", "AUROC"),
+        ("auroc_untrained", "untrained"),
+        ("mae", "mean absolute error"),
+        ("r2", "R²"),
+        ("c_index", "concordance"),
+        ("dice", "Dice"),
+        ("dice_atlas", "atlas"),
+    ],
+    "benchmark": [
+        ("auroc", "AUROC"),
+        ("auroc_histograms", "histograms"),
+        ("mae", "mean absolute error"),
+        ("mae_histograms", "histograms"),
+        ("c_index", "concordance"),
+        ("c_index_histograms", "histograms"),
+        ("dice", "Dice"),
+        ("dice_atlas", "atlas"),
+    ],
 }
 
 

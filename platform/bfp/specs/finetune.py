@@ -64,6 +64,14 @@ class Survival(Strict):
     time: Column = Field(description="The column with the time to the event or to the last visit.", examples=["months"])
     event: Column = Field(description="The column that is 1 where the event happened, else 0.", examples=["converted"])
 
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Survival:
+        if self.time == self.event:
+            raise Misfit(
+                Clash("event", "is the column of the time; name the one that is 1 where the event came", ("time",))
+            )
+        return self
+
 
 class Decoder(Strict):
     """What makes masks of the encoder's patch tokens."""

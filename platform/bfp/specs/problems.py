@@ -141,11 +141,10 @@ def _in_words(kind: str, context: dict[str, Any], found: Any, message: str) -> s
     """What pydantic expected, in the words of somebody who writes YAML."""
     match kind:
         case "string_type":
-            return (
-                "text"
-                if isinstance(found, dict | list) or found is None
-                else f"text; put it in quotes: '{_plain(found)}'"
-            )
+            if isinstance(found, dict | list) or found is None:
+                return "text"
+            zeros = ", with its leading zeros, which a number has lost" if type(found) is int else ""
+            return f"text; put it in quotes{zeros}: '{_plain(found)}'"
         case "int_type" | "int_from_float" | "int_parsing":
             return "a whole number" + _number_hint(found)
         case "float_type" | "float_parsing":
