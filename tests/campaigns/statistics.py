@@ -163,7 +163,8 @@ def intervals(seed: int, subjects: int) -> dict[tuple[str, str], Interval]:
         found["calibration in the large", way] = of_patients.in_the_large
         found["calibration slope", way] = of_patients.slope
         for name, values in scores.items():
-            found[name, way] = mean_over_sessions(values, subjects=units, seed=seed)
+            within = (0, 1 if name == "Dice" else np.inf)
+            found[name, way] = mean_over_sessions(values, subjects=units, seed=seed, within=within)
     return found
 
 

@@ -72,7 +72,8 @@ class _Values:
         return [one(score.overlaps) for score in self.scores[approach]]
 
     def mean(self, approach: str, which: str, k: int | None) -> Interval:
-        return mean_over_sessions(self.of(approach, which, k), subjects=self._persons, seed=self._seed)
+        within = (0.0, 1.0 if which == "dice" else np.inf)
+        return mean_over_sessions(self.of(approach, which, k), subjects=self._persons, seed=self._seed, within=within)
 
     def above(self, other: str, k: int | None) -> Interval:
         """How much higher the model's Dice is."""
@@ -277,7 +278,7 @@ def _by_class(
         title=title,
         rows=rows,
         axis_label=f"{label}, mean over sessions",
-        note="Dots: the folds. Intervals are 95 %, by bootstrap over subjects (BCa). Every session is predicted by a "
+        note="Dots: the folds. Intervals are 95 %, by bootstrap-t over subjects. Every session is predicted by a "
         "decoder that did not see its subject, and compared in the voxels of the file in which it was drawn. Where a "
         "class is neither drawn nor predicted its Dice is undefined, and left out.",
     )
@@ -386,7 +387,7 @@ def _methods(
     judged = (
         f"Performance was estimated by {spec.folds}-fold cross-validation, grouped by subject. Dice and HD95 of a "
         f"session were computed in {where}; their means over sessions have 95 % intervals from {REPLICATES:,} "
-        "bootstrap replicates over subjects (bias-corrected and accelerated). "
+        "bootstrap replicates over subjects (bootstrap-t). "
         f"Baselines: {'; '.join(baselines[name] for name in rivals)}. Software: bfp {__version__}."
     )
     return Text(METHODS, [learned, judged])

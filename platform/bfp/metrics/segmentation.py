@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bfp.metrics.bootstrap import Interval, subject_bootstrap
+from bfp.metrics.bootstrap import ANY, Interval, subject_bootstrap_of_mean
 
 PERCENTILE = 95
 
@@ -101,20 +101,18 @@ def _mean_of_classes(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return (weights @ own) / weights.sum(axis=1)
 
 
-def mean_over_sessions(values: Sequence[float | None], *, subjects: Sequence[str], seed: int) -> Interval:
-    """The mean of what is defined, with its 95 % interval over subjects. subjects: whose each value is."""
+def mean_over_sessions(
+    values: Sequence[float | None], *, subjects: Sequence[str], seed: int, within: tuple[float, float] = ANY
+) -> Interval:
+    """The mean of what is defined, with its 95 % interval over subjects. subjects: whose each value is; within: the
+    range of values."""
     numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     defined = np.isfinite(numbers)
     if not defined.any():
         return Interval(None, None, None)
     own = numbers[defined]
     whose = [subject for subject, there in zip(subjects, defined, strict=True) if there]
-
-    def mean(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return weights @ own / weights.sum(axis=1)
-
-    return subject_bootstrap(mean, subjects=whose, seed=seed)
+    return subject_bootstrap_of_mean(own, subjects=whose, seed=seed, within=within)
 
 
 def mean_difference(
