@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 
 from bfp.models.session_model import load_model, model_folder
 from bfp.storage import place
+from tests.inference.makers import rewrite
 from tests.processes import below, cpu_seconds, resident_bytes
 
 BFP = Path(sys.executable).parent / "bfp"
@@ -77,8 +78,7 @@ def by_headers(model: Path, folder: Path) -> Path:
     """A copy of the model that prepares scans as the loop does."""
     shutil.copytree(model_folder(place(str(model))).path, folder)
     told = json.loads((folder / "model.json").read_text())
-    told["preprocessing"] |= {"register": "header", "brain": "none"}
-    (folder / "model.json").write_text(json.dumps(told))
+    rewrite(place(str(folder)), preprocessing=told["preprocessing"] | {"register": "header", "brain": "none"})
     return folder
 
 

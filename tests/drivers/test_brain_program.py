@@ -22,7 +22,7 @@ from bfp.store import layout
 from bfp.store.reader import SliceStore
 from tests.cohorts.makers import write_scan
 from tests.imaging.programs import write_program
-from tests.inference.makers import make_model, write_subject
+from tests.inference.makers import make_model, rewrite, write_subject
 
 BY_PROGRAM = Preprocessing.model_validate({"brain": "program"})
 
@@ -95,8 +95,7 @@ def test_a_store_holds_the_command_and_refuses_another_wherever_the_program_lies
 def test_a_model_is_shown_brains_by_its_own_program_alone(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", brain="program")
     told = json.loads((model / "model.json").read())
-    told["preprocessing"]["brain_program"] = ["sh", "{scan}", "{mask}"]
-    (model / "model.json").write(json.dumps(told).encode())
+    rewrite(model, preprocessing={**told["preprocessing"], "brain_program": ["sh", "{scan}", "{mask}"]})
     write_subject(tmp_path / "clinic", "01")
     spec = Infer.model_validate(
         {

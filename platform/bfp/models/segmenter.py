@@ -5,8 +5,8 @@
     <folder>/model.json             classes, shape of the decoder, modalities, preprocessing, figures; written last
     <folder>/README.md              the model card
 
-As with a classifier's (`bfp.models.session_model`) `infer` needs nothing else; the decoder names its classes too, and
-model.json the hash of the decoder and of the encoder's weights, so that no file can be exchanged without the others.
+As with a classifier's (`bfp.models.session_model`) `infer` needs nothing else, and no file can be exchanged or changed
+without the others.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import safetensors
 from pydantic import BaseModel, Field, ValidationError
 
 from bfp.errors import InputError
-from bfp.models.tensor_files import header_of, read_written
+from bfp.models.tensor_files import SEAL, check_seal, read_written, seal_of
 from bfp.storage import Place
 
 if TYPE_CHECKING:
     from bfp.models.decoder import Decoder, Layers
     from bfp.models.encoder import LoadedEncoder
 
-CONTRACT = 2
+CONTRACT = 3
 """The version of the folder's files, and of what a decoder takes; another one is refused."""
 TYPE = "segmentation"
 DECODER, DESCRIPTION = "decoder.safetensors", "model.json"
@@ -79,7 +79,6 @@ def is_segmenter(folder: Place) -> bool:
 
 def save_segmenter(segmenter: Segmenter, folder: Place, *, card: str) -> None:
     """Write everything but the encoder, which stands there already. card: in Markdown."""
-    weights = decoder_bytes(segmenter.decoder, {"classes": json.dumps(segmenter.classes)})
     told = {
         "contract": CONTRACT,
         "type": TYPE,
@@ -90,9 +89,10 @@ def save_segmenter(segmenter: Segmenter, folder: Place, *, card: str) -> None:
         "layers": segmenter.layers,
         "width": segmenter.width,
         "preprocessing": dict(segmenter.preprocessing),
-        "decoder_sha256": hashlib.sha256(weights).hexdigest(),
         "facts": dict(segmenter.facts),
     }
+    weights = decoder_bytes(segmenter.decoder, {SEAL: seal_of(told)})
+    told["decoder_sha256"] = hashlib.sha256(weights).hexdigest()
     (folder / DECODER).write(weights)
     (folder / "README.md").write(card.encode())
     (folder / DESCRIPTION).write(json.dumps(told, indent=1, ensure_ascii=False).encode())
@@ -124,11 +124,7 @@ def check_decoder(folder: Place) -> bytes:
     """The bytes of the decoder. Raises InputError where they are not those that model.json was written with."""
     told, file = read_segmentation(folder), folder / DECODER
     data = read_written(file, sha256=told["decoder_sha256"], what="decoder")
-    if (classes := json.loads(header_of(data).metadata["classes"])) != told["classes"]:
-        raise InputError(
-            f"{folder / DESCRIPTION}: its classes are {', '.join(told['classes'])}, and those of the decoder "
-            f"{', '.join(classes)}, in this order; fine-tune again, or bring the folder back whole"
-        )
+    check_seal(told, data, file=folder / DESCRIPTION)
     return data
 
 

@@ -12,10 +12,10 @@
     regression        trained_from, trained_to, margin
     survival          nothing
 
-The head names its outputs too (the classes, else the target), so neither of the two files can be exchanged without the
-other. `infer` needs nothing else. A session's vector is made of the spread of each stack's patch tokens
-(`bfp.features.describe`), pooled. Where the encoder was tuned, that of each fold was another one, which is not kept:
-there are no heads of folds then.
+The head's file holds a seal of model.json, so neither of the two can be exchanged or changed without the other
+(`bfp.models.tensor_files`). `infer` needs nothing else. A session's vector is made of the spread of each stack's patch
+tokens (`bfp.features.describe`), pooled. Where the encoder was tuned, that of each fold was another one, which is not
+kept: there are no heads of folds then.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from bfp.models.linear import LinearHead
 from bfp.models.outputs import Classes, Hazards, Margin, Numbers, Outputs, Value
 from bfp.models.pooling import Pooling
 from bfp.models.recalibration import Recalibration, Threshold
-from bfp.models.tensor_files import header_of, read_written
+from bfp.models.tensor_files import SEAL, check_seal, read_written, seal_of
 from bfp.models.typical import Typical
 from bfp.storage import Place
 
-CONTRACT = 4
+CONTRACT = 5
 """The version of the folder's files, and of the vectors that a head takes; another one is refused."""
 
 HELD_OUT = "hazards.held_out"
@@ -139,11 +139,9 @@ def save_model(model: SessionModel, folder: Place, *, card: str) -> None:
             tensors |= each.tensors(f"maps.{number}.")
     if isinstance(model.outputs, Hazards):
         tensors[HELD_OUT] = model.outputs.held_out
-    own = _stored(model.outputs)
-    weights = safetensors.numpy.save(tensors, metadata={"outputs": json.dumps(_names(model.target, own))})
     told = {
         "contract": CONTRACT,
-        **own,
+        **_stored(model.outputs),
         "target": model.target,
         "pooling": asdict(pooling)
         if isinstance(pooling, Pooling)
@@ -152,9 +150,10 @@ def save_model(model: SessionModel, folder: Place, *, card: str) -> None:
         "preprocessing": dict(model.preprocessing),
         "folds": len(model.fold_heads),
         "typical": model.typical is not None,
-        "head_sha256": hashlib.sha256(weights).hexdigest(),
         "facts": dict(model.facts),
     }
+    weights = safetensors.numpy.save(tensors, metadata={SEAL: seal_of(told)})
+    told["head_sha256"] = hashlib.sha256(weights).hexdigest()
     (folder / "head.safetensors").write(weights)
     (folder / "README.md").write(card.encode())
     (folder / "model.json").write(json.dumps(told, indent=1, ensure_ascii=False).encode())
@@ -193,11 +192,6 @@ def _outputs(told: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Outp
             )
         case _:
             return Hazards(tensors[HELD_OUT])
-
-
-def _names(target: str, told: Mapping[str, Any]) -> list[str]:
-    """Of the head's outputs."""
-    return list(told.get("classes", [target]))
 
 
 def model_folder(at: Place) -> Place:
@@ -243,11 +237,7 @@ def load_model(folder: Place) -> SessionModel:
     told, file = read_description(folder), folder / "head.safetensors"
     data = read_written(file, sha256=told["head_sha256"], what="head")
     try:
-        if (names := json.loads(header_of(data).metadata["outputs"])) != (expected := _names(told["target"], told)):
-            raise InputError(
-                f"{folder / 'model.json'}: tells of {', '.join(expected)}, and its head of {', '.join(names)}, in this "
-                "order; fine-tune again, or bring the folder back whole"
-            )
+        check_seal(told, data, file=folder / "model.json")
         tensors = safetensors.numpy.load(data)
         model = SessionModel(
             target=told["target"],
@@ -263,7 +253,8 @@ def load_model(folder: Place) -> SessionModel:
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder}: not a whole model: {error!r}; fine-tune it again") from error
     length = model.head.centre.size
-    faults = [head.fault(outputs=len(names), length=length) for head in (model.head, *model.fold_heads)]
+    outputs = len(told.get("classes", [told["target"]]))
+    faults = [head.fault(outputs=outputs, length=length) for head in (model.head, *model.fold_heads)]
     faults += [model.typical.fault(length=length)] if model.typical else []
     faults += [model.outputs.fault()] if isinstance(model.outputs, Hazards) else []
     for fault in filter(None, faults):

@@ -1,5 +1,8 @@
 """Files of tensors (safetensors) as bytes: what their header tells, and whether they are those that were written.
 
+A model folder's model.json names the hash of its file of tensors, and that one's metadata a seal of all else that
+stands in model.json: neither can be exchanged, or changed by hand, without the other.
+
 The format (huggingface/safetensors, README): 8 bytes, little-endian, are the length of a JSON header; behind it lie the
 tensors, whose types, shapes and places the header tells, with texts of whoever wrote it under `__metadata__`.
 """
@@ -9,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bfp.errors import InputError
 from bfp.storage import Place
 
 _METADATA = "__metadata__"
+HASH, SEAL = "_sha256", "seal"
 
 
 class Header(NamedTuple):
@@ -30,6 +35,24 @@ def header_of(data: bytes | mmap.mmap) -> Header:
     start = 8 + int.from_bytes(data[:8], "little")
     told: dict[str, Any] = json.loads(data[8:start])
     return Header({name: each for name, each in told.items() if name != _METADATA}, told.get(_METADATA, {}), start)
+
+
+def seal_of(told: Mapping[str, Any]) -> str:
+    """Of what model.json tells, the hash of its file of tensors left out."""
+    plain = {name: value for name, value in told.items() if not name.endswith(HASH)}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def check_seal(told: Mapping[str, Any], data: bytes, *, file: Place) -> None:
+    """Raise InputError where model.json tells something else than when its tensors were written.
+
+    told, file: model.json, as it was read; data: of the file of tensors.
+    """
+    if header_of(data).metadata.get(SEAL) != seal_of(told):
+        raise InputError(
+            f"{file}: was changed since it was written with its weights, so that what is predicted would follow from "
+            "other settings than the model was judged with; bring it back as it was, or fine-tune again"
+        )
 
 
 def read_written(file: Place, *, sha256: str, what: str) -> bytes:
