@@ -91,6 +91,7 @@ class SegmentationMaterial(TaskMaterial):
     """studies: where the sessions of the store ("") and of each outside cohort were drawn; drawn: their stacks that
     have labels. Targets are 0, and say nothing."""
 
+    task: SegmentationTask
     studies: dict[str, Segmented]
     drawn: dict[str, pa.Table]
 

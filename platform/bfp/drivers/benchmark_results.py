@@ -28,7 +28,6 @@ from bfp.reports.blocks import Bar, Bars, Block, Cell, Facts, Results, Table, Te
 from bfp.reports.numbers import duration_text, interval_text
 from bfp.specs.benchmark import ATLAS, COVARIATES, HISTOGRAMS, PERMUTED, SITE, THRESHOLD, Benchmark
 from bfp.specs.encoders import parse_encoder
-from bfp.specs.finetune import SegmentationTask
 from bfp.words import counted
 
 NAMES = {
@@ -409,7 +408,6 @@ def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
         "had been drawn, and compared there. Beside the encoders stands an atlas: how often a pixel is of a class, at "
         "its height, over the training sessions."
         for task in material.segmentations
-        if isinstance(task.task, SegmentationTask)
     ]
     judged = (
         f"Performance was estimated by {spec.folds}-fold cross-validation{seeds}, grouped by subject, on the same "

@@ -28,7 +28,6 @@ from bfp.models.decoder import blocks_of
 from bfp.models.encoder import LoadedEncoder
 from bfp.runs import Run
 from bfp.specs.benchmark import ATLAS, THRESHOLD, Benchmark
-from bfp.specs.finetune import SegmentationTask
 from bfp.storage import Place
 
 FORMAT = 1
@@ -51,7 +50,6 @@ def token_maps(
     run.phase(f"maps: {name}", total=sum(index.num_rows for index in wanted.values()), unit="stacks")
     maps, before = Maps(), 0
     for task in material.segmentations:
-        assert isinstance(task.task, SegmentationTask)
         described = TokenMaps(encoder, blocks_of(task.task.decoder.layers, depth=encoder.description["depth"]))
         for shown in material.sets:
             for cohort, study in task.studies.items():
@@ -107,7 +105,6 @@ def run_segmentations(
 def _job(spec: Benchmark, run: Run, material: Material, key: CellKey, fold: int, maps: Maps, *, device: str) -> Job:
     task = material.task(key.task)
     assert isinstance(task, SegmentationMaterial)
-    assert isinstance(task.task, SegmentationTask)
     learned = next((shown for shown in material.sets if shown.name == key.shown), material.everything)
     approach: Approach = key.approach if key.approach in (ATLAS, THRESHOLD) else "encoder"  # type: ignore[assignment]
     study = replace(task.studies[""], folds=task.folds[key.seed])

@@ -19,6 +19,7 @@ With `tune: lora` or `full`, or `pooling: attention`, that is a rival of the mod
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -198,7 +199,7 @@ def execute(spec: Finetune, run: Run) -> None:
 
     run.phase("figures")
     met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
-    said = _said(spec, material, encoder, met, tuned)
+    said = _said(spec, material, encoder, met, judged[MODEL], tuned)
     results = results_of(study, judged, labelled, said, cases=cases)
     results = reported(results, known_of(spec, material, said, met=met.told))
     for warning in _faults(results.figures, material):
@@ -279,7 +280,14 @@ def _cases(
 # what is said of it --------------------------------------------------------------------------------------------------
 
 
-def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acquaintance, tuned: Tuned | None) -> Said:
+def _said(
+    spec: Finetune,
+    material: Material,
+    encoder: LoadedEncoder,
+    met: Acquaintance,
+    judged: Judged,
+    tuned: Tuned | None,
+) -> Said:
     from bfp.drivers.finetune_results import Said
 
     told, store = encoder.description, material.store
@@ -329,6 +337,7 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acqua
                 if spec.splits
                 else f"dealt by the seed, stratified by {ALIKE[material.task.type]} and cohort",
             ),
+            ("strengths (C) that the folds chose", _strengths(spec, judged)),
             ("seed", spec.seed),
         ],
         methods=(
@@ -340,6 +349,17 @@ def _said(spec: Finetune, material: Material, encoder: LoadedEncoder, met: Acqua
         ),
         trained=_trained(spec, tuned) if tuned is not None else None,
     )
+
+
+def _strengths(spec: Finetune, judged: Judged) -> str:
+    """How many folds chose which; where one lies at an end of the list, a longer list may have a better one."""
+    chosen = Counter(fold.strength for fold in judged.folds)
+    ends = {min(spec.regularisation): "the lowest", max(spec.regularisation): "the highest"}
+    told = [
+        f"{value:g} ({', '.join(filter(None, (f'{count} of {spec.folds}', ends.get(value))))})"
+        for value, count in sorted(chosen.items())
+    ]
+    return "; ".join(told)
 
 
 def _trained(spec: Finetune, tuned: Tuned) -> Trained:

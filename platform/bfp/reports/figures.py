@@ -46,6 +46,7 @@ AXIS_CHARACTERS = 56  # below an axis
 ROW_CHARACTERS = 56  # in the words above an interval
 
 ROW = 46  # the height of one interval
+LEGEND_ROW = 20
 
 TOLD_RATES = (0.1, 0.2, 0.5)  # false positive rates at which a ROC curve's interval is put into words
 
@@ -176,7 +177,8 @@ def _intervals(block: Intervals) -> _Drawn:
         if low is not None and high is not None:
             axes.plot([low, high], [y, y], "-", color=colour, linewidth=3, solid_capstyle="butt")
         if value is not None:
-            axes.plot([value], [y], marker, color=colour, markersize=8, markeredgecolor=INK, markeredgewidth=0.8)
+            fill = colour if index < len(SERIES) else "white"  # hollow, as of a line
+            axes.plot([value], [y], marker, color=fill, markersize=8, markeredgecolor=INK, markeredgewidth=0.8)
     axes.margins(x=0.06)
     axes.grid(axis="x")
     return _Drawn(figure, f"{block.axis_label}: {'; '.join(told)}.")
@@ -377,9 +379,11 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], *, series: int) ->
 
 
 def _legend(figure: Figure, lines: Sequence[Artist], labels: Sequence[str]) -> None:
-    """Below the axes, in as many columns as the labels leave room for."""
+    """Below the axes, in as many columns as the labels leave room for; the figure grows by what it takes."""
     longest = max(len(label) for label in labels) + 5
     columns = max(1, min(len(labels), LEGEND_CHARACTERS // longest))
+    rows = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + (rows - 1) * LEGEND_ROW / POINTS_PER_INCH)
     figure.legend(lines, labels, loc="outside lower left", ncols=columns)
 
 
