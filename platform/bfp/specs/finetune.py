@@ -82,7 +82,7 @@ class Decoder(Strict):
         "more of edges and take four times the room.",
     )
     width: int = Field(64, ge=16, le=512, description="Its channels on the grid of patches; half as many a step on.")
-    steps: int = Field(1000, ge=1, description="Steps of training, in each fold.")
+    steps: int = Field(1500, ge=1, description="Steps of training, in each fold.")
     batch_size: int = Field(16, ge=1, le=1024, description="Slices in a step.")
     learning_rate: Positive = Field(0.01, description="At the start; it falls to 0 as a cosine.")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
