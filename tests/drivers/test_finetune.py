@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 from sklearn.metrics import roc_auc_score
 
 from bfp.drivers import finetune
@@ -322,8 +323,12 @@ def test_a_tuned_encoder_is_judged_beside_the_frozen_one_and_its_folder_predicts
     assert list(kept.glob("fold-*/epoch-*.safetensors"))
     run = execute(spec)
     undisturbed = execute(spec.model_copy(update={"name": "undisturbed"}))
-    for file in ("predictions/predictions.parquet", "model/head.safetensors", "model/encoder/model.safetensors"):
+    for file in ("predictions/predictions.parquet", "model/encoder/model.safetensors"):
         assert (run / file).read() == (undisturbed / file).read()
+    heads, others = (safetensors.numpy.load((each / "model/head.safetensors").read()) for each in (run, undisturbed))
+    assert heads.keys() == others.keys()  # the files are sealed with the names of their runs
+    for name, weights in heads.items():
+        np.testing.assert_array_equal(weights, others[name])
     assert not list(kept.glob("*/*"))  # epochs go when what came of them stands
     assert {"auroc", "auroc_frozen", "above_frozen"} <= figures(run).keys()
     results = results_from_json(json.loads((run / "results.json").read()))

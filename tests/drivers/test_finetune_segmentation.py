@@ -238,5 +238,6 @@ def test_raw_scans_become_masks_on_their_own_voxels_once_each(run, tmp_path):
     assert (folder / "pictures" / "masks.png").exists()
     results = results_from_json(json.loads((folder / "results.json").read()))
     assert results.figures["sessions"] == 3
-    assert [block.title for block in results.blocks][:2] == ["Masks", "Limits"]
+    titles = [block.title for block in results.blocks]
+    assert titles[:4] == ["Masks", "Sessions to look at", "Sessions of which nothing came", "Limits"]
     assert infer.plan(spec).figures["sessions_to_do"] == 0
