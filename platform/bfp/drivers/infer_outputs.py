@@ -99,9 +99,9 @@ class ClassesTold:
 
     @property
     def columns(self) -> list[str]:
-        two = len(self.classes) == 2
-        recalibrated = [f"recalibrated P({self.classes[1]})", "positive at 90 %"] if two else []
-        return ["predicted", *(f"P({name})" for name in self.classes), *recalibrated]
+        if len(self.classes) == 2:
+            return ["predicted", f"P({self.classes[1]})", "recalibrated", "positive at 90 %"]
+        return ["predicted", *(f"P({name})" for name in self.classes)]
 
     @property
     def note(self) -> str:
@@ -131,9 +131,11 @@ class ClassesTold:
         return "the predicted class's probability"
 
     def cells(self, row: Row) -> list[Cell]:
-        called = {True: "yes", False: "no", None: "not known"}[row["positive_at_90_specificity"]]
-        more = [row[f"recalibrated_{self.classes[1]}"], called] if len(self.classes) == 2 else []
-        return [row["predicted"], *(row[f"prob_{name}"] for name in self.classes), *more]
+        if len(self.classes) == 2:
+            second = self.classes[1]
+            called = {True: "yes", False: "no", None: "not known"}[row["positive_at_90_specificity"]]
+            return [row["predicted"], row[f"prob_{second}"], row[f"recalibrated_{second}"], called]
+        return [row["predicted"], *(row[f"prob_{name}"] for name in self.classes)]
 
     def brief(self, row: Row) -> str:
         return f"{row['predicted']} {row['prob_' + row['predicted']]:.2f}"
