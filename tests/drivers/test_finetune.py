@@ -452,7 +452,7 @@ def test_a_subject_under_two_names_is_refused_where_folds_would_part_them(tmp_pa
         (
             ["CN"] * 20 + ["Ad"] * 10,
             {"type": "classification", "target": "x", "classes": ["CN", "AD"]},
-            "nobody's x is AD; left out: 10: x is Ad",
+            "nobody's x is AD; left out: 10 sessions: x is Ad",
         ),
     ],
 )
@@ -472,7 +472,7 @@ def test_what_cannot_be_learned_is_said_by_the_plan(store, tmp_path, column, tas
         (
             [n % 7 + 1 for n in range(20)] + ["twelve"] * 10,
             {"type": "regression", "target": "x"},
-            "10 sessions of 30 left out: 10: x is twelve, which is no number",
+            "10 sessions of 30 left out: 10 sessions: x is twelve, which is no number",
         ),
         (
             ["CN", "AD"] * 15,

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 from bfp.drivers.acquaintance import Acquaintance, acquaintance, scans_of
 from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial, in_words, material_of
-from bfp.drivers.finetune_material import classes_of, doubts_of, reasons_in_words
+from bfp.drivers.finetune_material import classes_of, doubts_of
+from bfp.drivers.finetune_vectors import POSITION_BANDS, gpus_of
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.segmentation_material import split_csv
 from bfp.drivers.stores import loading, pin_inputs, warnings_of
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
     """Opens the stores and the labels: whatever is wrong with them is said before anything is written."""
     from bfp.drivers.benchmark_cells import beside, keys_of
+    from bfp.finetuning.labels import reasons_in_words
 
     material = material_of(spec, run=place(spec.output) / spec.name)
     described = len(spec.encoders) + spec.baselines.histograms if material.of_vectors else 0
@@ -75,7 +77,9 @@ def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
         for name, own in material.outside.items()
     ]
     store = material.stacks.store
-    left_out = [f"{task.name}: {reasons_in_words(task.labelled)}" for task in material.tasks if task.labelled.left_out]
+    left_out = [
+        f"{task.name}: {reasons_in_words(task.labelled.left_out)}" for task in material.tasks if task.labelled.left_out
+    ]
     untrained = [name for name, each in spec.encoders.items() if parse_encoder(each).origin == "random"]
     warnings = warnings_of([store], spec.where)
     if untrained:
@@ -127,9 +131,8 @@ def execute(spec: Benchmark, run: Run) -> None:
     _write_folds(run, material)
     for doubt in _doubts(material):
         run.warn(doubt)
-    machine, found = ray.cluster_resources(), Found()
-    gpus = min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
-    at_once = spec.compute.workers or int(machine["CPU"])
+    found, gpus = Found(), gpus_of(spec.compute)
+    at_once = spec.compute.workers or int(ray.cluster_resources()["CPU"])
     extracting = partial(Extraction, workers=at_once, gpus=gpus, batch_size=spec.compute.batch_size)
     if spec.baselines.histograms and material.of_vectors:
         with extracting() as extraction:
@@ -272,7 +275,6 @@ def _segment(
 
 
 def _pooling(spec: Benchmark, material: Material, shown: tuple[str, ...]) -> Pooling:
-    from bfp.drivers.finetune_vectors import POSITION_BANDS
     from bfp.models.pooling import Pooling
 
     parts = shown if material.stacks.store.form == "neighbours" else ("",)

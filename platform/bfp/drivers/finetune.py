@@ -34,7 +34,6 @@ from bfp.drivers.finetune_material import (
     learned_in_words,
     learner_of,
     material_of,
-    reasons_in_words,
     target_of,
 )
 from bfp.drivers.finetune_model import Fitted, export_model
@@ -88,6 +87,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
         return finetune_segmentation.plan(spec, cpus=cpus)
 
     from bfp.finetuning.covariates import in_words
+    from bfp.finetuning.labels import reasons_in_words
 
     run = place(spec.output) / spec.name
     material = material_of(spec, run=run)
@@ -109,7 +109,10 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
             ("store", f"{material.store.place}, snapshot {material.store.snapshot}: {counted(stacks, 'stack')}"),
             ("encoder", spec.encoder),
             ("learned", f"{target_of(material.task)}: {counts}"),
-            ("left out", counted(left_out, "session") + (f" ({reasons_in_words(material.labelled)})" * bool(left_out))),
+            (
+                "left out",
+                counted(left_out, "session") + (f" ({reasons_in_words(material.labelled.left_out)})" * bool(left_out)),
+            ),
             ("shown", ", ".join(material.shown)),
             ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches)}"),
             *([("training", _training_in_words(spec))] if spec.trains else []),
@@ -243,7 +246,7 @@ def _tuned(
         AttentionPooling((), Pooling(ATTENTION_BANDS, parts_of(material))) if attends else pooling_of(spec, material)
     )
     return tune_folds(
-        spec, run, material, study, encoder=encoder, features=features, pooling=pooling, gpus=gpus_of(spec)
+        spec, run, material, study, encoder=encoder, features=features, pooling=pooling, gpus=gpus_of(spec.compute)
     )
 
 

@@ -30,7 +30,7 @@ Learned = Classification | Regression | Survival
 
 SITE, COHORT = "site", "cohort"
 UNKNOWN_SITE = "not known"
-MANY_LEFT_OUT, SHOWN_REASONS = 0.2, 3
+MANY_LEFT_OUT = 0.2
 FAR_OUT = 5
 """Interquartile ranges beyond the quartiles: of a normal distribution that is 7.4 standard deviations from the mean."""
 CODES = (-9999, -999, -99, -9, -4, 777, 888, 999, 8888, 9999)
@@ -225,10 +225,12 @@ def check_learnable(task: Learned, labelled: Labelled, *, source: str) -> None:
     """Raise InputError where there is nothing to learn: nobody is of a class, or a number is the same for all."""
     import numpy as np
 
+    from bfp.finetuning.labels import reasons_in_words
+
     if isinstance(task, Classification):
         for k, name in enumerate(task.classes):
             if not (labelled.targets == k).any():
-                others = f"; left out: {reasons_in_words(labelled)}" if labelled.left_out else ""
+                others = f"; left out: {reasons_in_words(labelled.left_out)}" if labelled.left_out else ""
                 raise InputError(f"{source}: nobody's {task.target} is {name}{others}")
     if isinstance(task, Regression) and np.ptp(labelled.targets) == 0:
         sessions = counted(len(labelled.targets), "session")
@@ -243,12 +245,13 @@ def doubts_of(task: Learned, labelled: Labelled, *, folds: np.ndarray) -> list[s
     in which a figure is hardly defined."""
     import numpy as np
 
+    from bfp.finetuning.labels import reasons_in_words
+
     found, whose = list[str](), np.array(labelled.persons, dtype=object)
     left_out, named = sum(labelled.left_out.values()), target_of(task)
     if left_out > MANY_LEFT_OUT * (left_out + len(whose)):
-        found.append(
-            f"{counted(left_out, 'session')} of {left_out + len(whose):,} left out: {reasons_in_words(labelled)}"
-        )
+        of = f"{counted(left_out, 'session')} of {left_out + len(whose):,}"
+        found.append(f"{of} left out: {reasons_in_words(labelled.left_out)}")
     match task:
         case Regression():
             low, high = np.quantile(labelled.targets, [0.25, 0.75])
@@ -276,13 +279,6 @@ def doubts_of(task: Learned, labelled: Labelled, *, folds: np.ndarray) -> list[s
                     "take few values; ask for fewer folds"
                 )
     return found
-
-
-def reasons_in_words(labelled: Labelled) -> str:
-    """Why sessions were left out, the most frequent reasons first."""
-    most = sorted(labelled.left_out.items(), key=lambda each: (-each[1], each[0]))
-    rest = [f"and {counted(len(most) - SHOWN_REASONS, 'other reason')}"] if len(most) > SHOWN_REASONS else []
-    return "; ".join([*(f"{count:,}: {reason}" for reason, count in most[:SHOWN_REASONS]), *rest])
 
 
 def check_tunable(tune: str) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from bfp import __version__
 from bfp.drivers.acquaintance import acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import shown_of
+from bfp.drivers.finetune_vectors import gpus_of
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.segmentation_material import dealt, drawn_in, labels_seen, split_csv
 from bfp.drivers.stores import (
@@ -137,7 +138,7 @@ def execute(spec: Finetune, run: Run) -> None:
     check_parted(doubles(planes), homes, source=str(material.store.place), note=run.note, warn=run.warn)
     description = f"out of fold: each by a decoder that was learned without the subject (run {run.name})"
     masks = Masks(run.folder / "derivatives", material.task.target, tuple(material.classes), description)
-    recipe, gpus = _recipe(spec, material.task), _gpus(spec)
+    recipe, gpus = _recipe(spec, material.task), gpus_of(spec.compute)
     approaches = approaches_of(spec, material)
     maps_of = {name: files["untrained" if name == "untrained" else "encoder"] for name in approaches}
     wanted: list[tuple[Approach, int]] = [(name, fold) for name in approaches for fold in range(spec.folds)]
@@ -230,7 +231,7 @@ def _token_maps(spec: Finetune, run: Run, material: Material, encoder: LoadedEnc
         maps["untrained"] = TokenMaps(untrained(encoder), blocks)
     workers = spec.compute.workers or int(ray.cluster_resources()["CPU"])
     files = {}
-    with Extraction(workers=workers, gpus=_gpus(spec), batch_size=spec.compute.batch_size) as extraction:
+    with Extraction(workers=workers, gpus=gpus_of(spec.compute), batch_size=spec.compute.batch_size) as extraction:
         for name, own in maps.items():
             run.phase(f"features: {name}", total=material.index.num_rows, unit="stacks")
             files[name] = extraction.token_maps(
@@ -244,12 +245,6 @@ def _token_maps(spec: Finetune, run: Run, material: Material, encoder: LoadedEnc
                 stopping=lambda: run.stopping,
             )
     return files
-
-
-def _gpus(spec: Finetune) -> float:
-    import ray
-
-    return min(1.0, ray.cluster_resources().get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
 
 
 def _recipe(spec: Finetune, task: SegmentationTask) -> Recipe:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bfp.drivers.finetune_material import Material
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
-from bfp.specs.finetune import Finetune
+from bfp.specs.finetune import Finetune, FinetuneCompute
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,11 +57,11 @@ def parts_of(material: Material) -> tuple[str, ...]:
     return material.shown if material.store.form == "neighbours" else ("",)
 
 
-def gpus_of(spec: Finetune) -> float:
+def gpus_of(compute: FinetuneCompute) -> float:
+    """What is asked for, else one where there is one."""
     import ray
 
-    machine = ray.cluster_resources()
-    return min(1.0, machine.get("GPU", 0.0)) if spec.compute.gpus is None else spec.compute.gpus
+    return min(1.0, ray.cluster_resources().get("GPU", 0.0)) if compute.gpus is None else compute.gpus
 
 
 def vectors_of(
@@ -86,7 +86,7 @@ def vectors_of(
     vectors: dict[str, np.ndarray] = {}
     tables: dict[str, pa.Table] = {}
     workers = spec.compute.workers or int(ray.cluster_resources()["CPU"])
-    with Extraction(workers=workers, gpus=gpus_of(spec), batch_size=spec.compute.batch_size) as extraction:
+    with Extraction(workers=workers, gpus=gpus_of(spec.compute), batch_size=spec.compute.batch_size) as extraction:
         for name, own in describe.items():
             run.phase(f"features: {name}", total=material.index.num_rows, unit="stacks")
             tables[name] = extraction.features(

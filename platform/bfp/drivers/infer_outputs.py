@@ -54,10 +54,6 @@ class Told(Protocol):
 
     def figures(self, rows: Sequence[Row]) -> dict[str, Cell]: ...
 
-    def outside(self, row: Row) -> str:
-        """Why its prediction itself is one to look at; "" where it is not."""
-        ...
-
     def apart(self, row: Row) -> bool:
         """Whether the heads of the folds say other things."""
         ...
@@ -144,9 +140,6 @@ class ClassesTold:
         predicted = Counter(row["predicted"] for row in rows)
         return {f"predicted_{name}": predicted[name] for name in self.classes}
 
-    def outside(self, row: Row) -> str:
-        return ""
-
     def apart(self, row: Row) -> bool:
         return bool((row["spread"] or 0.0) > APART)
 
@@ -223,13 +216,8 @@ class NumbersTold:
     def figures(self, rows: Sequence[Row]) -> dict[str, Cell]:
         return {
             "predicted_mean": sum(row["predicted"] for row in rows) / len(rows) if rows else None,
-            "outside_range": sum(bool(self.outside(row)) for row in rows),
+            "outside_range": sum(not self.trained_from <= row["predicted"] <= self.trained_to for row in rows),
         }
-
-    def outside(self, row: Row) -> str:
-        if self.trained_from <= row["predicted"] <= self.trained_to:
-            return ""
-        return f"outside what the model learned from ({self.trained_from:g} to {self.trained_to:g})"
 
     def apart(self, row: Row) -> bool:
         """By more than half of what the interval allows to one side."""
@@ -294,9 +282,6 @@ class HazardsTold:
 
     def figures(self, rows: Sequence[Row]) -> dict[str, Cell]:
         return {"above_training_median": sum(row["percentile"] > 50 for row in rows)}
-
-    def outside(self, row: Row) -> str:
-        return ""
 
     def apart(self, row: Row) -> bool:
         return bool((row["spread"] or 0.0) > 100 * APART)

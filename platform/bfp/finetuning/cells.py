@@ -64,16 +64,26 @@ def run_cell(
 
 def dump_cell(cell: Cell) -> bytes:
     tensors = {name: getattr(cell, name) for name in ("said", "subjects", "sessions")}
-    tensors |= {_FEWER + name: own for name, own in cell.fewer.items()}
-    tensors |= {_OUTSIDE + name: own for name, own in cell.outside.items()}
+    tensors |= prefixed(cell.fewer, cell.outside)
     return safetensors.numpy.save({**tensors, "seconds": np.array([cell.seconds])})
 
 
 def load_cell(data: bytes) -> Cell:
     tensors = safetensors.numpy.load(data)
+    fewer, outside = parted(tensors)
+    own = {name: tensors[name] for name in ("said", "subjects", "sessions")}
+    return Cell(**own, fewer=fewer, outside=outside, seconds=float(tensors["seconds"][0]))
+
+
+def prefixed(fewer: Mapping[str, np.ndarray], outside: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a cell says of less and of others, under names of tensors."""
+    return {_FEWER + name: own for name, own in fewer.items()} | {_OUTSIDE + name: own for name, own in outside.items()}
+
+
+def parted(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The inverse of `prefixed`, among other tensors."""
     fewer, outside = (
         {name.removeprefix(start): own for name, own in tensors.items() if name.startswith(start)}
         for start in (_FEWER, _OUTSIDE)
     )
-    own = {name: tensors[name] for name in ("said", "subjects", "sessions")}
-    return Cell(**own, fewer=fewer, outside=outside, seconds=float(tensors["seconds"][0]))
+    return fewer, outside

@@ -46,6 +46,14 @@ class Labelled:
         return [present(labels.get(name, "")) for labels in self.labels]
 
 
+def reasons_in_words(left_out: Mapping[str, int]) -> str:
+    """Why sessions were left out, the most frequent reasons first."""
+    most = sorted(left_out.items(), key=lambda each: (-each[1], each[0]))
+    told = [f"{counted(count, 'session')}: {reason}" for reason, count in most[:_REASONS]]
+    rest = [f"and {counted(len(most) - _REASONS, 'other reason')}"] if len(most) > _REASONS else []
+    return "; ".join([*told, *rest])
+
+
 def of_table(labels: Labels, sessions: Collection[Key]) -> dict[Key, Mapping[str, str]]:
     """What a table says of each session.
 
@@ -165,11 +173,7 @@ def _assign(
         else:
             kept.append(key)
     if not kept:
-        most = sorted(left_out.items(), key=lambda each: (-each[1], each[0]))
-        why = "; ".join(f"{counted(count, 'session')}: {reason}" for reason, count in most[:_REASONS])
-        if len(most) > _REASONS:
-            why += f"; and {counted(len(most) - _REASONS, 'other reason')}"
-        raise InputError(f"{source}: no session of the store {wanted} ({why})")
+        raise InputError(f"{source}: no session of the store {wanted} ({reasons_in_words(left_out)})")
     return Labelled(kept, np.array(targets, dtype=dtype), [labels[key] for key in kept], left_out)
 
 

@@ -18,11 +18,9 @@ import numpy as np
 import safetensors.numpy
 
 from bfp.features.token_maps import SessionMaps, open_maps
-from bfp.finetuning.cells import Cell
+from bfp.finetuning.cells import Cell, parted, prefixed
 from bfp.finetuning.segmentation import Approach, Learned, Recipe, Segmented, judge, learn
 from bfp.storage import Place
-
-_FEWER, _OUTSIDE = "fewer.", "outside."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,19 +106,14 @@ def whole(folds: Sequence[CellFold], *, count: int) -> Cell:
 
 
 def dump_cell_fold(fold: CellFold) -> bytes:
-    tensors = {"tested": fold.tested, "said": fold.said}
-    tensors |= {_FEWER + name: own for name, own in fold.fewer.items()}
-    tensors |= {_OUTSIDE + name: own for name, own in fold.outside.items()}
+    tensors = {"tested": fold.tested, "said": fold.said, **prefixed(fold.fewer, fold.outside)}
     counts = np.array([fold.subjects, fold.sessions, fold.working])
     return safetensors.numpy.save({**tensors, "counts": counts, "seconds": np.array([fold.seconds])})
 
 
 def load_cell_fold(data: bytes) -> CellFold:
     tensors = safetensors.numpy.load(data)
-    fewer, outside = (
-        {name.removeprefix(start): own for name, own in tensors.items() if name.startswith(start)}
-        for start in (_FEWER, _OUTSIDE)
-    )
+    fewer, outside = parted(tensors)
     subjects, sessions, working = (int(each) for each in tensors["counts"])
     seconds = float(tensors["seconds"][0])
     return CellFold(tensors["tested"], tensors["said"], fewer, outside, subjects, sessions, working, seconds)
