@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 
 SOME = 5
 
@@ -21,3 +22,8 @@ def some_of(names: Iterable[object], *, most: int = SOME) -> str:
 def bytes_text(size: float) -> str:
     """12.3 MB, 1,204.0 MB, 12.1 GB."""
     return f"{size / 1e6:,.1f} MB" if size < 10e9 else f"{size / 1e9:,.1f} GB"
+
+
+def toml_list(words: Sequence[str]) -> str:
+    """Words as a list in TOML, which is one in JSON."""
+    return json.dumps(list(words), ensure_ascii=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ray
 
-from bfp.drivers import benchmark
+from bfp.drivers import benchmark, capacity_here
 from bfp.errors import InputError, Interrupted
 from bfp.reports.blocks import Bars, Table, Trends, results_from_json
 from bfp.runs import Run
@@ -266,7 +266,7 @@ def test_what_is_wrong_is_said_by_the_plan_and_nothing_is_written(stores, tmp_pa
 
 
 def test_the_plan_counts_cells_and_warns_of_what_names_do_not_say(stores, tmp_path):
-    plan = benchmark.plan(a_spec(stores, tmp_path), cpus=2)
+    plan = benchmark.plan(a_spec(stores, tmp_path), capacity=capacity_here(2))
     # of the encoders and histograms 2 sets x 2 shares each, covariates 2 shares, lots 2 sets, the site once
     assert plan.figures["cells"] == 3 * 4 + 2 + 2 + 1
     assert any("untrained (random:), whatever the name says" in warning for warning in plan.warnings)

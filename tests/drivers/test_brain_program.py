@@ -15,8 +15,9 @@ from bfp.drivers.preparing import find_brain_program
 from bfp.errors import InputError
 from bfp.runs import Run, RunFolder
 from bfp.specs import Infer, Ingest, dump
+from bfp.specs.clusters import LocalTarget
 from bfp.specs.preprocessing import Preprocessing
-from bfp.specs.profile import NO_PROFILE, LocalTarget, Profile, profile_for
+from bfp.specs.profile import NO_PROFILE, Profile, profile_for
 from bfp.storage import place
 from bfp.store import layout
 from bfp.store.reader import SliceStore
@@ -28,7 +29,7 @@ BY_PROGRAM = Preprocessing.model_validate({"brain": "program"})
 
 
 def a_profile(*command: str) -> Profile:
-    return Profile("/x/bfp.toml", LocalTarget(brain_program=list(command)))
+    return Profile("/x/bfp.toml", local=LocalTarget(brain_program=list(command)))
 
 
 def an_ingest(folder: Path, **fields: Any) -> Ingest:

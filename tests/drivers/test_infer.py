@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bfp.drivers import infer
+from bfp.drivers import capacity_here, infer
 from bfp.drivers.inputs import recipe_of
 from bfp.errors import InputError, Interrupted, JobFailed, Reason, StorageError
 from bfp.inference.pipeline import prepared
@@ -260,8 +260,11 @@ def test_the_plan_counts_what_will_be_predicted(model, bids, tmp_path):
     assert planned.figures["sessions"] == 5
     assert dict(planned.rows)["found"] == "5 sessions: 3 FLAIR, 5 T1w, 4 T2w"
     assert dict(planned.rows)["to do"] == "5 sessions; 0 are predicted already"
-    assert infer.plan(a_spec(model, bids, tmp_path), cpus=1).figures["workers"] == 1
-    assert infer.plan(a_spec(model, bids, tmp_path, compute={"workers": 3}), cpus=2).figures["workers"] == 2
+    assert infer.plan(a_spec(model, bids, tmp_path), capacity=capacity_here(1)).figures["workers"] == 1
+    assert (
+        infer.plan(a_spec(model, bids, tmp_path, compute={"workers": 3}), capacity=capacity_here(2)).figures["workers"]
+        == 2
+    )
 
 
 def test_a_plan_needs_neither_ray_nor_torch_also_for_a_run_that_was_begun(model, bids, tmp_path):
@@ -323,7 +326,9 @@ def test_a_model_with_values_that_are_none_is_refused_by_the_plan(bids, tmp_path
 
 def test_more_memory_than_the_machine_has_is_a_warning(model, bids, tmp_path):
     assert infer.plan(a_spec(model, bids, tmp_path)).warnings == []
-    (warning,) = infer.plan(a_spec(model, bids, tmp_path, compute={"models": 1024}), cpus=1000).warnings
+    (warning,) = infer.plan(
+        a_spec(model, bids, tmp_path, compute={"models": 1024}), capacity=capacity_here(1000)
+    ).warnings
     assert "GB of memory are needed and this machine has" in warning
 
 

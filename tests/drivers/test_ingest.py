@@ -12,7 +12,7 @@ import pytest
 
 from bfp.cohorts import Scan, Session, plan_shards
 from bfp.cohorts.sessions import Key
-from bfp.drivers import ingest
+from bfp.drivers import capacity_here, ingest
 from bfp.drivers.attempts import Lost
 from bfp.drivers.ingest_results import _methods
 from bfp.drivers.inputs import recipe_of, sessions_of
@@ -129,9 +129,12 @@ def test_links_to_nothing_are_warned_of(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_uses_no_more_workers_than_there_are_cpus(dataset: Path, tmp_path: Path) -> None:
-    assert ingest.plan(spec_of(tmp_path, dataset), cpus=3).figures["workers"] == 3
-    assert ingest.plan(spec_of(tmp_path, dataset, compute={"workers": 8}), cpus=3).figures["workers"] == 3
-    rows = dict(ingest.plan(spec_of(tmp_path, dataset, compute={"workers": 1}), cpus=3).rows)
+    assert ingest.plan(spec_of(tmp_path, dataset), capacity=capacity_here(3)).figures["workers"] == 3
+    assert (
+        ingest.plan(spec_of(tmp_path, dataset, compute={"workers": 8}), capacity=capacity_here(3)).figures["workers"]
+        == 3
+    )
+    rows = dict(ingest.plan(spec_of(tmp_path, dataset, compute={"workers": 1}), capacity=capacity_here(3)).rows)
     assert rows["memory"] == "about 0.7 GB: 0.7 GB for each of 1 worker"
 
 

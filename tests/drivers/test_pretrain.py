@@ -94,9 +94,9 @@ def test_the_plan_counts_what_is_used_without_torch_or_ray(folder: Path) -> None
     code = (
         "import sys, json\n"
         "from pathlib import Path\n"
-        "from bfp.drivers import plan\n"
+        "from bfp.drivers import capacity_here, plan\n"
         "from bfp.specs import load\n"
-        "planned = plan(load(Path('spec.yaml')), cpus=2)\n"
+        "planned = plan(load(Path('spec.yaml')), capacity=capacity_here(2))\n"
         "assert not {'torch', 'ray', 'timm'} & set(sys.modules)\n"
         "print(json.dumps(planned.figures))\n"
     )

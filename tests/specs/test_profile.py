@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bfp.errors import SpecError
-from bfp.specs.profile import EXAMPLE, profile_for
+from bfp.specs.clusters import EXAMPLE
+from bfp.specs.profile import profile_for
 from bfp.specs.template import template
 
 COMMAND = '[local]\nbrain_program = ["{}", "-i", "{{scan}}", "-m", "{{mask}}"]\n'
@@ -28,7 +29,7 @@ def test_the_profile_beside_the_spec_goes_before_that_of_the_user(
     assert without.file == f"{tmp_path}/jobs/bfp.toml or {own}"
     assert without.local.brain_program is None
     write(own, COMMAND.format("hd-bet"))
-    assert profile_for(spec) == (str(own), profile_for(spec).local)
+    assert profile_for(spec).file == str(own)
     assert profile_for(spec).local.brain_program == ["hd-bet", "-i", "{scan}", "-m", "{mask}"]
     write(tmp_path / "jobs" / "bfp.toml", COMMAND.format("./bin/mask.sh"))
     command = profile_for(spec).local.brain_program
@@ -61,7 +62,7 @@ def test_without_xdg_the_users_profile_is_in_dot_config(tmp_path: Path, monkeypa
             'mlflow = "https://me:pw@host"',
             "  local.mlflow: https://…@host\n    no user or password may stand here",
         ),
-        ("[locale]", "  locale: {}\n    no such field; the nearest is local"),
+        ("[locale]", "  locale.target\n    missing; one of ray, kuberay, slurm; this machine's table is called local"),
         ("brain_program = [\n'{scan}'\n'{mask}']", "bfp.toml:4\n    not TOML: Unclosed array (at line 4, column 1)"),
     ],
 )

@@ -13,12 +13,12 @@ import pytest
 
 import bfp
 from bfp import drivers
+from bfp.drivers.gpus import gpus_here
 from bfp.errors import InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Run, RunFolder
 from bfp.specs import dump, load
 from bfp.storage import Place
 from bfp.targets import Local, resolve
-from bfp.targets.gpus import gpus_here
 from bfp.targets.local import run_spec
 from tests.processes import below
 from tests.targets import makers
@@ -153,19 +153,19 @@ def test_a_job_that_claims_more_gpus_than_there_are_is_refused_before_anything_i
     spec, claimed, small_driver, monkeypatch, tmp_path
 ):
     small_driver()
-    monkeypatch.setattr("bfp.targets.local.gpus_here", lambda: 1)
+    monkeypatch.setattr("bfp.drivers.plan.gpus_here", lambda: 1)
     file = tmp_path / "a.yaml"
     file.write_text(f"{spec}\nname: a\noutput: {tmp_path}/runs\n")
     with Local(cpus=8) as target, pytest.raises(InputError, match=f"{claimed}.* and this machine has 1"):
         target.plan(load(file))
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr("bfp.targets.local.gpus_here", lambda: 3)
+    monkeypatch.setattr("bfp.drivers.plan.gpus_here", lambda: 3)
     with Local(cpus=8) as target:
         assert target.plan(load(file)).rows
 
 
 def test_hidden_gpus_do_not_count(monkeypatch):
-    monkeypatch.setattr("bfp.targets.gpus._gpus_of_the_driver", lambda: 4)
+    monkeypatch.setattr("bfp.drivers.gpus._gpus_of_the_driver", lambda: 4)
     for visible, count in ((None, 4), ("0,2", 2), ("", 0), ("0,1,2,3,4,5", 4)):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:

@@ -1,7 +1,8 @@
 """The drivers: one module a kind, each with the same two functions, found here by the spec's `kind`.
 
-plan(spec, cpus) -> Plan    what the run will do on so many CPUs; light, writes nothing, raises InputError for what
-                            is wrong
+plan(spec, capacity) -> Plan
+                            what the run will do with so many CPUs and GPUs; light, writes nothing, raises InputError
+                            for what is wrong
 execute(spec, run) -> None  does it, on the Ray that the target has started; tells `run` what happens
 
 Those that prepare scans are also told the profile: what this machine has for it.
@@ -12,18 +13,20 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from bfp.drivers.plan import Plan
+from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.runs import Run
 from bfp.specs import Infer, Ingest, Spec
 from bfp.specs.profile import NO_PROFILE, Profile
 
-__all__ = ["Plan", "execute", "plan"]
+__all__ = ["Capacity", "Plan", "capacity_here", "execute", "plan"]
 
 
-def plan(spec: Spec, *, cpus: int, profile: Profile = NO_PROFILE) -> Plan:
-    """What a run of this spec will do. cpus: that Ray has."""
+def plan(spec: Spec, *, capacity: Capacity, profile: Profile = NO_PROFILE) -> Plan:
+    """What a run of this spec will do with what the target lends."""
     driver, prepares = _driver(spec.kind), isinstance(spec, Ingest | Infer)
-    planned: Plan = driver.plan(spec, cpus=cpus, profile=profile) if prepares else driver.plan(spec, cpus=cpus)
+    planned: Plan = (
+        driver.plan(spec, capacity=capacity, profile=profile) if prepares else driver.plan(spec, capacity=capacity)
+    )
     return planned
 
 

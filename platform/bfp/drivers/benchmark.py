@@ -28,7 +28,7 @@ from bfp.drivers.acquaintance import Acquaintance, acquaintance, scans_of
 from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial, in_words, material_of
 from bfp.drivers.finetune_material import classes_of, doubts_of
 from bfp.drivers.finetune_vectors import POSITION_BANDS, gpus_of
-from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.segmentation_material import split_csv
 from bfp.drivers.stores import loading, pin_inputs, warnings_of
 from bfp.runs import Run
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     Vectors = dict[tuple[str, str], pa.Table]  # by set of modalities and cohort ("": the store)
 
 
-def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
+def plan(spec: Benchmark, *, capacity: Capacity | None = None) -> Plan:
     """Opens the stores and the labels: whatever is wrong with them is said before anything is written."""
     from bfp.drivers.benchmark_cells import beside, keys_of
     from bfp.finetuning.labels import reasons_in_words
@@ -101,7 +101,7 @@ def plan(spec: Benchmark, *, cpus: int | None = None) -> Plan:
             ("cells", f"{cells:,}, each of {spec.folds} folds; {counted(spec.seeds, 'seed')}"),
             *([("vectors", f"of {counted(stacks, 'stack')} by each of {described}, computed once")] * bool(described)),
             *([("tokens", f"of {counted(mapped, 'stack')} by each encoder, computed once")] * bool(mapped)),
-            ("side by side", f"stacks and cells on {counted(cpus or cpus_here(), 'CPU')}"),
+            ("side by side", f"stacks and cells on {counted((capacity or capacity_here()).cpus, 'CPU')}"),
             ("time", "not known before the first stacks are done; it can be stopped and resumed at any moment"),
         ],
         figures={

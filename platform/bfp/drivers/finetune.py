@@ -56,7 +56,7 @@ from bfp.drivers.finetune_vectors import (
     pooling_of,
     vectors_of,
 )
-from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.runs import Run
 from bfp.specs.finetune import Finetune, SegmentationTask
@@ -81,10 +81,10 @@ ALIKE = {"classification": "class", "regression": "parts of the number", "surviv
 """By the type of the task: what folds are dealt alike by."""
 
 
-def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
+def plan(spec: Finetune, *, capacity: Capacity | None = None) -> Plan:
     """Opens the store and the labels: whatever is wrong with them is said before anything is written."""
     if isinstance(spec.task, SegmentationTask):
-        return finetune_segmentation.plan(spec, cpus=cpus)
+        return finetune_segmentation.plan(spec, capacity=capacity)
 
     from bfp.finetuning.covariates import in_words
     from bfp.finetuning.labels import reasons_in_words
@@ -117,7 +117,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
             ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches)}"),
             *([("training", _training_in_words(spec))] if spec.trains else []),
             *(covariates if columns else []),
-            ("side by side", f"stacks and folds on {counted(cpus or cpus_here(), 'CPU')}"),
+            ("side by side", f"stacks and folds on {counted((capacity or capacity_here()).cpus, 'CPU')}"),
             ("memory", "a copy of the encoder and some hundreds of stacks for each worker; how much is not known yet"),
             ("time", "not known before the first stacks are done; it can be stopped and resumed at any moment"),
         ],

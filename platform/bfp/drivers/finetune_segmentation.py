@@ -24,7 +24,7 @@ from bfp import __version__
 from bfp.drivers.acquaintance import acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import shown_of
 from bfp.drivers.finetune_vectors import gpus_of
-from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.segmentation_material import dealt, drawn_in, labels_seen, split_csv
 from bfp.drivers.stores import (
     check_encoder,
@@ -75,7 +75,7 @@ class Material:
         return list(self.study.labels.classes)
 
 
-def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
+def plan(spec: Finetune, *, capacity: Capacity | None = None) -> Plan:
     """Opens the store: whatever is wrong with it is said before anything is written."""
     material = material_of(spec, run=place(spec.output) / spec.name)
     stacks, sessions = material.index.num_rows, len(material.study.sessions)
@@ -95,7 +95,7 @@ def plan(spec: Finetune, *, cpus: int | None = None) -> Plan:
             ("shown", ", ".join(material.shown)),
             ("decoder", f"{decoder.layers} layers, {decoder.steps:,} steps of {decoder.batch_size} slices in a fold"),
             ("cross-validation", f"{spec.folds} folds {dealt}; {', '.join(approaches_of(spec, material))}"),
-            ("side by side", f"sessions and folds on {counted(cpus or cpus_here(), 'CPU')}"),
+            ("side by side", f"sessions and folds on {counted((capacity or capacity_here()).cpus, 'CPU')}"),
             ("memory", "a copy of the encoder, or one session's probabilities, for each worker"),
             ("time", "not known before the first sessions are done; it can be stopped and resumed at any moment"),
         ],

@@ -28,7 +28,7 @@ from bfp.cohorts import Session
 from bfp.cohorts.sessions import BRAIN
 from bfp.drivers.attempts import Lost, attempts
 from bfp.drivers.inputs import carried, recipe_of, sessions_of, wanted_modalities
-from bfp.drivers.plan import Plan, cpus_here, memory_warnings
+from bfp.drivers.plan import Capacity, Plan, capacity_here, memory_warnings
 from bfp.drivers.preparing import (
     RAY_START_S,
     TRIED_AGAIN,
@@ -49,11 +49,12 @@ from bfp.models.encoder_alone import encoder_alone, read_encoder_alone
 from bfp.models.folders import CONFIG, WEIGHTS, encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.backbones import backbones
+from bfp.specs.clusters import EXAMPLE
 from bfp.specs.infer import Infer
 from bfp.specs.preprocessing import BRAIN_PROGRAM, Preprocessing, command_stored
-from bfp.specs.profile import EXAMPLE, NO_PROFILE, Profile, toml_list
+from bfp.specs.profile import NO_PROFILE, Profile
 from bfp.storage import Place, place
-from bfp.words import counted, some_of
+from bfp.words import counted, some_of, toml_list
 
 if TYPE_CHECKING:
     from bfp.inference.kept import Predictions
@@ -74,10 +75,10 @@ CPU_RATE = 60e9  # operations a second of one CPU: ViT-S and ViT-B came to 77e9 
 ROW_BYTES = 1000  # of a session beside its embedding
 
 
-def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE) -> Plan:
+def plan(spec: Infer, *, capacity: Capacity | None = None, profile: Profile = NO_PROFILE) -> Plan:
     """Reads the model's description and lists the cohorts: what is wrong with them is said before a scan is read.
 
-    cpus: what the target has; None for those that this process may use.
+    capacity: what the target lends; None for this machine.
     """
     folder, told = _model(spec)
     _check_masks(spec, told)
@@ -89,7 +90,8 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
     found = ", ".join(f"{count:,} {name}" for name, count in sorted(scans.items()))
     begun = bool((place(spec.output) / spec.name / "predictions").names())
     todo = list(_work(spec, folder, told, sessions).todo.values()) if begun else sessions
-    estimate = _estimate(spec, folder, told, todo, cpus=cpus or cpus_here())
+    capacity = capacity or capacity_here()
+    estimate = _estimate(spec, folder, told, todo, cpus=capacity.cpus)
     workers, models = counted(estimate.workers, "worker"), counted(spec.compute.models, "copy", "copies")
     done = counted(len(sessions) - len(todo), "is", "are")
     masks = [each for each in carried(spec.cohorts, sessions) if each.segmentation == BRAIN]
@@ -117,7 +119,7 @@ def plan(spec: Infer, *, cpus: int | None = None, profile: Profile = NO_PROFILE)
         + [each.warning for each in masks if each.warning]
         + _picture_warnings(spec, told)
         + _estimate_warnings(_preprocessing(told))
-        + memory_warnings(estimate.memory_gb),
+        + memory_warnings(estimate.memory_gb, capacity),
     )
 
 
@@ -345,8 +347,8 @@ def _brain_program(told: dict[str, Any], profile: Profile) -> list[str]:
     command = find_brain_program(_preprocessing(told), profile, example=trained or EXAMPLE)
     if command and (here := command_stored(command)) != trained:
         raise InputError(
-            f"{profile.file}: local.brain_program: {toml_list(here)}; the model was trained with {toml_list(trained)}: "
-            "give the same words (where the program lies may differ), or fine-tune again"
+            f"{profile.file}: {profile.table}.brain_program: {toml_list(here)}; the model was trained with "
+            f"{toml_list(trained)}: give the same words (where the program lies may differ), or fine-tune again"
         )
     return command
 

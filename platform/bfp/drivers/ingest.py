@@ -27,7 +27,7 @@ from bfp.cohorts import Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
 from bfp.drivers.attempts import Lost, attempts
 from bfp.drivers.inputs import carried, recipe_of, sessions_of
-from bfp.drivers.plan import Plan, cpus_here, memory_warnings
+from bfp.drivers.plan import Capacity, Plan, capacity_here, memory_warnings
 from bfp.drivers.preparing import (
     RAY_START_S,
     TRIED_AGAIN,
@@ -67,10 +67,10 @@ SMALLER = "lower sessions_per_shard, whose files a worker holds beside the sessi
 # what will be done ----------------------------------------------------------------------------------------------------
 
 
-def plan(spec: Ingest, *, cpus: int | None = None, profile: Profile = NO_PROFILE) -> Plan:
+def plan(spec: Ingest, *, capacity: Capacity | None = None, profile: Profile = NO_PROFILE) -> Plan:
     """Lists the cohorts and looks into the store: whatever is wrong with them is said before anything is written.
 
-    cpus: what the target has; None for those that this process may use.
+    capacity: what the target lends; None for this machine.
     """
     check_available(spec.preprocessing, spec.cohorts)
     brain_program = find_brain_program(spec.preprocessing, profile)
@@ -87,7 +87,8 @@ def plan(spec: Ingest, *, cpus: int | None = None, profile: Profile = NO_PROFILE
     shards = shards_of(spec, sessions, preprocessing=preprocessing)
     committed = layout.whole(store, [shard.name for shard in shards])
     todo = [shard for shard in shards if shard.name not in committed]
-    estimate = _estimate(spec, todo, cpus=cpus or cpus_here())
+    capacity = capacity or capacity_here()
+    estimate = _estimate(spec, todo, cpus=capacity.cpus)
     each_gb = worker_gb(spec.preprocessing)
     left_out = Counter(row.reason for session in sessions for row in session.left_out)
     latest = layout.latest_snapshot(store)
@@ -123,7 +124,7 @@ def plan(spec: Ingest, *, cpus: int | None = None, profile: Profile = NO_PROFILE
     doubts = _doubts(spec, sessions, left_out)
     doubts += [_leaves(latest, keys, named=True) for keys in leaving.values() if latest]
     doubts += [each.warning for each in segmentations if each.warning]
-    doubts += estimate_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb)
+    doubts += estimate_warnings(spec.preprocessing) + memory_warnings(estimate.workers * each_gb, capacity)
     return Plan(rows=rows, figures=figures, warnings=doubts)
 
 

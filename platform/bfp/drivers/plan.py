@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from bfp.drivers.gpus import gpus_here
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -20,12 +22,28 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def memory_warnings(needed_gb: float) -> list[str]:
-    """What to say where a run will need more memory than this machine has."""
-    here_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    if needed_gb <= here_gb:
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a target lends to a job. memory_gb: of all its nodes; where: as messages call it."""
+
+    cpus: int
+    gpus: int
+    memory_gb: float
+    where: str = "this machine"
+
+
+def capacity_here(cpus: int | None = None) -> Capacity:
+    """What this machine lends. cpus: no more than so many; without it, those that this process may use."""
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return Capacity(cpus or cpus_here(), gpus_here(), memory_gb)
+
+
+def memory_warnings(needed_gb: float, capacity: Capacity) -> list[str]:
+    """What to say where a run will need more memory than there is."""
+    if needed_gb <= capacity.memory_gb:
         return []
-    return [f"about {needed_gb:,.1f} GB of memory are needed and this machine has {here_gb:,.1f}: lower the workers"]
+    has_gb = f"{capacity.where} has {capacity.memory_gb:,.1f}"
+    return [f"about {needed_gb:,.1f} GB of memory are needed and {has_gb}: lower the workers"]
 
 
 def cpus_here() -> int:

@@ -16,10 +16,11 @@ from bfp.cohorts.dicom import Series
 from bfp.drivers.attempts import Lost
 from bfp.drivers.inputs import slice_spacing_mm
 from bfp.errors import InputError, Reason
+from bfp.specs.clusters import EXAMPLE
 from bfp.specs.cohorts import Cohort
 from bfp.specs.preprocessing import Preprocessing
-from bfp.specs.profile import EXAMPLE, Profile, toml_list
-from bfp.words import counted
+from bfp.specs.profile import Profile
+from bfp.words import counted, toml_list
 
 RAY_START_S = 15
 WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session
@@ -115,13 +116,13 @@ def find_brain_program(
     if command is None:
         raise InputError(
             f"preprocessing.brain: program: the profile does not name one; write into {profile.file}:\n"
-            f"    [local]\n    brain_program = {toml_list(example)}"
+            f"    [{profile.table}]\n    brain_program = {toml_list(example)}"
         )
     found = shutil.which(command[0])
     if found is None:
         raise InputError(
-            f"{profile.file}: local.brain_program: {command[0]}: no such program that can be run; give the path to it, "
-            "or see that PATH leads there"
+            f"{profile.file}: {profile.table}.brain_program: {command[0]}: no such program that can be run; give "
+            "the path to it, or see that PATH leads there"
         )
     return [os.path.abspath(found), *command[1:]]
 

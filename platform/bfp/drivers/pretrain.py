@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
 from bfp.drivers.acquaintance import write_seen_by
-from bfp.drivers.plan import Plan, cpus_here
+from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.pretrain_material import Material, material_of, probed_sessions, recipe_of
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.errors import InputError, Interrupted, StorageError
@@ -48,10 +48,11 @@ SAVED = "saved"
 """The figure that says of which step a checkpoint is."""
 
 
-def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
+def plan(spec: Pretrain, *, capacity: Capacity | None = None) -> Plan:
     """Opens the stores: whatever is wrong with them, the encoder or the crops is said before anything is written."""
     from bfp.batches.plan import WINDOW
 
+    capacity = capacity or capacity_here()
     run = place(spec.output) / spec.name
     material = material_of(spec, run=run)
     _check_checkpoints(run, steps=material.steps)
@@ -83,7 +84,7 @@ def plan(spec: Pretrain, *, cpus: int | None = None) -> Plan:
             ("batches", material.batches),
             (
                 "workers",
-                f"{spec.compute.workers} × {counted(spec.compute.cpus_per_worker, 'CPU')}, of {cpus or cpus_here()}",
+                f"{spec.compute.workers} × {counted(spec.compute.cpus_per_worker, 'CPU')}, of {capacity.cpus}",
             ),
             ("memory", f"{number_text(ahead_mb)} MB at the most for stacks read ahead; the network's is not known yet"),
             ("time", _outlook(RunFolder(run), steps=material.steps, batch_size=batch_size)),

@@ -20,12 +20,18 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MODALITY_PATTERN = r"^[A-Za-z0-9]{1,32}$"
 ENTITY_PATTERN = r"^[a-z]{1,16}$"
 ENTITY_VALUE_PATTERN = r"^[A-Za-z0-9]{1,64}$"
+ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+DNS_LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+SBATCH_OPTION_PATTERN = r"^--[a-z][a-z-]*(=[^\n]*)?$"
 
 PATTERNS_IN_WORDS = {
     NAME_PATTERN: "a name of up to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit",
     MODALITY_PATTERN: "a BIDS suffix of up to 32 letters and digits, such as T1w",
     ENTITY_PATTERN: "a BIDS entity in small letters, such as acq, ce, rec or run",
     ENTITY_VALUE_PATTERN: "the value of a BIDS entity: letters and digits, as in acq-mprage",
+    ENV_NAME_PATTERN: "the name of an environment variable: letters, digits and '_', not beginning with a digit",
+    DNS_LABEL_PATTERN: "a name as Kubernetes wants it: up to 63 small letters, digits and '-', with none at its ends",
+    SBATCH_OPTION_PATTERN: "an option of sbatch, --name or --name=value",
 }
 
 

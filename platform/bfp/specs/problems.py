@@ -304,13 +304,14 @@ def _fields_at(path: Path, value: Any, model: type[BaseModel]) -> dict[str, Fiel
 
 def _forms_at(path: Path, value: Any, model: type[BaseModel]) -> list[type[BaseModel]]:
     """The models that the group at a path may be of: several where a tag chooses."""
-    models = [model]
+    models, name_is_free = [model], False
     for part in path:
-        models = (
-            models
-            if isinstance(part, int)
-            else [inner for outer in models for inner in models_in(_named(outer).get(part))]
-        )
+        if name_is_free or isinstance(part, int):
+            name_is_free = False
+            continue
+        fields = [field for outer in models if (field := _named(outer).get(part)) is not None]
+        models = [inner for field in fields for inner in models_in(field)]
+        name_is_free = any(get_origin(field.annotation) is dict for field in fields)
     return models
 
 

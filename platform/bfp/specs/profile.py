@@ -1,95 +1,64 @@
-"""The profile, `bfp.toml`: what a machine has that a spec never names.
+"""The profile, `bfp.toml`: the targets that a group has, and what stands there that a spec never names.
 
 It stands beside the spec or in the user's config folder, and the first of the two that is there is the profile. A table
-is a target with its settings; so far there is `local`, this machine.
+is a target, picked by its name with `--on`: `local` is this machine, and every other one says what it is.
 
     [local]
     brain_program = ["mri_synthstrip", "-i", "{scan}", "-m", "{mask}"]
-    mlflow = "https://mlflow.example.org"
+
+    [lab]
+    target = "slurm"
+    partition = "gpu"
+
+`clusters` has the fields of each.
 """
 
 from __future__ import annotations
 
-import json
+import difflib
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
-
-from bfp.errors import Problem, SpecError
+from bfp.errors import InputError, Problem, SpecError
+from bfp.specs.clusters import CLUSTERS, Cluster, LocalTarget
 from bfp.specs.document import Document
-from bfp.specs.fields import Folders, Strict, absolute
+from bfp.specs.fields import NAME_PATTERN, PATTERNS_IN_WORDS, Folders
 from bfp.specs.files import read_text
 from bfp.specs.problems import check
 
 PROFILE = "bfp.toml"
-EXAMPLE = ("mri_synthstrip", "-i", "{scan}", "-m", "{mask}")
+LOCAL = "local"
 
 
-def _of_a_mask(command: list[str], info: ValidationInfo) -> list[str]:
-    lacking = [word for word in ("{scan}", "{mask}") if not any(word in other for other in command[1:])]
-    if lacking:
-        raise ValueError(f"lacks {' and '.join(lacking)} behind the program's name, as in {toml_list(EXAMPLE)}")
-    program = os.path.expanduser(command[0])
-    if os.sep in program and isinstance(info.context, Folders):
-        program = absolute(program, info.context.spec)
-    return [program, *command[1:]]
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """file: where it stands, or, where there is none, the places in which it was looked for.
+
+    local: what the machines that the job runs on have, as the table of this name says: for a driver on a cluster that
+    is the cluster's.
+    """
+
+    file: str = PROFILE
+    table: str = LOCAL
+    local: LocalTarget = field(default_factory=LocalTarget)
+    clusters: Mapping[str, Cluster] = field(default_factory=dict)
+
+    def cluster(self, name: str) -> Cluster:
+        """The cluster of this name. Raises InputError, with the nearest one, where there is none."""
+        if name in self.clusters:
+            return self.clusters[name]
+        near = difflib.get_close_matches(name, [LOCAL, *self.clusters], n=1)
+        known = f"{self.file} has {', '.join([LOCAL, *self.clusters])}" if self.clusters else f"none in {self.file}"
+        hint = f"the nearest is {near[0]}" if near else "`bfp init profile` writes one to begin with"
+        raise InputError(f"--on {name}: no target has this name ({known}); {hint}")
 
 
-def _of_mlflow(uri: str, info: ValidationInfo) -> str:
-    found = urlsplit(uri)
-    if "@" in found.netloc:
-        raise ValueError(
-            "no user or password may stand here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN"
-        )
-    if "://" in uri:
-        return uri
-    return f"file://{absolute(uri, info.context.spec)}" if isinstance(info.context, Folders) else uri
-
-
-class LocalTarget(Strict):
-    """This machine."""
-
-    brain_program: (
-        Annotated[
-            list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1), AfterValidator(_of_a_mask)
-        ]
-        | None
-    ) = Field(
-        None,
-        description="The command of `preprocessing.brain: program`, word for word and without a shell: a program (on "
-        "PATH, or its path, from this file's folder) and its arguments. {scan}: the .nii.gz file that it reads. "
-        "{mask}: the one that it has to write, on the scan, in which every voxel that is not 0 is brain.",
-        examples=[list(EXAMPLE)],
-    )
-    mlflow: Annotated[str, StringConstraints(min_length=1), AfterValidator(_of_mlflow)] | None = Field(
-        None,
-        description="Where the figures and the spec of every run go besides its folder: an MLflow tracking server, or "
-        "a folder (from this file's). An extra: pip install 'bfp[mlflow]'.",
-        examples=["https://mlflow.example.org", "mlruns"],
-    )
-
-
-class Tables(Strict):
-    """All that a bfp.toml holds."""
-
-    local: LocalTarget = Field(default_factory=LocalTarget, description="The target `local`: this machine.")
-
-
-class Profile(NamedTuple):
-    """file: where it stands, or, where there is none, the places in which it was looked for."""
-
-    file: str
-    local: LocalTarget
-
-
-NO_PROFILE = Profile(PROFILE, LocalTarget())
+NO_PROFILE = Profile()
 
 
 def profile_for(spec_file: str | Path) -> Profile:
@@ -102,24 +71,47 @@ def profile_for(spec_file: str | Path) -> Profile:
     places = [Path(os.path.abspath(spec_file)).parent / PROFILE, Path(config) / "bfp" / PROFILE]
     for file in places:
         if os.path.isfile(file):
-            return Profile(str(file), _read(file).local)
-    return Profile(" or ".join(map(str, places)), LocalTarget())
+            return read_profile(file)
+    return Profile(" or ".join(map(str, places)))
 
 
-def toml_list(words: Sequence[str]) -> str:
-    """Words as a list in TOML, which is one in JSON."""
-    return json.dumps(list(words), ensure_ascii=False)
-
-
-def _read(file: Path) -> Tables:
+def read_profile(file: Path) -> Profile:
+    """The profile in a file. Raises InputError where it cannot be read, SpecError with every mistake in it."""
     try:
-        value: dict[str, Any] = tomllib.loads(read_text(file))
+        tables: dict[str, Any] = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line ([0-9]+)", str(error))
         problem = Problem(int(line[1]) if line else None, "", None, f"not TOML: {error}")
         raise SpecError(str(file), [problem]) from error
-    found, problems = check(Document(str(file), value), Tables, Folders(spec=str(file.parent), working=os.getcwd()))
+    targets, problems = {}, []
+    for name, table in tables.items():
+        targets[name], found = _target(name, table, file)
+        problems += found
     if problems:
         raise SpecError(str(file), problems)
-    tables: Tables = found
-    return tables
+    return Profile(str(file), LOCAL, targets.pop(LOCAL, LocalTarget()), targets)
+
+
+def _target(name: str, table: Any, file: Path) -> tuple[Any, list[Problem]]:
+    """A table as its target, or what is wrong with it."""
+    shown = Document(str(file), {name: table}).shown((name,))
+    if not isinstance(table, dict):
+        return None, [Problem(None, name, shown, "no table; a target is one: [local] or [NAME]")]
+    if not re.fullmatch(NAME_PATTERN, name):
+        return None, [Problem(None, name, shown, PATTERNS_IN_WORDS[NAME_PATTERN])]
+    model: type[LocalTarget] | None = LocalTarget
+    if name != LOCAL:
+        model = CLUSTERS.get(table["target"]) if isinstance(table.get("target"), str) else None
+    if model is None:
+        kinds = f"one of {', '.join(CLUSTERS)}"
+        if "target" in table:
+            return None, [Problem(None, f"{name}.target", str(table["target"]), kinds)]
+        near = "; this machine's table is called local" if difflib.get_close_matches(name, [LOCAL], n=1) else ""
+        return None, [Problem(None, f"{name}.target", None, f"missing; {kinds}{near}")]
+    folders = Folders(spec=str(file.absolute().parent), working=os.getcwd())
+    found, problems = check(Document(str(file), table), model, folders)
+    return found, [
+        # A value of `env` that is refused may be a secret: it is not shown.
+        Problem(None, f"{name}.{entry.path}", None if entry.path.startswith("env") else entry.found, entry.expected)
+        for entry in problems
+    ]

@@ -15,8 +15,7 @@ from typing import Self
 
 import bfp
 from bfp import drivers, reports
-from bfp.drivers import Plan
-from bfp.drivers.plan import cpus_here
+from bfp.drivers import Capacity, Plan, capacity_here
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
 from bfp.specs import Finetune, Infer, Pretrain, Spec, dump, loads
@@ -24,7 +23,6 @@ from bfp.specs.profile import NO_PROFILE, Profile
 from bfp.specs.submitting import differences
 from bfp.storage import Place, place
 from bfp.targets.failures import in_plain_words
-from bfp.targets.gpus import gpus_here
 from bfp.targets.hush import Hush
 from bfp.targets.ray_here import set_environment, start_ray, stop_ray
 from bfp.targets.stopping import GRACE_S, StopOnSignal
@@ -35,9 +33,11 @@ RESOLVED_BY = "# resolved by bfp "  # and the version: the first line of a run's
 class Local:
     """This machine. Within `with`, jobs share one Ray, started by the first of them and ended on leaving."""
 
-    def __init__(self, *, cpus: int | None = None, profile: Profile = NO_PROFILE) -> None:
+    def __init__(
+        self, *, cpus: int | None = None, joined: Capacity | None = None, profile: Profile = NO_PROFILE
+    ) -> None:
         self._profile = profile
-        self._cpus = cpus or cpus_here()
+        self._capacity = joined or capacity_here(cpus)
         self._logs: str | None = None
 
     def __enter__(self) -> Self:
@@ -61,9 +61,9 @@ class Local:
         if (text := run.spec_text()) is not None:
             check_same_spec(spec, text, run=run)
         check_idle(run)
-        check_claims(spec, cpus=self._cpus)
+        check_claims(spec, self._capacity)
         check_tracking(self._profile)
-        plan = drivers.plan(spec, cpus=self._cpus, profile=self._profile)
+        plan = drivers.plan(spec, capacity=self._capacity, profile=self._profile)
         if not output.creates_once():
             plan.warnings.append(
                 f"{output}: this object store ignores conditional writes (If-None-Match), so nothing keeps two "
@@ -127,7 +127,7 @@ class Local:
         import ray
 
         if not ray.is_initialized():  # one that a program of the user's has started is used, and left to it
-            self._logs = start_ray(cpus=self._cpus)
+            self._logs = start_ray(cpus=self._capacity.cpus)
 
 
 def run_folder(spec: Spec) -> Place:
@@ -169,26 +169,27 @@ def check_idle(run: RunFolder) -> None:
         )
 
 
-def check_claims(spec: Spec, *, cpus: int) -> None:
-    """Raise InputError where the run would wait for ever for CPUs or GPUs that this machine does not have."""
+def check_claims(spec: Spec, capacity: Capacity) -> None:
+    """Raise InputError where the run would wait for ever for CPUs or GPUs that the target does not have."""
     if isinstance(spec, Pretrain):
         claimed = spec.compute.workers * spec.compute.cpus_per_worker
-        if claimed > cpus:
+        if claimed > capacity.cpus:
             raise InputError(
-                f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and this machine "
-                f"has {cpus}; lower compute.workers or compute.cpus_per_worker"
+                f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and "
+                f"{capacity.where} has {capacity.cpus}; lower compute.workers or compute.cpus_per_worker"
             )
     gpus, fields = claimed_gpus(spec)
-    if gpus and gpus > (here := gpus_here()):
+    if gpus > capacity.gpus:
         raise InputError(
-            f"compute: {gpus:g} GPUs are claimed ({fields}) and this machine has {here}; claim fewer or leave it out"
+            f"compute: {gpus:g} GPUs are claimed ({fields}) and {capacity.where} has {capacity.gpus}; claim fewer or "
+            "leave it out"
         )
 
 
 def check_tracking(profile: Profile) -> None:
     """Raise InputError where figures are to go to MLflow and its client is not installed."""
     if profile.local.mlflow is not None and find_spec("mlflow") is None:
-        raise InputError(f"{profile.file}: local.mlflow: needs MLflow's client: pip install 'bfp[mlflow]'")
+        raise InputError(f"{profile.file}: {profile.table}.mlflow: needs MLflow's client: pip install 'bfp[mlflow]'")
 
 
 def claimed_gpus(spec: Spec) -> tuple[float, str]:
