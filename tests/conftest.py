@@ -35,7 +35,7 @@ def ray_session() -> Iterator[None]:
     """The one embedded Ray; it claims more CPUs than the machine may have, since tests mostly wait."""
     import ray
 
-    from bfp.targets.local import start_ray
+    from bfp.targets.ray_here import start_ray
 
     start_ray(cpus=4)
     yield

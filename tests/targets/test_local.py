@@ -19,7 +19,7 @@ from bfp.runs import Run, RunFolder
 from bfp.specs import dump, load
 from bfp.storage import Place
 from bfp.targets import Local, resolve
-from bfp.targets.local import run_spec
+from bfp.targets.checks import run_spec
 from tests.processes import below
 from tests.targets import makers
 

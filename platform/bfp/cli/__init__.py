@@ -5,6 +5,8 @@
     output     text and JSON, two renderings of one result
     display    a run as it goes on: live on a terminal, plain lines elsewhere
     jobs       plan, run, say what to do next: for `submit` and `demo`
+    clusters   the same for runs on a cluster
+    driving    `bfp drive`: what a target runs on a cluster
     runs       finding runs, and what they are at
     blocks     a run's results in the terminal
     demo       `bfp demo`

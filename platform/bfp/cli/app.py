@@ -29,7 +29,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Set one field of the spec, such as train.epochs=3. Repeatable."),
 ]
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Set the run's name.")]
-On = Annotated[str | None, typer.Option("--on", metavar="NAME", help="The target; without it, this machine.")]
+On = Annotated[str | None, typer.Option("--on", metavar="NAME", help="A target of bfp.toml; without it, this machine.")]
 Cpus = Annotated[int | None, typer.Option("--cpus", min=1, metavar="N", help="Use no more than N CPUs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -111,7 +111,8 @@ def submit(
 ) -> None:
     """Run the job described in SPEC; submitted again, it goes on where it stopped."""
     from bfp import specs, targets
-    from bfp.cli.jobs import next_steps, plan_lines, planned, run_job
+    from bfp.cli.clusters import follow_run, on_cluster_text, send_run
+    from bfp.cli.jobs import next_steps, plan_text, planned, run_job
     from bfp.cli.output import show
     from bfp.specs.profile import profile_for
 
@@ -119,19 +120,36 @@ def submit(
     with targets.resolve(on, cpus=cpus, detach=detach, profile=profile_for(spec_file)) as target:
         plan = target.plan(spec)
         if dry_run:
-            show(planned(spec, plan), as_json=as_json, text=lambda _: plan_lines(spec, plan))
-        else:
+            show(planned(spec, target, plan), as_json=as_json, text=lambda found: plan_text(spec, plan, found))
+        elif isinstance(target, targets.Local):
             show(run_job(spec, target, plan=plan), as_json=as_json, text=next_steps)
+        elif detach:
+            show(send_run(spec, target, plan=plan), as_json=as_json, text=on_cluster_text)
+        else:
+            show(follow_run(send_run(spec, target, plan=plan), target), as_json=as_json, text=next_steps)
+
+
+@app.command(hidden=True)
+def drive() -> None:
+    """Run the job that a target has sent here: what `bfp submit --on NAME` runs on a cluster."""
+    from bfp.cli.driving import drive
+
+    drive()
 
 
 @app.command()
-def status(run: RunArgument, as_json: Json = False) -> None:
-    """Say what a run is at."""
+def status(run: RunArgument, on: On = None, as_json: Json = False) -> None:
+    """Say what a run is at; with --on, what its job waits for on a cluster."""
+    from bfp.cli.clusters import on_cluster_text, run_on
     from bfp.cli.looking import status_text
     from bfp.cli.output import show
     from bfp.cli.runs import find_run, status_of
+    from bfp.targets import here_or_on
 
-    show(status_of(find_run(run)), as_json=as_json, text=status_text)
+    if (target := here_or_on(on)) is None:
+        show(status_of(find_run(run)), as_json=as_json, text=status_text)
+    else:
+        show(run_on(target, run), as_json=as_json, text=on_cluster_text)
 
 
 @app.command()
@@ -161,24 +179,35 @@ def show_run(run: RunArgument, as_json: Json = False) -> None:
 @app.command()
 def logs(
     run: RunArgument,
+    on: On = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print what happened in a run, one event a line."""
+    """Print what happened in a run, one event a line; with --on, all that its driver on a cluster wrote."""
+    from bfp.cli.clusters import log_lines_on
     from bfp.cli.looking import log_lines
     from bfp.cli.output import write
     from bfp.cli.runs import find_run
+    from bfp.targets import here_or_on
 
-    write(log_lines(find_run(run), follow=follow, as_json=as_json))
+    if (target := here_or_on(on)) is None:
+        write(log_lines(find_run(run), follow=follow, as_json=as_json))
+    else:
+        write(log_lines_on(target, run, follow=follow, as_json=as_json))
 
 
 @app.command()
-def stop(run: RunArgument) -> None:
-    """Ask a run on this machine to stop; submitted again, it goes on."""
+def stop(run: RunArgument, on: On = None) -> None:
+    """Ask a run on this machine, or with --on on a cluster, to stop; submitted again, it goes on."""
     from bfp.cli.output import write
     from bfp.cli.runs import find_run, stop_run
+    from bfp.storage import place
+    from bfp.targets import here_or_on
 
-    write([stop_run(find_run(run))])
+    if (target := here_or_on(on)) is None:
+        write([stop_run(find_run(run))])
+    else:
+        write([target.stop(str(place(run))).stage])
 
 
 @app.command()
@@ -325,14 +354,14 @@ def bids_app(
     as_json: Json = False,
 ) -> None:
     """Predict a BIDS dataset as BIDS Apps are called: bfp bids-app BIDS OUT participant --participant-label 01 02."""
-    from bfp import targets
     from bfp.cli.bids_app import derivative_text, participants_of, spec_of, write_derivative
     from bfp.cli.jobs import run_job
     from bfp.cli.output import show
     from bfp.specs.profile import profile_for
+    from bfp.targets import Local
 
     spec = spec_of(bids, out, level, participants=participants_of(participant_label, context.args), model=model)
-    with targets.resolve(None, cpus=cpus, profile=profile_for("bids-app")) as target:
+    with Local(cpus=cpus, profile=profile_for("bids-app")) as target:
         finished = run_job(spec, target, plan=target.plan(spec))
     show(write_derivative(out, bids=bids, finished=finished), as_json=as_json, text=derivative_text)
 

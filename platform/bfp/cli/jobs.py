@@ -13,21 +13,24 @@ from bfp.reports.numbers import duration_text
 from bfp.runs import RunFolder
 from bfp.specs import Spec
 from bfp.storage import Place
-from bfp.targets.local import run_folder
+from bfp.targets import Local, Remote
+from bfp.targets.checks import run_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bfp.targets import Local
-
 
 class Planned(NamedTuple):
-    """What `submit --dry-run` finds: the resolved spec, the run's folder, the plan's figures and warnings."""
+    """What `submit --dry-run` finds: the resolved spec, the run's folder, the plan's figures and warnings.
+
+    manifest: exactly what would be sent to a cluster; "" on this machine.
+    """
 
     run: Place
     spec: dict[str, Any]
     figures: dict[str, Any]
     warnings: list[str]
+    manifest: str
 
 
 class Finished(NamedTuple):
@@ -38,8 +41,18 @@ class Finished(NamedTuple):
     report: Place
 
 
-def planned(spec: Spec, plan: Plan) -> Planned:
-    return Planned(run_folder(spec), spec.model_dump(mode="json", by_alias=True), plan.figures, plan.warnings)
+def planned(spec: Spec, target: Local | Remote, plan: Plan) -> Planned:
+    manifest = "" if isinstance(target, Local) else target.manifest(spec)
+    return Planned(run_folder(spec), spec.model_dump(mode="json", by_alias=True), plan.figures, plan.warnings, manifest)
+
+
+def plan_text(spec: Spec, plan: Plan, found: Planned) -> Iterator[RenderableType]:
+    """The plan as text; of a cluster it goes to standard error, and what would be sent to standard output."""
+    if not found.manifest:
+        yield from plan_lines(spec, plan)
+        return
+    write(plan_lines(spec, plan), stderr=True)
+    yield found.manifest
 
 
 def run_job(spec: Spec, target: Local, *, plan: Plan) -> Finished:

@@ -39,7 +39,24 @@ def console(*, stderr: bool = False) -> Console:
 
 def show(result: Result, *, as_json: bool, text: Callable[[Result], Iterable[RenderableType]]) -> None:
     """Print a result: as JSON, or as the lines and tables that `text` makes of it."""
-    write([json.dumps(_plain(result), indent=2, ensure_ascii=False)] if as_json else text(result))
+    write([json.dumps(plain(result), indent=2, ensure_ascii=False)] if as_json else text(result))
+
+
+def plain(value: Any) -> Any:
+    """Tuples with names and dataclasses become objects, places their URI."""
+    from bfp.storage import Place
+
+    if isinstance(value, Place):
+        return str(value)
+    if hasattr(value, "_asdict"):
+        return {name: plain(entry) for name, entry in value._asdict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
 
 
 def write(lines: Iterable[RenderableType], *, stderr: bool = False) -> None:
@@ -136,20 +153,3 @@ def _indented(renderable: Any) -> Any:
     from rich.padding import Padding
 
     return Padding.indent(renderable, 2)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples with names and dataclasses become objects, places their URI."""
-    from bfp.storage import Place
-
-    if isinstance(value, Place):
-        return str(value)
-    if hasattr(value, "_asdict"):
-        return {name: _plain(entry) for name, entry in value._asdict().items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value

@@ -118,6 +118,8 @@ def find_brain_program(
             f"preprocessing.brain: program: the profile does not name one; write into {profile.file}:\n"
             f"    [{profile.table}]\n    brain_program = {toml_list(example)}"
         )
+    if not profile.here:
+        return command
     found = shutil.which(command[0])
     if found is None:
         raise InputError(

@@ -40,13 +40,14 @@ class Profile:
     """file: where it stands, or, where there is none, the places in which it was looked for.
 
     local: what the machines that the job runs on have, as the table of this name says: for a driver on a cluster that
-    is the cluster's.
+    is the cluster's. here: whether they are this very machine, so that their programs can be looked for.
     """
 
     file: str = PROFILE
     table: str = LOCAL
     local: LocalTarget = field(default_factory=LocalTarget)
     clusters: Mapping[str, Cluster] = field(default_factory=dict)
+    here: bool = True
 
     def cluster(self, name: str) -> Cluster:
         """The cluster of this name. Raises InputError, with the nearest one, where there is none."""

@@ -1,4 +1,4 @@
-"""The target `local`: Ray inside this process, on this machine.
+"""The target `local`: Ray inside this process, on this machine; on a cluster, the Ray that the driver has joined.
 
 A run is checked before anything is written: the output can be written to, the name is not another spec's, nobody runs
 it now, the machine has what the spec claims, and the driver's plan finds its inputs. What goes wrong from then on is
@@ -8,7 +8,6 @@ the run's failure, whoever's fault it is: it has left a run folder, which says s
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,20 +17,21 @@ from bfp import drivers, reports
 from bfp.drivers import Capacity, Plan, capacity_here
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import Listener, Run, RunFolder
-from bfp.specs import Finetune, Infer, Pretrain, Spec, dump, loads
+from bfp.specs import Pretrain, Spec
 from bfp.specs.profile import NO_PROFILE, Profile
-from bfp.specs.submitting import differences
-from bfp.storage import Place, place
+from bfp.storage import place
+from bfp.targets.checks import check_claims, check_idle, check_same_spec, check_tracking, run_folder, run_spec
 from bfp.targets.failures import in_plain_words
 from bfp.targets.hush import Hush
 from bfp.targets.ray_here import set_environment, start_ray, stop_ray
 from bfp.targets.stopping import GRACE_S, StopOnSignal
 
-RESOLVED_BY = "# resolved by bfp "  # and the version: the first line of a run's spec.yaml
-
 
 class Local:
-    """This machine. Within `with`, jobs share one Ray, started by the first of them and ended on leaving."""
+    """This process. Within `with`, jobs share one Ray, started by the first of them and ended on leaving.
+
+    joined: what the cluster lends whose Ray this process has joined; without it, this machine.
+    """
 
     def __init__(
         self, *, cpus: int | None = None, joined: Capacity | None = None, profile: Profile = NO_PROFILE
@@ -128,77 +128,3 @@ class Local:
 
         if not ray.is_initialized():  # one that a program of the user's has started is used, and left to it
             self._logs = start_ray(cpus=self._capacity.cpus)
-
-
-def run_folder(spec: Spec) -> Place:
-    """The folder of a spec's run."""
-    return place(spec.output) / spec.name
-
-
-def run_spec(spec: Spec) -> str:
-    """What stands in a run's spec.yaml: the resolved spec under the version that resolved it."""
-    return f"{RESOLVED_BY}{bfp.__version__}\n{dump(spec)}"
-
-
-def check_same_spec(spec: Spec, text: str, *, run: RunFolder) -> None:
-    """Raise InputError where the spec.yaml of a run, as text, is that of another spec."""
-    try:
-        before = loads(text, file=f"{run.folder}/spec.yaml")
-    except InputError as error:
-        first = text.partition("\n")[0]
-        writer = first.removeprefix(RESOLVED_BY) if first.startswith(RESOLVED_BY) else "an unknown version"
-        raise InputError(
-            f"{run.folder}: a run of bfp {writer}, whose spec bfp {bfp.__version__} cannot read; put it right, or give "
-            f"--name another:\n{error}"
-        ) from error
-    if changed := differences(before, spec):
-        lines = "\n".join(f"    {entry.path}: {entry.old} → {entry.new}" for entry in changed)
-        raise InputError(
-            f"{run.folder}: a run with this name was made from another spec (its value → the new one):\n{lines}\n"
-            "  give --name another, or take the changes back; what else stands in `compute`, and the checkpoints' "
-            "cadence, may change freely"
-        )
-
-
-def check_idle(run: RunFolder) -> None:
-    """Raise InputError where a run is going on."""
-    if holder := run.holder():
-        raise InputError(
-            f"{run.folder}: this run is going on (process {holder['pid']} on {holder['host']}); "
-            f"follow it with `bfp status {run.folder}`"
-        )
-
-
-def check_claims(spec: Spec, capacity: Capacity) -> None:
-    """Raise InputError where the run would wait for ever for CPUs or GPUs that the target does not have."""
-    if isinstance(spec, Pretrain):
-        claimed = spec.compute.workers * spec.compute.cpus_per_worker
-        if claimed > capacity.cpus:
-            raise InputError(
-                f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and "
-                f"{capacity.where} has {capacity.cpus}; lower compute.workers or compute.cpus_per_worker"
-            )
-    gpus, fields = claimed_gpus(spec)
-    if gpus > capacity.gpus:
-        raise InputError(
-            f"compute: {gpus:g} GPUs are claimed ({fields}) and {capacity.where} has {capacity.gpus}; claim fewer or "
-            "leave it out"
-        )
-
-
-def check_tracking(profile: Profile) -> None:
-    """Raise InputError where figures are to go to MLflow and its client is not installed."""
-    if profile.local.mlflow is not None and find_spec("mlflow") is None:
-        raise InputError(f"{profile.file}: {profile.table}.mlflow: needs MLflow's client: pip install 'bfp[mlflow]'")
-
-
-def claimed_gpus(spec: Spec) -> tuple[float, str]:
-    """The GPUs that a spec asks for by number, and by which fields of `compute`; without, it takes what there is."""
-    match spec:
-        case Pretrain():
-            return spec.compute.workers * (spec.compute.gpus_per_worker or 0), "workers × gpus_per_worker"
-        case Finetune():
-            return spec.compute.gpus or 0, "gpus"
-        case Infer():
-            return spec.compute.models * (spec.compute.gpus_per_model or 0), "models × gpus_per_model"
-    return 0, ""

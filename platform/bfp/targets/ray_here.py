@@ -79,12 +79,19 @@ def start_ray(*, cpus: int) -> str:
         ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    quieten()
+    return logs
+
+
+def quieten() -> None:
+    """Keep Ray Data's and Ray Train's own words off the screen: what a user has to know, drivers say."""
+    import ray.data
+
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    return logs
 
 
 def stop_ray(logs: str, *, keep_logs: bool) -> None:

@@ -1,0 +1,70 @@
+"""`bfp drive`: the command that a target runs on a cluster, whatever kind it is.
+
+It joins the Ray that is there, runs the job that was sent, and writes a run's events to standard output, a JSON object
+a line, as who follows from afar reads them. Beside a run's own events there are three:
+
+    planned    rows, warnings: the plan as it was made here
+    refused    message: nothing was started
+    finished   status, figures, report: what `bfp submit` says at the end
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from bfp.cli.jobs import finished
+from bfp.cli.output import plain
+from bfp.errors import InputError
+from bfp.runs import RunFolder
+from bfp.runs.lease import EXPIRES_S
+from bfp.storage import place
+from bfp.targets.letter import Letter, read_letter
+from bfp.targets.local import Local
+from bfp.targets.ray_there import joined_ray
+
+LEASE_WAIT_S = EXPIRES_S + 15
+
+
+def drive() -> None:
+    """Run the job that was sent here, to its end."""
+    try:
+        letter = read_letter(os.environ)
+        _wait_for_the_dead(letter)
+        with joined_ray(nodes=letter.nodes, where=f"the cluster {letter.target}", tell=_note) as capacity:
+            with Local(joined=capacity, profile=letter.profile()) as target:
+                plan = target.plan(letter.spec)
+                say({"event": "planned", "rows": plan.rows, "warnings": plan.warnings})
+                run = target.submit(letter.spec, listener=say)
+            done = plain(finished(run))
+    except InputError as error:
+        say({"event": "refused", "message": str(error)})
+        raise
+    say({"event": "finished", **done})
+
+
+def say(event: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _note(message: str) -> None:
+    say({"event": "note", "message": message})
+
+
+def _wait_for_the_dead(letter: Letter) -> None:
+    """Wait while another machine holds the run: of an attempt that died with its machine, the lease has to expire.
+
+    One that is alive renews it, and the run is refused as anywhere.
+    """
+    run, until = RunFolder(place(letter.spec.folder)), time.monotonic() + LEASE_WAIT_S
+    told = False
+    while run.holder() is not None and time.monotonic() < until:
+        if not told:
+            _note("waiting for the lease of an earlier attempt to expire")
+            told = True
+        time.sleep(2.0)

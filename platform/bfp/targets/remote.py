@@ -1,0 +1,221 @@
+"""A cluster as a target: what it is given is checked here, sent once, and followed from here; it runs there.
+
+The driver runs on the cluster, so nothing hangs on who sent it: a closed laptop loses sight of a run and no more.
+Its events come back as lines of its log, the same for every kind of cluster, so that the display is that of a run on
+this machine. What it says besides (Ray's own words, a traceback) is kept for the case that it ends without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from bfp import drivers
+from bfp.drivers import Capacity, Plan
+from bfp.errors import InputError, Interrupted, JobFailed, StorageError
+from bfp.runs import Event, Listener, RunFolder
+from bfp.specs import Spec
+from bfp.specs.clusters import Cluster, KubeRayTarget
+from bfp.specs.fields import lies_in
+from bfp.specs.paths import local_paths
+from bfp.specs.profile import Profile
+from bfp.storage import place
+from bfp.targets.checks import check_claims, check_same_spec
+from bfp.targets.cluster import OVER, Backend, Job
+from bfp.targets.letter import Letter, letter
+
+STATE_EVERY_S = 2.0
+STOP_WAIT_S = 900.0  # a step of pretraining and its checkpoint
+KEPT_LINES = 30  # of what a driver says besides its events, shown where it ends without a word
+OWN = ("finished", "refused", "planned")  # what `bfp drive` says beside a run's own events
+
+
+class Remote:
+    """One cluster of the profile."""
+
+    def __init__(self, name: str, settings: Cluster, backend: Backend, *, file: str) -> None:
+        self.name = name
+        self.backend = backend
+        self._settings = settings
+        self._profile = Profile(file, name, settings, here=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held here."""
+
+    def plan(self, spec: Spec) -> Plan:
+        """What the run will do, as far as it can be told from here. Raises InputError for what is wrong.
+
+        The driver makes the whole plan once more where it runs, before it writes anything.
+        """
+        self._check_shared(spec)
+        capacity = self.backend.capacity()
+        check_claims(spec, capacity)
+        place_there = ("target", f"{self.name} ({self._settings.target}), {_of(capacity)}")
+        try:
+            run = RunFolder(place(spec.folder))
+            if (text := run.spec_text()) is not None:
+                check_same_spec(spec, text, run=run)
+            self._check_here(spec)
+            found = drivers.plan(spec, capacity=capacity, profile=self._profile)
+        except StorageError as error:
+            unseen = f"made there, before anything is written: what it reads cannot be looked at from here ({error})"
+            return Plan([place_there, ("plan", unseen)], {})
+        return Plan([place_there, *found.rows], found.figures, found.warnings)
+
+    def manifest(self, spec: Spec) -> str:
+        """Exactly what `submit` would send, as text."""
+        return self.backend.manifest(self.letter(spec))
+
+    def letter(self, spec: Spec) -> Letter:
+        return letter(spec, target=self.name, settings=self._settings, nodes=self.backend.nodes())
+
+    # sending, following, stopping ------------------------------------------------------------------------------------
+
+    def send(self, spec: Spec) -> Job:
+        """The job of this run: the one that goes on, if it was sent with the same spec, or a new one.
+
+        Raises InputError where the run goes on with another spec.
+        """
+        wanted = self.letter(spec)
+        before = self.backend.jobs(wanted.run)
+        going = next((job for job in before if job.stage not in OVER), None)
+        job = going or self.backend.send(wanted, attempt=len(before) + 1)
+        if job.digest != wanted.digest:
+            raise InputError(
+                f"{wanted.run}: this run is going on on {self.name} with another spec (job {job.id}); wait for it, or "
+                f"stop it with `bfp stop {wanted.run} --on {self.name}`"
+            )
+        return job
+
+    def job(self, run: str) -> Job:
+        """The latest attempt at a run. Raises InputError where the cluster knows of none."""
+        found = self.backend.jobs(run)
+        if not found:
+            raise InputError(
+                f"{run}: {self.name} knows of no job of this run; it was never sent there, or the cluster was made "
+                "anew since: submit it again to go on where it stopped"
+            )
+        return found[-1]
+
+    def follow(self, run: str, job: Job, *, listener: Listener) -> dict[str, Any]:
+        """Hear the run to its end; what the driver says of it at the end (`bfp drive`).
+
+        Raises what a run on this machine would: InputError where the driver refused, having written nothing; JobFailed;
+        Interrupted where it was asked to stop.
+        """
+        finished: dict[str, Any] | None = None
+        ended: Event = {}
+        besides: deque[str] = deque(maxlen=KEPT_LINES)
+        for text in self._lines(run, job, listener):
+            event = event_in(text)
+            if event is None:
+                besides.append(text)
+            elif event["event"] == "finished":
+                finished = event
+            elif event["event"] == "refused":
+                raise InputError(str(event["message"]))
+            elif event["event"] != "planned":
+                ended = event if event["event"] == "end" else ended
+                listener(event)
+        if finished is not None:
+            return finished
+        return self._say_the_end(self._now(run, job), ended, besides)
+
+    def lines(self, run: str, *, follow: bool) -> Iterator[str]:
+        """What the driver of the latest attempt has written; with `follow`, to its end."""
+        return self.backend.lines(self.job(run), follow=follow)
+
+    def stop(self, run: str) -> Job:
+        """Ask the run to stop, wait until nothing of it is left, and say what became of the job."""
+        job = self.job(run)
+        if job.stage in OVER:
+            raise InputError(f"{run}: nobody runs it on {self.name} now (job {job.id} is {job.stage})")
+        self.backend.stop(job)
+        until = time.monotonic() + STOP_WAIT_S
+        while (now := self._now(run, job)).stage not in OVER:
+            if time.monotonic() > until:
+                raise JobFailed(f"{run}: job {job.id} has not stopped within {STOP_WAIT_S / 60:.0f} minutes")
+            time.sleep(STATE_EVERY_S)
+        return now
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    def _now(self, run: str, job: Job) -> Job:
+        """The job as it is now; failed where the cluster has forgotten it."""
+        forgotten = job._replace(stage="failed", said="the cluster does not know of it any more: it was made anew")
+        return next((found for found in self.backend.jobs(run) if found.id == job.id), forgotten)
+
+    def _lines(self, run: str, job: Job, listener: Listener) -> Iterator[str]:
+        """The driver's lines; before there are any, what it waits for is told."""
+        told = ""
+        while (now := self._now(run, job)).stage == "waiting":
+            if now.said != told:
+                told = now.said
+                listener({"event": "note", "message": told})
+            time.sleep(STATE_EVERY_S)
+        yield from self.backend.lines(now, follow=True)
+
+    def _say_the_end(self, job: Job, ended: Event, besides: deque[str]) -> dict[str, Any]:
+        """Raise what the end of a job without a last word comes to."""
+        if ended.get("outcome") == "interrupted" or job.stage == "stopped":
+            raise Interrupted(str(ended.get("message") or f"stopped (job {job.id}); submit the same again to go on"))
+        if ended.get("outcome") == "failed":
+            raise JobFailed(str(ended["message"]))
+        if any("No module named bfp" in line for line in besides):
+            raise InputError(
+                f"{self.name}: bfp is not installed where the driver runs; use the image of infra/image, or "
+                "install it there"
+            )
+        last = "\n    ".join(["the last that it wrote:", *besides]) if besides else "it wrote nothing"
+        raise JobFailed(f"job {job.id} on {self.name} ended without a word: {job.said or job.stage}; {last}")
+
+    def _check_shared(self, spec: Spec) -> None:
+        """Raise InputError for paths that lie on this machine alone."""
+        shared = list(self._settings.shared_paths)
+        if isinstance(self._settings, KubeRayTarget):
+            shared += [volume.path for volume in self._settings.volumes]
+        alone = {
+            field: path for field, path in local_paths(spec).items() if not any(lies_in(path, root) for root in shared)
+        }
+        if alone:
+            lines = "\n".join(f"    {field}: {path}" for field, path in alone.items())
+            known = ", ".join(shared) or "none so far"
+            raise InputError(
+                f"--on {self.name}: paths that its nodes do not share:\n{lines}\n"
+                f"  put them on object storage (s3://…), or below a folder that every node sees, and name that under "
+                f"`shared_paths` of [{self.name}] in {self._profile.file} ({known})"
+            )
+
+    def _check_here(self, spec: Spec) -> None:
+        """Raise StorageError where a shared folder is not there on this machine: nothing is wrong with that."""
+        for root in self._settings.shared_paths:
+            with suppress(StopIteration):
+                path = next(path for path in local_paths(spec).values() if lies_in(path, root))
+                if not place(root).path.is_dir():
+                    raise StorageError(f"{path}: {root} is not on this machine")
+
+
+def event_in(line: str) -> Event | None:
+    """The event of a run that a line of a driver's log holds, if it holds one."""
+    if not line.startswith('{"'):
+        return None
+    with suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict) and isinstance(found.get("event"), str):
+            return found
+    return None
+
+
+def _of(capacity: Capacity) -> str:
+    gpus = f", {capacity.gpus} GPUs" if capacity.gpus else ""
+    return f"{capacity.cpus:,} CPUs{gpus}, {capacity.memory_gb:,.0f} GB"
