@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from bfp import drivers
-from bfp.drivers.plan import Plan
+from bfp.drivers.plan import Capacity, Plan
 from bfp.errors import InputError, Interrupted
 from bfp.reports.blocks import Facts, Results
 from bfp.runs import Run
@@ -30,7 +30,7 @@ def write_spec(folder: Path, **fields: object) -> Path:
     return file
 
 
-def plan(spec: Spec, *, cpus: int, profile: Profile) -> Plan:
+def plan(spec: Spec, *, capacity: Capacity, profile: Profile) -> Plan:
     if spec.seed == 13:
         raise InputError("model: nothing there")
     return Plan(rows=[("units", str(UNITS))], figures={"units": UNITS}, warnings=["a small job"])

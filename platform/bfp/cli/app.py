@@ -20,7 +20,6 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a slice store, check it, prune it.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
-Kind = Annotated[str, typer.Argument(metavar="KIND", help="ingest, pretrain, finetune, benchmark or infer.")]
 SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="The YAML file of a job.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder: <output>/<name>, a path or URI.")]
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A slice store, a path or URI.")]
@@ -52,9 +51,11 @@ def _options(
 
 @app.command()
 def init(
-    kind: Kind,
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="ingest, pretrain, finetune, benchmark, infer; or profile.")
+    ],
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Where to write it; KIND.yaml without it.")
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to write it; KIND.yaml, or bfp.toml, without it.")
     ] = None,
     preset: Annotated[
         str | None,
@@ -64,16 +65,16 @@ def init(
         ),
     ] = None,
 ) -> None:
-    """Write a spec with every field, its meaning and its default."""
+    """Write a spec with every field, its meaning and its default; of `profile`, the targets that --on names."""
     from bfp.cli.output import write
     from bfp.cli.specs import write_template
 
-    write(write_template(kind, file or Path(f"{kind}.yaml"), preset=preset))
+    write(write_template(kind, file or Path("bfp.toml" if kind == "profile" else f"{kind}.yaml"), preset=preset))
 
 
 @app.command()
 def validate(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="The YAML files of jobs.")],
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="The YAML files of jobs, or a bfp.toml.")],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -367,11 +368,23 @@ def bids_app(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, CPUs, memory, GPU, Ray, disk, credentials; each with its remedy."""
-    from bfp.cli.doctor import examine, findings_text
+def doctor(
+    spec_file: Annotated[
+        str | None, typer.Argument(metavar="[SPEC]", help="With --on: plan this job there too, from the nodes' side.")
+    ] = None,
+    on: On = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, or with --on a cluster: versions, CPUs, memory, GPUs, Ray, storage; each with its remedy."""
+    from bfp import specs, targets
+    from bfp.cli.doctor import examine, examine_cluster, findings_text
     from bfp.cli.output import show
+    from bfp.specs.profile import PROFILE, profile_for
 
-    findings = examine()
+    if on is None and spec_file is not None:
+        raise InputError("bfp doctor: a spec goes with --on NAME; on this machine `bfp submit --dry-run` plans it")
+    target = targets.resolve(on, profile=profile_for(spec_file or PROFILE))
+    spec = specs.load(spec_file) if spec_file is not None else None
+    findings = examine() if isinstance(target, targets.Local) else examine_cluster(target, spec)
     show(findings, as_json=as_json, text=findings_text)
     raise typer.Exit(1 if any(found.verdict == "fail" for found in findings) else 0)

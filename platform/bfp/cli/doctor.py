@@ -9,10 +9,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
-from bfp.errors import JobFailed
+from bfp.errors import InputError, JobFailed
+from bfp.specs import Spec
+from bfp.targets.cluster import Check, Verdict
+from bfp.targets.remote import Remote
 from bfp.words import counted
 
 if TYPE_CHECKING:
@@ -35,21 +38,10 @@ S3_VARIABLES = (
 
 INSTALL = "in the checkout of bfp: pip install -r requirements.lock"
 
-Verdict = Literal["ok", "warn", "fail"]
 
-
-class Found(NamedTuple):
-    """One point: what was looked at, how it is, what was found, and the remedy where one is needed."""
-
-    point: str
-    verdict: Verdict
-    text: str
-    remedy: str = ""
-
-
-def examine() -> list[Found]:
+def examine() -> list[Check]:
     """Look at every point, the quick ones first."""
-    points: list[Callable[[], list[Found]]] = [
+    points: list[Callable[[], list[Check]]] = [
         _python,
         _packages,
         _extras,
@@ -63,7 +55,33 @@ def examine() -> list[Found]:
     return [found for point in points for found in point()]
 
 
-def findings_text(findings: list[Found]) -> Iterator[RenderableType]:
+def examine_cluster(target: Remote, spec: Spec | None) -> list[Check]:
+    """Look at every point of a cluster, from here and, where a spec is given, from the nodes' side too.
+
+    For that a job of its own is sent, which plans the spec there, writes nothing but a probe beside its output, and is
+    gone: versions, CPUs and GPUs against what the spec claims, inputs, and whether the output can be written.
+    """
+    found: list[Check] = []
+    try:
+        found += target.backend.checks()
+        if spec is not None:
+            target.plan(spec)
+            found.append(Check("plan here", "ok", f"nothing stands against {spec.kind} {spec.name} as seen from here"))
+            found += _from_its_side(target.ask(spec))
+    except InputError as error:
+        found.append(Check("cluster", "fail", str(error)))
+    return found
+
+
+def _from_its_side(told: dict[str, Any]) -> Iterator[Check]:
+    """What the driver found where it would run."""
+    yield Check("bfp there", "ok", f"{told['bfp']} on Python {told['python']}, Ray {told['ray']}")
+    yield Check("plan there", "ok", "; ".join(f"{label} {text}" for label, text in told["rows"]))
+    for warning in told["warnings"]:
+        yield Check("plan there", "warn", warning)
+
+
+def findings_text(findings: list[Check]) -> Iterator[RenderableType]:
     """A line a point, the remedy below it."""
     from rich.text import Text
 
@@ -76,52 +94,52 @@ def findings_text(findings: list[Found]) -> Iterator[RenderableType]:
     yield "ready" if not bad else f"jobs cannot run: {counted(bad, 'point')} of {len(findings)} failed"
 
 
-def _python() -> list[Found]:
+def _python() -> list[Check]:
     text = f"bfp {__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if (3, 11) <= sys.version_info[:2] < (3, 14):
-        return [Found("python", "ok", text)]
-    return [Found("python", "fail", text, "use Python 3.11, 3.12 or 3.13")]
+        return [Check("python", "ok", text)]
+    return [Check("python", "fail", text, "use Python 3.11, 3.12 or 3.13")]
 
 
-def _packages() -> list[Found]:
+def _packages() -> list[Check]:
     versions = {name: _version(name) for name in NEEDED}
     missing = [name for name, version in versions.items() if version is None]
     text = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
     if missing:
-        return [Found("packages", "fail", f"{', '.join(missing)} not installed", INSTALL)]
-    return [Found("packages", "ok", text)]
+        return [Check("packages", "fail", f"{', '.join(missing)} not installed", INSTALL)]
+    return [Check("packages", "ok", text)]
 
 
-def _extras() -> list[Found]:
+def _extras() -> list[Check]:
     found = []
     for name, (extra, purpose) in EXTRAS.items():
         version = _version(name)
         if version is None:
             found.append(
-                Found(f"extra {extra}", "warn", f"{name} is not installed", f"for {purpose}: pip install {name}")
+                Check(f"extra {extra}", "warn", f"{name} is not installed", f"for {purpose}: pip install {name}")
             )
         else:
-            found.append(Found(f"extra {extra}", "ok", f"{name} {version}, for {purpose}"))
+            found.append(Check(f"extra {extra}", "ok", f"{name} {version}, for {purpose}"))
     return found
 
 
-def _cpus() -> list[Found]:
+def _cpus() -> list[Check]:
     from bfp.drivers.plan import cpus_here
 
     cpus, machine = cpus_here(), os.cpu_count() or 1
     text = f"{cpus}" + (f" of the machine's {machine}" if cpus != machine else "")
     if cpus == 1:
-        return [Found("CPUs", "warn", text, "jobs run on one CPU, but slowly")]
-    return [Found("CPUs", "ok", text)]
+        return [Check("CPUs", "warn", text, "jobs run on one CPU, but slowly")]
+    return [Check("CPUs", "ok", text)]
 
 
-def _memory() -> list[Found]:
+def _memory() -> list[Check]:
     from bfp.targets.ray_here import object_store_bytes
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     enough = total >= ENOUGH_MEMORY_BYTES
     found = [
-        Found(
+        Check(
             "memory",
             "ok" if enough else "warn",
             f"{total / GIB:.1f} GiB, of which {object_store_bytes() / GIB:.1f} GiB for Ray's object store",
@@ -133,12 +151,12 @@ def _memory() -> list[Found]:
         enough = shared.total >= ENOUGH_SHARED_MEMORY_BYTES
         remedy = "" if enough else "in a container: --shm-size=2g, else Ray is slow"
         found.append(
-            Found("shared memory", "ok" if enough else "warn", f"{shared.total / GIB:.1f} GiB in /dev/shm", remedy)
+            Check("shared memory", "ok" if enough else "warn", f"{shared.total / GIB:.1f} GiB in /dev/shm", remedy)
         )
     return found
 
 
-def _disk() -> list[Found]:
+def _disk() -> list[Check]:
     found = []
     for point, folder in (("disk here", os.getcwd()), ("disk /tmp", "/tmp")):
         free = shutil.disk_usage(folder).free
@@ -149,38 +167,38 @@ def _disk() -> list[Found]:
             "warn": "make room, or name another `output` and `store`",
             "fail": "no permission to write here",
         }
-        found.append(Found(point, verdict, f"{free / GIB:.1f} GiB free in {folder}", remedy[verdict]))
+        found.append(Check(point, verdict, f"{free / GIB:.1f} GiB free in {folder}", remedy[verdict]))
     return found
 
 
-def _credentials() -> list[Found]:
+def _credentials() -> list[Check]:
     """The names of what is set, never a value."""
     names = [name for name in S3_VARIABLES if os.environ.get(name)]
     files = [file for file in ("~/.aws/credentials", "~/.aws/config") if os.path.exists(os.path.expanduser(file))]
     if names or files:
-        return [Found("S3", "ok", f"set: {', '.join([*names, *files])}")]
+        return [Check("S3", "ok", f"set: {', '.join([*names, *files])}")]
     return [
-        Found("S3", "ok", "no credentials set; s3:// places would need AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        Check("S3", "ok", "no credentials set; s3:// places would need AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     ]
 
 
-def _gpu() -> list[Found]:
+def _gpu() -> list[Check]:
     import torch
 
     if not torch.cuda.is_available():
-        return [Found("GPU", "ok", "none that torch can use; jobs run on the CPU")]
+        return [Check("GPU", "ok", "none that torch can use; jobs run on the CPU")]
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return [Found("GPU", "ok", f"{', '.join(names)} (CUDA {torch.version.cuda})")]
+    return [Check("GPU", "ok", f"{', '.join(names)} (CUDA {torch.version.cuda})")]
 
 
-def _ray() -> list[Found]:
+def _ray() -> list[Check]:
     from bfp.targets.ray_here import start_ray, stop_ray
 
     began = time.monotonic()
     try:
         logs = start_ray(cpus=1)
     except (JobFailed, OSError) as error:
-        return [Found("Ray", "fail", str(error), "wait until the machine is less busy, and make room under /tmp")]
+        return [Check("Ray", "fail", str(error), "wait until the machine is less busy, and make room under /tmp")]
     import ray
 
     try:
@@ -188,9 +206,9 @@ def _ray() -> list[Found]:
     except (RuntimeError, OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0]
         stop_ray(logs, keep_logs=True)
-        return [Found("Ray", "fail", f"ran no task: {type(error).__name__}: {said}", f"see its own logs in {logs}")]
+        return [Check("Ray", "fail", f"ran no task: {type(error).__name__}: {said}", f"see its own logs in {logs}")]
     stop_ray(logs, keep_logs=False)
-    return [Found("Ray", "ok", f"started and ran a task in {time.monotonic() - began:.0f} s")]
+    return [Check("Ray", "ok", f"started and ran a task in {time.monotonic() - began:.0f} s")]
 
 
 def _version(package: str) -> str | None:

@@ -1,22 +1,27 @@
 """`bfp drive`: the command that a target runs on a cluster, whatever kind it is.
 
 It joins the Ray that is there, runs the job that was sent, and writes a run's events to standard output, a JSON object
-a line, as who follows from afar reads them. Beside a run's own events there are three:
+a line, as who follows from afar reads them. Beside a run's own events there are:
 
     planned    rows, warnings: the plan as it was made here
     refused    message: nothing was started
     finished   status, figures, report: what `bfp submit` says at the end
+    checked    rows, warnings, bfp, python, ray: in place of a run, for `bfp doctor --on NAME`
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
+from bfp import __version__
 from bfp.cli.jobs import finished
 from bfp.cli.output import plain
 from bfp.errors import InputError
@@ -38,6 +43,9 @@ def drive() -> None:
         with joined_ray(nodes=letter.nodes, where=f"the cluster {letter.target}", tell=_note) as capacity:
             with Local(joined=capacity, profile=letter.profile()) as target:
                 plan = target.plan(letter.spec)
+                if letter.check:
+                    say({"event": "checked", "rows": plan.rows, "warnings": plan.warnings, **_versions()})
+                    return
                 say({"event": "planned", "rows": plan.rows, "warnings": plan.warnings})
                 run = target.submit(letter.spec, listener=say)
             done = plain(finished(run))
@@ -47,9 +55,17 @@ def drive() -> None:
     say({"event": "finished", **done})
 
 
+_saying = threading.Lock()  # a thread watches the cluster's nodes
+
+
 def say(event: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    with _saying:
+        sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+def _versions() -> dict[str, str]:
+    return {"bfp": __version__, "python": platform.python_version(), "ray": metadata.version("ray")}
 
 
 def _note(message: str) -> None:

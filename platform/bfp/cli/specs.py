@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from bfp.errors import InputError, Problem, SpecError
 from bfp.specs import KINDS, load
+from bfp.specs.profile import LOCAL, read_profile
 from bfp.specs.schema import file_name, schema_text
-from bfp.specs.template import template
+from bfp.specs.template import profile_template, template
 from bfp.storage import place
 
+PROFILE_KIND = "profile"  # what `init` calls bfp.toml, and `validate` any file of TOML
 SCHEMA_FOLDER = ".bfp"  # beside a spec that `init` wrote: what its first line names, for editors
 
 
@@ -29,9 +31,14 @@ class CheckedSpec(NamedTuple):
 
 def write_template(kind: str, file: Path, *, preset: str | None) -> Iterator[str]:
     """Write a spec to begin with, and its schema for editors; say where."""
-    _check_kind(kind)
     if file.exists():
         raise InputError(f"{file}: exists already; name another file, as in `bfp init {kind} my-{file.name}`")
+    if kind == PROFILE_KIND:
+        place(str(file)).write(profile_template().encode())
+        yield f"wrote {file}"
+        yield f"  keep the targets that you have, then: bfp validate {file}, and bfp doctor --on NAME"
+        return
+    _check_kind(kind)
     schema = Path(SCHEMA_FOLDER) / file_name(kind)
     text = template(kind, preset=preset, schema=schema.as_posix())
     place(str(file.parent / schema)).write(schema_text(kind).encode())
@@ -65,6 +72,9 @@ def schema_lines(kind: str | None, folder: Path | None) -> Iterator[str]:
 
 def _check(file: str, overrides: list[str]) -> CheckedSpec:
     try:
+        if file.endswith(".toml"):
+            targets = ", ".join([LOCAL, *read_profile(Path(file)).clusters])
+            return CheckedSpec(file, True, PROFILE_KIND, f"of {targets}", [], "")
         spec = load(file, overrides=overrides)
     except InputError as error:
         problems = error.problems if isinstance(error, SpecError) else []
@@ -74,7 +84,7 @@ def _check(file: str, overrides: list[str]) -> CheckedSpec:
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
+        near = difflib.get_close_matches(kind, [*KINDS, PROFILE_KIND], n=1)
         raise InputError(
             f"no kind is called {kind!r}; one of {', '.join(KINDS)}" + (f"; the nearest is {near[0]}" if near else "")
         )

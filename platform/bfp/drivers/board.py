@@ -15,7 +15,8 @@ class News(NamedTuple):
 
     figures: (steps done, figures by name), in order. starts: the step that each start of the workers began from. notes:
     what the user should know. saving: the last step of which a checkpoint is all but complete. finished: the steps done
-    when the workers last ended by themselves, None while they work. failure: what ends the run.
+    when the workers last ended by themselves, None while they work. failure: what ends the run. working: whether there
+    are workers that train, who hear a wish to stop; there are none while they start, or wait for a node.
     """
 
     figures: list[tuple[int, dict[str, float]]]
@@ -24,23 +25,28 @@ class News(NamedTuple):
     saving: int
     finished: int | None
     failure: BfpError | None
+    working: bool
 
 
 class Board:
     """An actor between the workers and the driver."""
 
     def __init__(self) -> None:
-        self._news = News([], [], [], 0, None, None)
+        self._news = News([], [], [], 0, None, None, False)
         self._kept = 0
         self._stopping = False
 
     def begin(self) -> None:
         """Workers are asked for, once more where those of before were told to end."""
-        self._news = self._news._replace(finished=None)
+        self._news = self._news._replace(finished=None, working=False)
 
     def started(self, step: int) -> None:
         self._news.starts.append(step)
-        self.begin()
+        self._news = self._news._replace(finished=None, working=True)
+
+    def lost(self) -> None:
+        """A worker has died, and Ray Train ends the others."""
+        self._news = self._news._replace(working=False)
 
     def note(self, text: str) -> None:
         self._news.notes.append(text)

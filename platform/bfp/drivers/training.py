@@ -30,6 +30,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bfp.drivers.board import Board, News
+from bfp.errors import Interrupted
 from bfp.runs.scratch import scratch
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def train_on_ray(
                     name="pretrain",
                     storage_path=str(folder),
                     failure_config=ray.train.FailureConfig(max_failures=retries),
+                    callbacks=[_TellOfLosses(board)],  # type: ignore[list-item]  # V2's, which the types do not know
                 ),
             )
             fitting = _Fitting(trainer)
@@ -81,6 +83,10 @@ def train_on_ray(
                 board.keep.remote(news.saving)
                 if stopping():
                     board.stop.remote()
+                    if not (ended or news.working or news.finished):
+                        raise Interrupted(
+                            "stopped while workers were waited for; every checkpoint stays: submit again to go on"
+                        )
         if news.failure is not None:
             raise news.failure
         if news.finished is None:
@@ -94,6 +100,16 @@ def train_on_ray(
     finally:
         ray.kill(board)
     return done
+
+
+class _TellOfLosses(ray.train.UserCallback):
+    """In Ray Train's controller, which alone knows at once that a worker has died."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._board.lost.remote()
 
 
 class _Fitting:

@@ -58,13 +58,11 @@ def check_idle(run: RunFolder) -> None:
 
 def check_claims(spec: Spec, capacity: Capacity) -> None:
     """Raise InputError where the run would wait for ever for CPUs or GPUs that the target does not have."""
-    if isinstance(spec, Pretrain):
-        claimed = spec.compute.workers * spec.compute.cpus_per_worker
-        if claimed > capacity.cpus:
-            raise InputError(
-                f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and "
-                f"{capacity.where} has {capacity.cpus}; lower compute.workers or compute.cpus_per_worker"
-            )
+    if isinstance(spec, Pretrain) and claimed_cpus(spec) > capacity.cpus:
+        raise InputError(
+            f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and "
+            f"{capacity.where} has {capacity.cpus}; lower compute.workers or compute.cpus_per_worker"
+        )
     gpus, fields = claimed_gpus(spec)
     if gpus > capacity.gpus:
         raise InputError(
@@ -77,6 +75,11 @@ def check_tracking(profile: Profile) -> None:
     """Raise InputError where figures are to go to MLflow and its client is not installed."""
     if profile.local.mlflow is not None and find_spec("mlflow") is None:
         raise InputError(f"{profile.file}: {profile.table}.mlflow: needs MLflow's client: pip install 'bfp[mlflow]'")
+
+
+def claimed_cpus(spec: Spec) -> int:
+    """The CPUs that a spec wants all at once; what other kinds do is spread over those that there are."""
+    return spec.compute.workers * spec.compute.cpus_per_worker if isinstance(spec, Pretrain) else 0
 
 
 def claimed_gpus(spec: Spec) -> tuple[float, str]:

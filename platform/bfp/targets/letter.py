@@ -29,17 +29,21 @@ COMMAND = "python -m bfp drive"
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """target: its name; local: what its machines have; nodes: how many Ray has to have before the run begins."""
+    """target: its name; local: what its machines have; nodes: how many Ray has to have before the run begins.
+
+    check: whether the driver only makes the plan there, for `bfp doctor`.
+    """
 
     spec: Spec
     target: str
     local: LocalTarget
     nodes: int
+    check: bool = False
 
     @property
     def run(self) -> str:
-        """The run's folder, as a path or URI: what jobs are found by."""
-        return str(place(self.spec.folder))
+        """The run's folder, as a path or URI: what jobs are found by; those of a check are none of the run's."""
+        return str(place(self.spec.folder)) + "#check" * self.check
 
     @property
     def digest(self) -> str:
@@ -53,6 +57,7 @@ class Letter:
             "bfp": __version__,
             "local": self.local.model_dump(mode="json", exclude_defaults=True),
             "nodes": self.nodes,
+            "check": self.check,
         }
         return {**ENVIRONMENT, SPEC: dump(self.spec), TARGET: json.dumps(told, ensure_ascii=False)}
 
@@ -80,7 +85,11 @@ def read_letter(environment: Mapping[str, str]) -> Letter:
             f'sides (there by the image or environment of the target), or on a Ray cluster set `code = "package"`'
         )
     return Letter(
-        loads(environment[SPEC], file=SPEC), told["name"], LocalTarget.model_validate(told["local"]), told["nodes"]
+        spec=loads(environment[SPEC], file=SPEC),
+        target=told["name"],
+        local=LocalTarget.model_validate(told["local"]),
+        nodes=told["nodes"],
+        check=told["check"],
     )
 
 

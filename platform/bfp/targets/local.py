@@ -7,7 +7,7 @@ the run's failure, whoever's fault it is: it has left a run folder, which says s
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,10 +20,19 @@ from bfp.runs import Listener, Run, RunFolder
 from bfp.specs import Pretrain, Spec
 from bfp.specs.profile import NO_PROFILE, Profile
 from bfp.storage import place
-from bfp.targets.checks import check_claims, check_idle, check_same_spec, check_tracking, run_folder, run_spec
+from bfp.targets.checks import (
+    check_claims,
+    check_idle,
+    check_same_spec,
+    check_tracking,
+    claimed_cpus,
+    run_folder,
+    run_spec,
+)
 from bfp.targets.failures import in_plain_words
 from bfp.targets.hush import Hush
 from bfp.targets.ray_here import set_environment, start_ray, stop_ray
+from bfp.targets.ray_there import nodes_watched
 from bfp.targets.stopping import GRACE_S, StopOnSignal
 
 
@@ -37,6 +46,7 @@ class Local:
         self, *, cpus: int | None = None, joined: Capacity | None = None, profile: Profile = NO_PROFILE
     ) -> None:
         self._profile = profile
+        self._joined = joined is not None
         self._capacity = joined or capacity_here(cpus)
         self._logs: str | None = None
 
@@ -112,7 +122,8 @@ class Local:
             try:
                 self._start_ray()
                 signals.arm()
-                drivers.execute(spec, run, profile=self._profile)
+                with self._watched(spec, run):
+                    drivers.execute(spec, run, profile=self._profile)
             except KeyboardInterrupt as error:
                 raise Interrupted("stopped at once, what was saved stays; submit the same again to go on") from error
             except Exception as error:  # whatever a driver or Ray raises ends here, told in plain words
@@ -121,6 +132,12 @@ class Local:
                 raise in_plain_words(error) from error
             finally:
                 signals.settle()
+
+    def _watched(self, spec: Spec, run: Run) -> AbstractContextManager[None]:
+        """On a cluster the run says which nodes come and go."""
+        if not self._joined:
+            return nullcontext()
+        return nodes_watched(cpus=claimed_cpus(spec), warn=run.warn, note=run.note)
 
     def _start_ray(self) -> None:
         set_environment()

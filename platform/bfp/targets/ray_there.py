@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 from bfp.drivers import Capacity
 from bfp.errors import InputError, JobFailed
 from bfp.targets.ray_here import quieten, set_environment
+from bfp.words import counted
 
 NODES_WAIT_S = 900.0
 POLL_S = 1.0
+WATCH_EVERY_S = 3.0
 
 
 @contextmanager
@@ -40,6 +43,44 @@ def joined_ray(*, nodes: int, where: str, tell: Callable[[str], None]) -> Iterat
         yield Capacity(int(found.get("CPU", 0)), int(found.get("GPU", 0)), found.get("memory", 0) / 1e9, where)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def nodes_watched(*, cpus: int, warn: Callable[[str], None], note: Callable[[str], None]) -> Iterator[None]:
+    """While it is entered, it is said which nodes the cluster loses and gains.
+
+    cpus: what the run claims at once; where fewer are left it waits until a node comes, which is said too.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        import ray
+
+        alive = lambda: {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # noqa: E731
+        before = alive()
+        while not over.wait(WATCH_EVERY_S):
+            now = alive()
+            left = int(sum(node["Resources"].get("CPU", 0) for node in now.values()))
+            for lost in before.keys() - now.keys():
+                what = "what it was at is done again on the others"
+                if cpus > left:
+                    what = (
+                        f"the run claims {cpus} CPUs, {left} are left, and it waits until a node comes; or stop it and "
+                        "submit it again with fewer workers: it goes on where it is"
+                    )
+                name = before[lost]["NodeManagerHostname"]
+                warn(f"the node {name} has left the cluster ({counted(len(now), 'node')} left): {what}")
+            for come in now.keys() - before.keys():
+                note(f"the node {now[come]['NodeManagerHostname']} has joined ({counted(len(now), 'node')})")
+            before = now
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
 
 
 def _wait_for(nodes: int, tell: Callable[[str], None]) -> None:

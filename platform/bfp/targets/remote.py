@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,8 +32,8 @@ from bfp.targets.letter import Letter, letter
 
 STATE_EVERY_S = 2.0
 STOP_WAIT_S = 900.0  # a step of pretraining and its checkpoint
+PATIENCE = 15  # times that a cluster which did not answer is asked again, STATE_EVERY_S apart
 KEPT_LINES = 30  # of what a driver says besides its events, shown where it ends without a word
-OWN = ("finished", "refused", "planned")  # what `bfp drive` says beside a run's own events
 
 
 class Remote:
@@ -79,6 +80,12 @@ class Remote:
     def letter(self, spec: Spec) -> Letter:
         return letter(spec, target=self.name, settings=self._settings, nodes=self.backend.nodes())
 
+    def ask(self, spec: Spec) -> dict[str, Any]:
+        """What the driver finds where it would run: its plan, and versions. Raises InputError where it would refuse."""
+        asked = replace(self.letter(spec), nodes=0, check=True)
+        job = self.backend.send(asked, attempt=len(self.backend.jobs(asked.run)) + 1)
+        return self.follow(asked.run, job, listener=lambda event: None)
+
     # sending, following, stopping ------------------------------------------------------------------------------------
 
     def send(self, spec: Spec) -> Job:
@@ -120,7 +127,7 @@ class Remote:
             event = event_in(text)
             if event is None:
                 besides.append(text)
-            elif event["event"] == "finished":
+            elif event["event"] in ("checked", "finished"):
                 finished = event
             elif event["event"] == "refused":
                 raise InputError(str(event["message"]))
@@ -153,7 +160,14 @@ class Remote:
     def _now(self, run: str, job: Job) -> Job:
         """The job as it is now; failed where the cluster has forgotten it."""
         forgotten = job._replace(stage="failed", said="the cluster does not know of it any more: it was made anew")
-        return next((found for found in self.backend.jobs(run) if found.id == job.id), forgotten)
+        for attempt in range(PATIENCE):
+            try:
+                return next((found for found in self.backend.jobs(run) if found.id == job.id), forgotten)
+            except InputError:  # a cluster that is busy, or restarts its own services, answers again soon
+                if attempt == PATIENCE - 1:
+                    raise
+                time.sleep(STATE_EVERY_S)
+        raise AssertionError("the last attempt returns or raises")
 
     def _lines(self, run: str, job: Job, listener: Listener) -> Iterator[str]:
         """The driver's lines; before there are any, what it waits for is told."""
