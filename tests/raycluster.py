@@ -7,6 +7,7 @@ Started as an operator would, by `ray start --block`. A node can be killed as a 
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -78,16 +78,17 @@ class RayCluster:
             ["--head", f"--port={ports}", f"--dashboard-port={ports + 1}", f"--ray-client-server-port={ports + 2}"],
             ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--temp-dir={self.folder}/{self._heads}"],
         )
-        self._wait("/api/version")
+        self._wait()
 
     def start_node(self) -> int:
         """One more node, once it has joined; its number."""
         node, self._next = self._next, self._next + 1
+        before = self._alive()
         self._start(node, [f"--address=127.0.0.1:{self._ports}"])
-        raylet = time.monotonic() + STARTS_WITHIN_S
-        while not any("raylet/raylet" in _command(pid) for pid in below(self._pids[node])):
-            assert time.monotonic() < raylet, (self.folder / f"node{node}.log").read_text()
-            time.sleep(0.2)
+        until = time.monotonic() + STARTS_WITHIN_S
+        while self._alive() <= before:
+            assert time.monotonic() < until, (self.folder / f"node{node}.log").read_text()[-3000:]
+            time.sleep(0.3)
         return node
 
     def kill(self, node: int) -> None:
@@ -130,15 +131,19 @@ class RayCluster:
             )
         self._pids[node] = started.pid
 
-    def _wait(self, path: str) -> None:
-        asked = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
+    def _wait(self) -> None:
         until = time.monotonic() + STARTS_WITHIN_S
-        while True:
-            with suppress(OSError):
-                urllib.request.urlopen(asked, timeout=2)
-                return
+        while not self._alive():
             assert time.monotonic() < until, (self.folder / f"node{HEAD}.log").read_text()[-3000:]
-            time.sleep(0.5)
+            time.sleep(0.3)
+
+    def _alive(self) -> int:
+        """How many nodes the dashboard knows to be alive; 0 while it does not answer."""
+        path = "/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        asked = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
+        with suppress(OSError):
+            return int(json.load(urllib.request.urlopen(asked, timeout=5))["data"]["result"]["total"])
+        return 0
 
 
 def _free_ports(count: int) -> int:
@@ -150,12 +155,6 @@ def _free_ports(count: int) -> int:
                     probe.bind(("127.0.0.1", port))
             return start
     raise AssertionError("no free ports")
-
-
-def _command(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""A run on a cluster as it is followed from here: what its lines, and its end, come to. The cluster is a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfp.drivers import Capacity
+from bfp.errors import InputError, Interrupted, JobFailed
+from bfp.specs import load
+from bfp.specs.clusters import RayTarget
+from bfp.specs.paths import local_paths
+from bfp.targets import remote
+from bfp.targets.cluster import Check, Job
+from bfp.targets.letter import Letter, read_letter
+from bfp.targets.remote import Remote
+from tests.targets import makers
+
+RUN = "/data/runs/small"
+
+
+@dataclass
+class Script:
+    """A cluster that says what it is told to. after: what becomes of a job once its lines are told."""
+
+    known: list[Job] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    after: Job | None = None
+    sent: list[tuple[Letter, int]] = field(default_factory=list)
+    silent: int = 0  # times that it does not answer first
+
+    def capacity(self) -> Capacity:
+        return Capacity(8, 0, 64.0, "the cluster lab")
+
+    def nodes(self) -> int:
+        return 3
+
+    def manifest(self, letter: Letter) -> str:
+        return letter.run
+
+    def jobs(self, run: str) -> list[Job]:
+        if self.silent:
+            self.silent -= 1
+            raise InputError("the cluster lab does not answer")
+        return list(self.known)
+
+    def send(self, letter: Letter, *, attempt: int) -> Job:
+        self.sent.append((letter, attempt))
+        self.known.append(Job(f"job-{attempt}", "running", digest=letter.digest))
+        return self.known[-1]
+
+    def lines(self, job: Job, *, follow: bool) -> Iterator[str]:
+        yield from self.told
+        if self.after is not None:
+            self.known = [self.after]
+
+    def stop(self, job: Job) -> None:
+        self.known = [job._replace(stage="stopped")]
+
+    def checks(self) -> Iterator[Check]:
+        yield Check("reachable", "ok", "yes")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "STATE_EVERY_S", 0.01)
+
+
+def on(script: Script, **fields: Any) -> Remote:
+    settings = RayTarget.model_validate({"target": "ray", "address": "http://lab:8265", **fields})
+    return Remote("lab", settings, script, file="/home/me/bfp.toml")
+
+
+def say(event: str, **fields: Any) -> str:
+    return json.dumps({"event": event, **fields})
+
+
+def follow(script: Script) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    heard: list[dict[str, Any]] = []
+    done = on(script).follow(RUN, script.known[0], listener=heard.append)
+    return done, heard
+
+
+def test_a_runs_events_are_heard_and_rays_own_words_are_not() -> None:
+    lines = ["(raylet) chatter", say("phase", phase="listing", total=None, unit=""), '{"no": "event"}', "{broken"]
+    end = [say("end", outcome="done", message=""), say("finished", figures={"stacks": 3})]
+    script = Script([Job("job-1", "running")], [*lines, *end])
+    done, heard = follow(script)
+    assert done["figures"] == {"stacks": 3}
+    assert [event["event"] for event in heard] == ["phase", "end"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "after", "error", "told"),
+    [
+        ([say("refused", message="store: no such store")], "failed", InputError, "store: no such store"),
+        ([say("end", outcome="failed", message="a shard was lost")], "failed", JobFailed, "a shard was lost"),
+        ([say("end", outcome="interrupted", message="20 steps stand")], "failed", Interrupted, "20 steps stand"),
+        ([], "stopped", Interrupted, "stopped \\(job job-1\\); submit the same again"),
+        (["/usr/bin/python: No module named bfp"], "failed", InputError, "lab: bfp is not installed where the driver"),
+        (["Traceback", "OSError: disk"], "failed", JobFailed, "ended without a word: killed; the last that it wrote:"),
+        ([], "failed", JobFailed, "ended without a word: killed; it wrote nothing"),
+    ],
+)
+def test_an_end_that_is_not_good_raises_what_a_run_here_would(
+    lines: list[str], after: Any, error: type[Exception], told: str
+) -> None:
+    said = "killed" if after == "failed" else ""
+    script = Script([Job("job-1", "running")], lines, Job("job-1", after, said))
+    with pytest.raises(error, match=told):
+        follow(script)
+
+
+def test_a_job_that_its_cluster_has_forgotten_has_failed() -> None:
+    script = Script([Job("job-1", "running")], [], Job("job-2", "running"))
+    with pytest.raises(JobFailed, match="does not know of it any more: it was made anew"):
+        follow(script)
+
+
+def test_what_a_job_waits_for_is_told_once() -> None:
+    script = Script([Job("job-1", "waiting", "no quota")], [say("finished")])
+    heard: list[dict[str, Any]] = []
+    turns = iter([script.known] * 3 + [[Job("job-1", "running")]] * 9)
+    script.jobs = lambda run: next(turns)  # type: ignore[method-assign]
+    on(script).follow(RUN, script.known[0], listener=heard.append)
+    assert heard == [{"event": "note", "message": "no quota"}]
+
+
+def test_a_cluster_that_does_not_answer_for_a_while_is_asked_again() -> None:
+    script = Script([Job("job-1", "running")], [say("finished")], silent=5)
+    assert follow(script)[0] == {"event": "finished"}
+    script = Script([Job("job-1", "running")], [say("finished")], silent=remote.PATIENCE)
+    with pytest.raises(InputError, match="does not answer"):
+        follow(script)
+
+
+def test_the_same_spec_is_sent_once_and_another_one_not_beside_it(tmp_path: Path) -> None:
+    script = Script()
+    target = on(script, shared_paths=[str(tmp_path)])
+    spec = load(makers.write_spec(tmp_path))
+    first = target.send(spec)
+    assert target.send(spec) == first
+    assert [attempt for _, attempt in script.sent] == [1]
+    other = load(makers.write_spec(tmp_path, seed=3))
+    with pytest.raises(InputError, match="going on on lab with another spec \\(job job-1\\).*bfp stop"):
+        target.send(other)
+    script.known = [first._replace(stage="failed")]
+    assert target.send(other).id == "job-2"
+
+
+def test_a_driver_reads_the_letter_that_was_sent(tmp_path: Path) -> None:
+    spec = load(makers.write_spec(tmp_path))
+    command = ["synthstrip", "-i", "{scan}", "-m", "{mask}"]
+    sent = on(Script(), brain_program=command).letter(spec)
+    found = read_letter(sent.environment())
+    assert (found.spec, found.target, found.nodes, found.check) == (spec, "lab", 3, False)
+    assert found.profile().local.brain_program == command
+    assert found.digest == sent.digest
+    with pytest.raises(InputError, match="nothing was sent here"):
+        read_letter({})
+
+
+def test_paths_that_the_nodes_do_not_share_are_all_named(tmp_path: Path) -> None:
+    spec = load(makers.write_spec(tmp_path))
+    with pytest.raises(InputError) as caught:
+        on(Script(), shared_paths=["/data"]).plan(spec)
+    for part in (
+        f"    output: {tmp_path}/runs",
+        f"    model: {tmp_path}",
+        "cohorts[0].bids: ",
+        "shared_paths",
+        "/data",
+    ):
+        assert part in str(caught.value)
+
+
+def test_which_paths_a_spec_names() -> None:
+    jobs = Path(__file__).parents[2] / "jobs"
+    found = local_paths(load(jobs / "finetune.yaml"))
+    assert set(found) <= {"output", "store", "labels", "encoder"}
+    ingest = load(
+        jobs / "ingest.yaml",
+        overrides=['cohorts=[{name: a, glob: "/d/*.nii", pattern: "/(?P<subject>x)_(?P<modality>y)"}]'],
+    )
+    assert local_paths(ingest)["cohorts[0].glob"] == "/d/*.nii"
+    assert "cohorts[0].pattern" not in local_paths(ingest)
+    started = load(jobs / "pretrain.yaml", overrides=["encoder=timm:vit_large_patch14_dinov2@/w/l.safetensors"])
+    assert local_paths(started)["encoder"] == "/w/l.safetensors"
