@@ -123,6 +123,7 @@ class RayCluster:
                     "RAY_AUTH_MODE": "token",
                     "RAY_AUTH_TOKEN": self.token,
                     "RAY_USAGE_STATS_ENABLED": "0",
+                    "RAY_raylet_start_wait_time_s": str(STARTS_WITHIN_S),  # 30 by default; tests share the machine
                     **self.environment,
                 },
                 stdout=log,

@@ -147,7 +147,7 @@ def test_the_same_spec_is_sent_once_and_another_one_not_beside_it(tmp_path: Path
     assert target.send(spec) == first
     assert [attempt for _, attempt in script.sent] == [1]
     other = load(makers.write_spec(tmp_path, seed=3))
-    with pytest.raises(InputError, match="going on on lab with another spec \\(job job-1\\).*bfp stop"):
+    with pytest.raises(InputError, match=r"going on on lab with another spec \(job job-1\).*bfp stop"):
         target.send(other)
     script.known = [first._replace(stage="failed")]
     assert target.send(other).id == "job-2"
@@ -171,7 +171,7 @@ def test_paths_that_the_nodes_do_not_share_are_all_named(tmp_path: Path) -> None
         on(Script(), shared_paths=["/data"]).plan(spec)
     for part in (
         f"    output: {tmp_path}/runs",
-        f"    model: {tmp_path}",
+        "    model: /",
         "cohorts[0].bids: ",
         "shared_paths",
         "/data",
