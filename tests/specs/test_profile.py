@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bfp.errors import SpecError
-from bfp.specs.clusters import EXAMPLE
-from bfp.specs.profile import profile_for
+from bfp.cli.main import run
+from bfp.errors import InputError, SpecError
+from bfp.specs.clusters import CLUSTERS as CLUSTERS_BY_KIND
+from bfp.specs.clusters import EXAMPLE, KubeRayTarget, RayTarget, SlurmTarget
+from bfp.specs.profile import profile_for, read_profile
 from bfp.specs.template import template
 
 COMMAND = '[local]\nbrain_program = ["{}", "-i", "{{scan}}", "-m", "{{mask}}"]\n'
@@ -84,3 +86,103 @@ def test_a_spec_says_that_a_program_is_used_and_never_which() -> None:
     text = template("ingest", schema="x")
     assert "One of: none, given, image, deepbet, program." in text.replace("\n", " ").replace("  # ", "")
     assert EXAMPLE[0] not in text
+
+
+CLUSTERS = """
+[lab]
+target = "ray"
+address = "http://head:8265/"
+token = {file = "token"}
+shared_paths = ["/data/"]
+env = {AWS_ENDPOINT_URL = "https://s3.example.org"}
+
+[kube]
+target = "kuberay"
+image = "registry.example.org/bfp:1"
+workers = {gpu = {cpus = 16, gpus = 8, count = 2, spot = true}}
+
+[night]
+target = "slurm"
+nodes = 2
+"""
+
+
+def test_every_other_table_is_a_cluster_of_its_kind(tmp_path: Path) -> None:
+    write(tmp_path / "bfp.toml", CLUSTERS)
+    profile = profile_for(tmp_path / "ingest.yaml")
+    lab, kube, night = (profile.cluster(name) for name in ("lab", "kube", "night"))
+    assert isinstance(lab, RayTarget)
+    assert (lab.address, lab.shared_paths) == ("http://head:8265", ["/data"])
+    assert lab.token is not None
+    assert lab.token.file == f"{tmp_path}/token"
+    assert isinstance(kube, KubeRayTarget)
+    assert kube.workers["gpu"].gpus == 8
+    assert isinstance(night, SlurmTarget)
+    assert night.requeue
+    with pytest.raises(
+        InputError, match=r"--on nigt: no target has this name .*local, lab, kube, night.*; the nearest is"
+    ):
+        profile.cluster("nigt")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[lab]\naddress = "http://head:8265"', "  lab.target\n    missing; one of ray, kuberay, slurm"),
+        ('[lab]\ntarget = "slum"', "  lab.target: slum\n    one of ray, kuberay, slurm"),
+        ('[lab]\ntarget = "ray"', "  lab.address\n    missing: The cluster's dashboard, where its Jobs API is."),
+        (
+            '[lab]\ntarget = "ray"\naddress = "ray://head:10001"',
+            "  lab.address: ray://head:10001\n    the address of the",
+        ),
+        ('[lab]\ntarget = "ray"\naddress = "http://me:pw@head"', "no user or password may stand here"),
+        ('[lab]\ntarget = "ray"\naddress = "http://head"\ntoken = {}', "  lab.token: {}\n    name one place: {env = "),
+        ('[lab]\ntarget = "ray"\naddress = "http://head"\nnamespace = "x"', "  lab.namespace: x\n    no such field"),
+        (
+            '[a]\ntarget = "slurm"\nshared_paths = ["data"]',
+            "  a.shared_paths[0]: data\n    an absolute folder other than /",
+        ),
+        ('[a]\ntarget = "slurm"\nenv = {RAY_ADDRESS = "x"}', "RAY_ADDRESS: bfp sets what begins with RAY_ and BFP_"),
+        (
+            '[k]\ntarget = "kuberay"\nimage = "i"\nworkers = {gpu = {cpu = 3}}',
+            "  k.workers.gpu.cpu: 3\n    no such field; the",
+        ),
+        ('[k]\ntarget = "kuberay"\nimage = "i"\nnamespace = "My Jobs"', "a name as Kubernetes wants it"),
+        ("lab = 3", "  lab: 3\n    no table; a target is one: [local] or [NAME]"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said_with_its_field(tmp_path: Path, text: str, told: str) -> None:
+    write(tmp_path / "bfp.toml", f"{text}\n")
+    with pytest.raises(SpecError) as caught:
+        profile_for(tmp_path / "ingest.yaml")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD", "PROXY"])
+def test_a_secret_in_a_profile_is_refused_and_not_shown(tmp_path: Path, name: str) -> None:
+    value = "https://me:hunter2@proxy" if name == "PROXY" else "hunter2"
+    write(tmp_path / "bfp.toml", f'[a]\ntarget = "slurm"\nenv = {{{name} = "{value}"}}\n')
+    with pytest.raises(SpecError) as caught:
+        profile_for(tmp_path / "ingest.yaml")
+    assert f"a.env\n    {name}: a secret" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_profile_that_init_writes_has_every_field_and_is_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["init", "profile"]) == 0
+    text = (tmp_path / "bfp.toml").read_text()
+    profile = read_profile(tmp_path / "bfp.toml")
+    assert list(profile.clusters) == ["ray", "kuberay", "slurm"]
+    for name, model in CLUSTERS_BY_KIND.items():
+        fields = text.partition(f"\n[{name}]\n")[2]
+        assert all(
+            f"\n{field} = " in fields or f"# {field} = " in fields or f".{field}" in fields
+            for field in model.model_fields
+            if field != "target"
+        ), name
+    assert run(["init", "profile"]) == 2
+    assert run(["validate", "bfp.toml"]) == 0
+    assert capsys.readouterr().out.endswith("bfp.toml: valid, profile of local, ray, kuberay, slurm\n")
