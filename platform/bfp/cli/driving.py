@@ -25,11 +25,12 @@ from bfp import __version__
 from bfp.cli.jobs import finished
 from bfp.cli.output import plain
 from bfp.errors import InputError
-from bfp.runs import RunFolder
+from bfp.runs import Event, Listener, RunFolder
 from bfp.runs.lease import EXPIRES_S
 from bfp.storage import place
 from bfp.targets.letter import Letter, read_letter
 from bfp.targets.local import Local
+from bfp.targets.monitoring import Monitored
 from bfp.targets.ray_there import joined_ray
 
 LEASE_WAIT_S = EXPIRES_S + 15
@@ -47,12 +48,24 @@ def drive() -> None:
                     say({"event": "checked", "rows": plan.rows, "warnings": plan.warnings, **_versions()})
                     return
                 say({"event": "planned", "rows": plan.rows, "warnings": plan.warnings})
-                run = target.submit(letter.spec, listener=say)
+                run = target.submit(letter.spec, listener=_listener(letter))
             done = plain(finished(run))
     except InputError as error:
         say({"event": "refused", "message": str(error)})
         raise
     say({"event": "finished", **done})
+
+
+def _listener(letter: Letter) -> Listener:
+    """Who follows hears the events; Prometheus the figures."""
+    monitored = Monitored(run=letter.spec.name, kind=letter.spec.kind)
+
+    def listen(event: Event) -> None:
+        monitored(event)
+        if event["event"] != "figures":
+            say(event)
+
+    return listen
 
 
 _saying = threading.Lock()  # a thread watches the cluster's nodes

@@ -363,7 +363,8 @@ def _prepare_all(todo: list[Shard], *, spec: Ingest, run: Run, brain_program: li
         scans += scans_of[done["name"]]
         stacks, rejected = stacks + done["stacks"], rejected + done["rejected"]
         shards = f"{len(commits)} of {len(todo)}"
-        run.progress(scans, shards=shards, stacks=stacks, rejected=rejected)
+        repeats = {"repeats": repeated} if repeated else {}
+        run.progress(scans, shards=shards, stacks=stacks, rejected=rejected, **repeats)
     if repeated:
         run.warn(f"{counted(repeated, 'request')} to object storage failed and were made again")
     if run.stopping:

@@ -30,6 +30,7 @@ An event is a flat JSON object: `time` (UTC), `event` (start, phase, progress, w
     warning    message            note   message
     failure    message, cause
     end        outcome (done, failed, interrupted), message, seconds
+    figures    step, and the figures by name: for listeners alone; they are kept as metrics
 """
 
 from bfp.runs.folder import Event, RunFolder

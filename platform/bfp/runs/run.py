@@ -140,6 +140,7 @@ class Run(RunFolder):
         now = utc_now()
         for name, value in values.items():
             self._metrics.append({"step": step, "name": name, "value": float(value), "time": now})
+        self._listener({"time": now, "event": "figures", "step": step, **values})
         if self._tracker is not None:
             self._tracker.add(step, values)
             self._say_trouble(self._tracker)
