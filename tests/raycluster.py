@@ -30,6 +30,10 @@ STARTS_WITHIN_S = 120
 OBJECT_STORE_BYTES = 100_000_000
 NODE_PORTS = 20  # of a node, beside the 100 of its workers
 HEAD = 0
+_NAMED = (
+    *("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc"),
+    *("metrics-export", "runtime-env-agent"),
+)
 
 
 @dataclass
@@ -70,6 +74,13 @@ class RayCluster:
         given = {"target": '"ray"', "address": f'"{self.address}"', "token": '{env = "LAB_TOKEN"}', **fields}
         return f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in given.items())
 
+    def metrics(self) -> str:
+        """What Prometheus would take from the head."""
+        with suppress(OSError):
+            port = self._ports + (HEAD + 1) * (NODE_PORTS + 100) + _NAMED.index("metrics-export")
+            return str(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode())
+        return ""
+
     def start_head(self) -> None:
         ports = self._ports
         self._heads += 1
@@ -105,8 +116,7 @@ class RayCluster:
 
     def _start(self, node: int, *arguments: list[str]) -> None:
         at = self._ports + (node + 1) * (NODE_PORTS + 100)
-        named = ("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
-        ports = [f"--{name}-port={at + number}" for number, name in enumerate((*named, "runtime-env-agent"))]
+        ports = [f"--{name}-port={at + number}" for number, name in enumerate(_NAMED)]
         workers = [f"--min-worker-port={at + NODE_PORTS}", f"--max-worker-port={at + NODE_PORTS + 99}"]
         with (self.folder / f"node{node}.log").open("w") as log:
             started = subprocess.Popen(

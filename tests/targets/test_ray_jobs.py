@@ -239,7 +239,7 @@ def test_code_that_was_changed_here_goes_with_the_job(lab: Lab, tmp_path: Path) 
 def test_a_killed_client_loses_sight_of_a_run_and_no_more(lab: Lab) -> None:
     spec = lab.pretrain("seen", steps=60, workers=2, cpus=2)
     with lab.submitting("submit", spec, "--on", "lab") as client:
-        until(lambda: "training" in lab.said(), said=lab.said)
+        until(lambda: "ray_bfp_loss{" in lab.cluster.metrics(), said=lab.said)
         client.send_signal(signal.SIGKILL)
     again = lab.bfp("submit", spec, "--on", "lab")  # the same: it is followed, not sent once more
     assert again.returncode == 0, again.stderr
