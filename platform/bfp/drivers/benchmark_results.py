@@ -24,6 +24,7 @@ from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
 from bfp.metrics.measures import MEASURES, Measures
 from bfp.metrics.over_folds import OverFolds, over_folds
+from bfp.metrics.segmentation import INTERVALS
 from bfp.reports.blocks import Bar, Bars, Block, Cell, Facts, Results, Table, Text, TrendLine, Trends
 from bfp.reports.numbers import duration_text, interval_text
 from bfp.specs.benchmark import ATLAS, COVARIATES, HISTOGRAMS, PERMUTED, SITE, THRESHOLD, Benchmark
@@ -42,6 +43,7 @@ ROUGH = (
     "Figures of few folds and of small groups are rough; what differs between encoders on this cohort may differ the "
     "other way on another."
 )
+OF_FOLDS = f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated)"
 MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 MARKED = "Marks: p of the corrected t test against {ours}, by Holm: * below 0.05, ** 0.01, *** 0.001."
 
@@ -108,7 +110,7 @@ def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequ
             groups=list(groups),
             series=[NAMES.get(name, name) for name in encoders],
             bars=[[_bar(at.get((*place, most, name))) for name in encoders] for place in groups.values()],
-            axis_label=f"{label}, mean of folds",
+            axis_label=f"{label}, {measures.first.averaged}",
             base=base,
             note=note,
         )
@@ -175,7 +177,7 @@ def _few_labels(
         title=f"{task.name}: few labels",
         lines=lines,
         x_label="labelled subjects that are learned from (mean of folds)",
-        y_label=f"{measures.first.label}, mean of folds",
+        y_label=f"{measures.first.label}, {measures.first.averaged}",
         reference=measures.chance,
         note=f"Shares of {shares} of the training subjects{each}; the smaller are parts of the larger. With "
         f"{everything}.",
@@ -381,7 +383,11 @@ def _facts(spec: Benchmark, material: Material) -> list[tuple[str, Cell]]:
 def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
     store = material.stacks.store
     kinds = list(dict.fromkeys(task.task.type for task in material.tasks))
-    labels = " and ".join(MEASURES[kind].first.label for kind in kinds)
+    figures = [
+        f"{MEASURES[kind].first.label} is the {MEASURES[kind].first.averaged}; its 95 % interval is from "
+        + (INTERVALS if kind == "segmentation" else OF_FOLDS)
+        for kind in kinds
+    ]
     of_vectors = list(dict.fromkeys(task.task.type for task in material.of_vectors))
     fitted = " or ".join(HEADS[kind] for kind in of_vectors)
     chosen_by = " and ".join(MEASURES[kind].first.label for kind in of_vectors)
@@ -411,8 +417,7 @@ def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
     ]
     judged = (
         f"Performance was estimated by {spec.folds}-fold cross-validation{seeds}, grouped by subject, on the same "
-        f"sessions and folds for every encoder. {labels} is the mean over folds; 95 % intervals are from "
-        f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated). Differences from "
+        f"sessions and folds for every encoder. {'. '.join(figures)}. Differences from "
         f"{spec.compared} were tested over folds by the corrected resampled t test (Nadeau and Bengio, 2003), "
         "two-sided, its standard error being at least the bootstrap's; p values were adjusted by Holm's procedure "
         f"over all cells of a task.{outside} Software: bfp {__version__}."

@@ -16,8 +16,8 @@ from bfp.errors import BfpError
 from bfp.finetuning.segmentation import FoldResult, Score, Segmented
 from bfp.imaging.nifti import decode
 from bfp.imaging.showing import axial_plane, most_at
-from bfp.metrics.bootstrap import REPLICATES, Interval
-from bfp.metrics.segmentation import Overlap, mean_difference, mean_over_sessions
+from bfp.metrics.bootstrap import Interval
+from bfp.metrics.segmentation import DICE, HD95_MM, INTERVALS, Overlap, mean_difference, mean_over_sessions
 from bfp.reports.blocks import (
     Block,
     Cell,
@@ -72,13 +72,13 @@ class _Values:
         return [one(score.overlaps) for score in self.scores[approach]]
 
     def mean(self, approach: str, which: str, k: int | None) -> Interval:
-        within = (0.0, 1.0 if which == "dice" else np.inf)
+        within = DICE if which == "dice" else HD95_MM
         return mean_over_sessions(self.of(approach, which, k), subjects=self._persons, seed=self._seed, within=within)
 
     def above(self, other: str, k: int | None) -> Interval:
         """How much higher the model's Dice is."""
         ours, theirs = (self.of(name, "dice", k) for name in (MODEL, other))
-        return mean_difference(ours, theirs, subjects=self._persons, seed=self._seed)
+        return mean_difference(ours, theirs, subjects=self._persons, seed=self._seed, within=DICE)
 
 
 def results_of(
@@ -278,7 +278,7 @@ def _by_class(
         title=title,
         rows=rows,
         axis_label=f"{label}, mean over sessions",
-        note="Dots: the folds. Intervals are 95 %, by bootstrap-t over subjects. Every session is predicted by a "
+        note=f"Dots: the folds. Intervals are 95 %, from {INTERVALS}. Every session is predicted by a "
         "decoder that did not see its subject, and compared in the voxels of the file in which it was drawn. Where a "
         "class is neither drawn nor predicted its Dice is undefined, and left out.",
     )
@@ -386,8 +386,7 @@ def _methods(
     }
     judged = (
         f"Performance was estimated by {spec.folds}-fold cross-validation, grouped by subject. Dice and HD95 of a "
-        f"session were computed in {where}; their means over sessions have 95 % intervals from {REPLICATES:,} "
-        "bootstrap replicates over subjects (bootstrap-t). "
+        f"session were computed in {where}; their means over sessions have 95 % intervals from {INTERVALS}. "
         f"Baselines: {'; '.join(baselines[name] for name in rivals)}. Software: bfp {__version__}."
     )
     return Text(METHODS, [learned, judged])

@@ -9,18 +9,18 @@ A figure that orders sessions is the mean of the folds', whose heads differ and 
 probability and a number mean the same in every fold, and are judged on all sessions at once: at a specificity of 90 % a
 fold of twelve has no say (as means of such folds, intervals of balanced accuracy, sensitivity and Brier score held the
 truth in 84 to 91 % of 200 simulated studies), and a fold's R² hangs on how its few ages are spread. The absolute error
-is the same either way, but for the folds' sizes, and as their mean it has folds to test; so do Dice and HD95.
+is the same either way, but for the folds' sizes, and as their mean it has folds to test. Dice and HD95 are means over
+all sessions, whatever the fold, and have folds to test too.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.classification import SPECIFICITY, average_precision, balanced_accuracy, brier, f1, sensitivity_at
-from bfp.metrics.over_folds import Figure
+from bfp.metrics.over_folds import Figure, MeanOverSessions
 from bfp.metrics.regression import absolute_error, bias, correlation, explained
 from bfp.metrics.segmentation import dice_of, mean_dice, mean_hd95_mm
 from bfp.metrics.survival import concordance
@@ -33,6 +33,11 @@ class Measure(NamedTuple):
     label: str
     figure: Figure
     by_fold: bool = False
+
+    @property
+    def averaged(self) -> str:
+        """Over what its mean is taken, where it is one of folds."""
+        return "mean over sessions" if isinstance(self.figure, MeanOverSessions) else "mean of folds"
 
 
 class Measures(NamedTuple):
@@ -91,7 +96,4 @@ MEASURES = {
 
 def of_each_class(classes: Sequence[str]) -> list[Measure]:
     """Further ones of a segmentation."""
-    return [
-        Measure(f"dice_{name}", f"Dice of {name}", functools.partial(dice_of, k=k), by_fold=True)
-        for k, name in enumerate(classes)
-    ]
+    return [Measure(f"dice_{name}", f"Dice of {name}", dice_of(k), by_fold=True) for k, name in enumerate(classes)]

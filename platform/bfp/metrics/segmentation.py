@@ -21,9 +21,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bfp.metrics.bootstrap import ANY, Interval, subject_bootstrap_of_mean
+from bfp.metrics.bootstrap import ANY, FEW, REPLICATES, Interval, subject_bootstrap_of_mean
+from bfp.metrics.over_folds import MeanOverSessions
 
 PERCENTILE = 95
+DICE, HD95_MM = (0.0, 1.0), (0.0, np.inf)
+"""The ranges of values."""
+INTERVALS = (
+    f"{REPLICATES:,} bootstrap replicates over subjects (bootstrap-t; of fewer than {FEW} subjects, or of values of "
+    "which most are equal, from Student's t with a standard error over subjects)"
+)
+"""What the intervals of their means are from."""
 
 
 class Overlap(NamedTuple):
@@ -46,11 +54,11 @@ def overlaps(
 def _overlap(predicted: np.ndarray, drawn: np.ndarray, spacing_mm: Sequence[float], voxel_ml: float) -> Overlap:
     found, there = int(predicted.sum()), int(drawn.sum())
     dice = 2 * int((predicted & drawn).sum()) / (found + there) if found or there else None
-    hd95_mm = _hd95_mm(predicted, drawn, spacing_mm) if found and there else None
+    hd95_mm = _distance_mm(predicted, drawn, spacing_mm) if found and there else None
     return Overlap(dice, hd95_mm, found * voxel_ml, there * voxel_ml)
 
 
-def _hd95_mm(predicted: np.ndarray, drawn: np.ndarray, spacing_mm: Sequence[float]) -> float:
+def _distance_mm(predicted: np.ndarray, drawn: np.ndarray, spacing_mm: Sequence[float]) -> float:
     import torch
 
     box = tuple(slice(low, high + 1) for low, high in _box(predicted | drawn))
@@ -81,24 +89,30 @@ def _monai() -> Any:
 # HD95, NaN where undefined, (n, 2·K). Of a session it is the mean of those classes in which it is defined.
 
 
-def mean_dice(targets: np.ndarray, said: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return _mean_of_classes(said[:, : said.shape[1] // 2], weights)
+def _dice(targets: np.ndarray, said: np.ndarray) -> np.ndarray:
+    return _mean_of_classes(said[:, : said.shape[1] // 2])
 
 
-def mean_hd95_mm(targets: np.ndarray, said: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return _mean_of_classes(said[:, said.shape[1] // 2 :], weights)
+def _hd95_mm(targets: np.ndarray, said: np.ndarray) -> np.ndarray:
+    return _mean_of_classes(said[:, said.shape[1] // 2 :])
 
 
-def dice_of(targets: np.ndarray, said: np.ndarray, weights: np.ndarray, *, k: int) -> np.ndarray:
-    return _mean_of_classes(said[:, [k]], weights)
+def _dice_of(targets: np.ndarray, said: np.ndarray, *, k: int) -> np.ndarray:
+    return said[:, k]
 
 
-def _mean_of_classes(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _mean_of_classes(values: np.ndarray) -> np.ndarray:
     counts = np.isfinite(values).sum(axis=1)
-    there = counts > 0
-    own, weights = np.nansum(values[there], axis=1) / counts[there], weights[:, there]
     with np.errstate(invalid="ignore"):
-        return (weights @ own) / weights.sum(axis=1)
+        return np.nansum(values, axis=1) / counts  # NaN where there is none: 0 / 0
+
+
+mean_dice = MeanOverSessions(_dice, DICE)
+mean_hd95_mm = MeanOverSessions(_hd95_mm, HD95_MM)
+
+
+def dice_of(k: int) -> MeanOverSessions:
+    return MeanOverSessions(functools.partial(_dice_of, k=k), DICE)
 
 
 def mean_over_sessions(
@@ -107,19 +121,22 @@ def mean_over_sessions(
     """The mean of what is defined, with its 95 % interval over subjects. subjects: whose each value is; within: the
     range of values."""
     numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    defined = np.isfinite(numbers)
-    if not defined.any():
-        return Interval(None, None, None)
-    own = numbers[defined]
-    whose = [subject for subject, there in zip(subjects, defined, strict=True) if there]
-    return subject_bootstrap_of_mean(own, subjects=whose, seed=seed, within=within)
+    return subject_bootstrap_of_mean(numbers, subjects=subjects, seed=seed, within=within)
 
 
 def mean_difference(
-    values: Sequence[float | None], others: Sequence[float | None], *, subjects: Sequence[str], seed: int
+    values: Sequence[float | None],
+    others: Sequence[float | None],
+    *,
+    subjects: Sequence[str],
+    seed: int,
+    within: tuple[float, float] = ANY,
 ) -> Interval:
-    """How much higher the first are in the mean, over the sessions in which both are defined."""
+    """How much higher the first are in the mean, over the sessions in which both are defined. within: the range of
+    values, not of differences."""
     differences = [
         None if one is None or other is None else one - other for one, other in zip(values, others, strict=True)
     ]
-    return mean_over_sessions(differences, subjects=subjects, seed=seed)
+    return mean_over_sessions(
+        differences, subjects=subjects, seed=seed, within=(within[0] - within[1], within[1] - within[0])
+    )
