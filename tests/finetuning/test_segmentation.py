@@ -101,6 +101,27 @@ def test_the_threshold_is_found_in_its_channel_and_side():
     assert (dark.channel, dark.lowest) == (1, 1)
 
 
+def test_black_is_never_within_and_a_mask_of_all_that_is_not_black_is_found_whole():
+    brains = [session(n) for n in range(3)]
+    for own in brains:
+        own.pixels[:, :, :8] = 0
+        own.classes[:] = own.pixels[:, 0] > 0
+    chosen = choose_threshold(brains)
+    assert (chosen.lowest, chosen.highest, chosen.dice) == (1, 255, 1.0)
+    np.testing.assert_array_equal(threshold_maps(chosen, brains[0])[:, 1], brains[0].classes)
+
+
+def test_sessions_without_the_class_tell_no_threshold_and_where_there_are_no_others_nothing_is_within(recwarn):
+    empty = session(4)
+    empty.classes[:] = 0
+    chosen = choose_threshold([empty, empty])
+    assert not threshold_maps(chosen, session(9))[:, 1].any()
+    assert chosen.text == "nothing, since nothing was drawn"
+    drawn = [session(n) for n in range(3)]
+    assert choose_threshold([*drawn, empty]) == choose_threshold(drawn)
+    assert list(recwarn) == []
+
+
 def a_study(folder, sessions, *, change=None):
     """Sessions whose working grid is the file's own, so that the stacks are the file."""
     drawn = []

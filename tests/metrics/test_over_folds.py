@@ -9,8 +9,9 @@ from bfp.metrics.segmentation import DICE, HD95_MM, mean_difference, mean_over_s
 
 SUBJECTS = [f"s{number // 2}" for number in range(22)]
 FOLDS = np.arange(22) // 2 % 4
-OURS, THEIRS = (np.random.default_rng(seed).beta(4, 2, size=(22, 2)) for seed in (0, 1))
+OURS, THEIRS = (np.random.default_rng(seed).beta(4, 2, size=(22, 3)) for seed in (0, 1))
 OURS[3, 0] = OURS[5, 1] = THEIRS[7, 0] = np.nan
+"""Rows of one class: Dice, HD95, false alarms."""
 
 
 def listed(values):
@@ -23,6 +24,7 @@ def test_dice_and_its_interval_are_the_same_in_a_benchmark_and_in_a_fine_tuning(
         found = over_folds(measure.figure, truth, OURS, folds=FOLDS, subjects=SUBJECTS, seed=0)
         own = listed(OURS[:, column])
         assert found.mean == mean_over_sessions(own, subjects=SUBJECTS, seed=0, within=within)
+        assert found.defined == 21
         assert found.folds == pytest.approx([np.nanmean(OURS[fold == FOLDS, column]) for fold in range(4)])
     found = difference(measures.first.figure, truth, OURS, THEIRS, folds=FOLDS, subjects=SUBJECTS, seed=0)
     ours, theirs = listed(OURS[:, 0]), listed(THEIRS[:, 0])
@@ -30,7 +32,7 @@ def test_dice_and_its_interval_are_the_same_in_a_benchmark_and_in_a_fine_tuning(
 
 
 def test_a_difference_of_dice_is_paired_and_lies_between_minus_one_and_one():
-    own, other = np.array([[0.9, 3.0], [np.nan, 3.0]]), np.array([[0.2, 5.0], [0.1, 5.0]])
+    own, other = np.array([[0.9, 3, np.nan], [np.nan, 3, 0]]), np.array([[0.2, 5, np.nan], [0.1, 5, np.nan]])
     once = {"folds": np.array([0, 1]), "subjects": ["a", "b"], "seed": 0}
     found = difference(MEASURES["segmentation"].first.figure, np.zeros(2), own, other, **once)
     assert found.mean == (pytest.approx(0.7), None, None)

@@ -16,15 +16,15 @@ from bfp import __version__
 from bfp.drivers.acquaintance import Acquaintance
 from bfp.drivers.benchmark_cells import NOTHING_SHOWN, Found
 from bfp.drivers.benchmark_figures import WITHIN, Row
-from bfp.drivers.benchmark_material import Material, TaskMaterial
+from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial
 from bfp.drivers.finetune_material import learned_in_words, target_of
 from bfp.drivers.finetune_results import HEADS, RESEARCH, below_chance, p_text
 from bfp.finetuning.site import SiteProbe, numbered
 from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
-from bfp.metrics.measures import MEASURES, Measures
+from bfp.metrics.measures import FALSE_ALARMS, MEASURES, Measures
 from bfp.metrics.over_folds import OverFolds, over_folds
-from bfp.metrics.segmentation import INTERVALS
+from bfp.metrics.segmentation import INTERVALS, RULE
 from bfp.reports.blocks import Bar, Bars, Block, Cell, Facts, Results, Table, Text, TrendLine, Trends
 from bfp.reports.numbers import duration_text, interval_text
 from bfp.specs.benchmark import ATLAS, COVARIATES, HISTOGRAMS, PERMUTED, SITE, THRESHOLD, Benchmark
@@ -191,6 +191,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
     label = MEASURES[task.task.type].first.label
     cells: list[list[Cell]] = []
     above: list[Cell] = []
+    counted_in = isinstance(task, SegmentationMaterial)
     for row in rows:
         where, found = row.where, row.judged
         better = "" if found.better is None else interval_text(*found.better.mean)
@@ -206,6 +207,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
                 *([""] * len(place) if place == above else place),
                 NAMES.get(where.approach, where.approach),
                 interval_text(*found.figure.mean),
+                *([_in_sessions(row), _false_alarms(row)] if counted_in else []),
                 better,
                 *p,
             ]
@@ -220,6 +222,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
             "labels",
             "approach",
             label,
+            *(["in sessions", "false alarms"] if counted_in else []),
             f"{spec.compared} better by",
             "p",
             "plain t",
@@ -229,6 +232,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
         "of the corrected t test over the folds of all seeds (Nadeau and Bengio), adjusted by Holm over this table; "
         "outside cohorts are compared by intervals. The plain t test is what papers print; it finds differences where "
         "there are none. The same with all digits: results.csv, results.md."
+        + (f" {RULE}, over all classes, seeds and heads." if counted_in else "")
         + below_chance(
             {
                 NAMES[name]: row.judged.figure
@@ -238,6 +242,17 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
             MEASURES[task.task.type],
         ),
     )
+
+
+def _in_sessions(row: Row) -> str:
+    return f"{row.judged.figure.defined / row.judged.rounds:.4g} of {row.sessions}"
+
+
+def _false_alarms(row: Row) -> str:
+    """In how many of the sessions without a class there is a mask of it, over all classes and heads."""
+    found = [each for name, each in row.judged.further.items() if name.startswith(FALSE_ALARMS)]
+    masks = sum(round((each.mean.value or 0) * each.defined) for each in found)
+    return f"{masks} of {sum(each.defined for each in found)}"
 
 
 def _sites(spec: Benchmark, material: Material, found: Found, task: TaskMaterial) -> Table:
@@ -411,8 +426,8 @@ def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
         f"decoder ({task.task.decoder.layers} layers, width {task.task.decoder.width}) was learned anew in each fold "
         f"with Dice and cross-entropy, {task.task.decoder.steps:,} steps of {task.task.decoder.batch_size} slices; "
         "nothing was chosen by its figures. Masks were brought back to the voxels of the file in which each session's "
-        "had been drawn, and compared there. Beside the encoders stands an atlas: how often a pixel is of a class, at "
-        "its height, over the training sessions."
+        f"had been drawn, and compared there. {RULE}. Beside the encoders stands an atlas: how often a "
+        "pixel is of a class, at its height, over the training sessions."
         for task in material.segmentations
     ]
     judged = (

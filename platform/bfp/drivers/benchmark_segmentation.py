@@ -30,7 +30,7 @@ from bfp.runs import Run
 from bfp.specs.benchmark import ATLAS, THRESHOLD, Benchmark
 from bfp.storage import Place
 
-FORMAT = 1
+FORMAT = 2
 """Of kept folds."""
 
 Maps = dict[tuple[str, str, str], list[Place]]

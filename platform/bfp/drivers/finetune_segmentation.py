@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from bfp.reports.blocks import Results
     from bfp.store.reader import SliceStore
 
-FORMAT = 2
+FORMAT = 3
 """Of kept folds."""
 
 

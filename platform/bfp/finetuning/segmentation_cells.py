@@ -4,8 +4,8 @@ As of a session's vector (`cells`) it says what is asked of it: of the tested se
 with fewer modalities shown, and of the sessions of outside cohorts. What is kept of each is not the mask but how well
 it agrees with what was drawn, in native space: a row of numbers, NaN where one is undefined.
 
-Letters: t tested sessions of n, m sessions of an outside cohort, J folds, K classes; a row holds the Dice of each
-class, then the HD95 (mm) of each: 2·K.
+Letters: t tested sessions of n, m sessions of an outside cohort, J folds, K classes; a row holds 3·K columns
+(`bfp.metrics.segmentation.columns_of`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import safetensors.numpy
 from bfp.features.token_maps import SessionMaps, open_maps
 from bfp.finetuning.cells import Cell, parted, prefixed
 from bfp.finetuning.segmentation import Approach, Learned, Recipe, Segmented, judge, learn
+from bfp.metrics.segmentation import COLUMNS, columns_of
 from bfp.storage import Place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellFold:
-    """said: float64 (t, 2·K) of the sessions `tested`, int64 (t,); fewer: the same, by the set of modalities; outside:
-    (m, 2·K), by cohort. subjects, sessions: that were learned from; seconds: of one CPU, or GPU.
+    """said: float64 (t, 3·K) of the sessions `tested`, int64 (t,); fewer: the same, by the set of modalities; outside:
+    (m, 3·K), by cohort. subjects, sessions: that were learned from; seconds: of one CPU, or GPU.
 
     working: of how many sessions the drawn file could not be had, so that they were compared in the stacks' grid.
     """
@@ -66,7 +67,7 @@ def run_cell_fold(
         nonlocal working
         rows = [_agreement(where, int(number), open_maps(files[number]), learned) for number in numbers]
         working += sum(not native for _, native in rows)
-        return np.array([row for row, _ in rows]).reshape(len(rows), 2 * study.class_count)
+        return np.array([row for row, _ in rows]).reshape(len(rows), COLUMNS * study.class_count)
 
     return CellFold(
         tested=tested,
@@ -82,8 +83,7 @@ def run_cell_fold(
 
 def _agreement(where: Segmented, number: int, session: SessionMaps, learned: Learned) -> tuple[list[float], bool]:
     score, _ = judge(where, number, session, learned.maps_of(session))
-    values = [each.dice for each in score.overlaps] + [each.hd95_mm for each in score.overlaps]
-    return [np.nan if value is None else value for value in values], score.space == "native"
+    return columns_of(score.overlaps), score.space == "native"
 
 
 def whole(folds: Sequence[CellFold], *, count: int) -> Cell:

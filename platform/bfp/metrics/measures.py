@@ -3,7 +3,7 @@
     classification   AUROC          average precision, balanced accuracy, F1, sensitivity at 90 % specificity, Brier
     regression       mean error     R², Pearson's r, bias
     survival         concordance
-    segmentation     Dice           HD95, and the Dice of each class
+    segmentation     Dice           HD95; of each class its Dice, and the share of false alarms
 
 A figure that orders sessions is the mean of the folds', whose heads differ and are not compared; a decision, a
 probability and a number mean the same in every fold, and are judged on all sessions at once: at a specificity of 90 % a
@@ -22,8 +22,11 @@ from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.classification import SPECIFICITY, average_precision, balanced_accuracy, brier, f1, sensitivity_at
 from bfp.metrics.over_folds import Figure, MeanOverSessions
 from bfp.metrics.regression import absolute_error, bias, correlation, explained
-from bfp.metrics.segmentation import dice_of, mean_dice, mean_hd95_mm
+from bfp.metrics.segmentation import dice_of, false_alarms_of, mean_dice, mean_hd95_mm
 from bfp.metrics.survival import concordance
+
+FALSE_ALARMS = "false_alarms_"
+"""Before the name of a class: the share of sessions with a mask, of those in which nothing of it was drawn."""
 
 
 class Measure(NamedTuple):
@@ -96,4 +99,11 @@ MEASURES = {
 
 def of_each_class(classes: Sequence[str]) -> list[Measure]:
     """Further ones of a segmentation."""
-    return [Measure(f"dice_{name}", f"Dice of {name}", dice_of(k), by_fold=True) for k, name in enumerate(classes)]
+    return [
+        measure
+        for k, name in enumerate(classes)
+        for measure in (
+            Measure(f"dice_{name}", f"Dice of {name}", dice_of(k), by_fold=True),
+            Measure(f"{FALSE_ALARMS}{name}", f"false alarms of {name}", false_alarms_of(k), by_fold=True),
+        )
+    ]

@@ -41,10 +41,11 @@ class MeanOverSessions:
 @dataclass(frozen=True, slots=True)
 class OverFolds:
     """mean: of the folds where the figure is defined, or of sessions, with its interval; folds: each one's value, None:
-    undefined."""
+    undefined; defined: how many of the sessions have a say in it, those of the other folds, or without a value, not."""
 
     mean: Interval
     folds: list[float | None]
+    defined: int
 
 
 def over_folds(
@@ -65,7 +66,7 @@ def over_folds(
     def by_fold(weights: np.ndarray) -> np.ndarray:
         return _by_fold(figure, truth, predicted, folds, weights)
 
-    return _summed_up(by_fold, subjects=subjects, seed=seed, replicates=replicates)
+    return _summed_up(by_fold, folds, subjects=subjects, seed=seed, replicates=replicates)
 
 
 def difference(
@@ -89,7 +90,7 @@ def difference(
         ours, theirs = (_by_fold(figure, truth, said, folds, weights) for said in (predicted, other))
         return ours - theirs
 
-    return _summed_up(by_fold, subjects=subjects, seed=seed, replicates=REPLICATES)
+    return _summed_up(by_fold, folds, subjects=subjects, seed=seed, replicates=REPLICATES)
 
 
 def _by_fold(
@@ -101,7 +102,12 @@ def _by_fold(
 
 
 def _summed_up(
-    by_fold: Callable[[np.ndarray], np.ndarray], *, subjects: Sequence[str], seed: int, replicates: int
+    by_fold: Callable[[np.ndarray], np.ndarray],
+    folds: np.ndarray,
+    *,
+    subjects: Sequence[str],
+    seed: int,
+    replicates: int,
 ) -> OverFolds:
     def mean(weights: np.ndarray) -> np.ndarray:
         values = by_fold(weights)
@@ -110,7 +116,11 @@ def _summed_up(
             return np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
 
     once = by_fold(np.ones((1, len(subjects))))[:, 0]
-    return OverFolds(subject_bootstrap(mean, subjects=subjects, seed=seed, replicates=replicates), _or_none(once))
+    return OverFolds(
+        subject_bootstrap(mean, subjects=subjects, seed=seed, replicates=replicates),
+        _or_none(once),
+        defined=int(np.isin(folds, np.unique(folds)[np.isfinite(once)]).sum()),
+    )
 
 
 def _of_sessions(
@@ -127,6 +137,7 @@ def _of_sessions(
     return OverFolds(
         subject_bootstrap_of_mean(values, subjects=subjects, seed=seed, replicates=replicates, within=within),
         _or_none([np.mean(each) if len(each) else np.nan for each in own]),
+        defined=int(np.isfinite(values).sum()),
     )
 
 

@@ -6,11 +6,15 @@
 What is and is not defined, of a class in one session:
 
     drawn and predicted      both
-    in one of them alone     Dice is 0; HD95 is undefined, since there is no surface to be far from
-    in neither               both are undefined: nothing was to be found, and whoever says nothing is as good as anybody
+    drawn alone              Dice is 0; HD95 is undefined, since there is no surface to be far from
+    not drawn                both are undefined, whatever was predicted (MONAI's ignore_empty); a mask is a false alarm
 
-An undefined value is None, is left out of means, and how many were defined is said. So the mean HD95 of a model that
-misses a class in half of the sessions tells of the other half alone, and its Dice of all of them.
+So the Dice of every approach is of the same sessions, those in which there was something to be found, and differences
+are paired; were an empty mask undefined and a voxel 0 where nothing was drawn, whoever says nothing would be judged on
+other sessions than whoever says a little. What is said of the others is a figure of its own: in how many of them there
+is a mask. An undefined value is None, is left out of means, and how many were defined is said: the mean HD95 of a model
+that misses a class in half of the sessions tells of the other half alone. Of several classes a session's Dice is the
+mean of those that were drawn in it, which are the same for every approach.
 """
 
 from __future__ import annotations
@@ -25,13 +29,18 @@ from bfp.metrics.bootstrap import ANY, FEW, REPLICATES, Interval, subject_bootst
 from bfp.metrics.over_folds import MeanOverSessions
 
 PERCENTILE = 95
-DICE, HD95_MM = (0.0, 1.0), (0.0, np.inf)
+DICE, HD95_MM, SHARE = (0.0, 1.0), (0.0, np.inf), (0.0, 1.0)
 """The ranges of values."""
 INTERVALS = (
     f"{REPLICATES:,} bootstrap replicates over subjects (bootstrap-t; of fewer than {FEW} subjects, or of values of "
     "which most are equal, from Student's t with a standard error over subjects)"
 )
 """What the intervals of their means are from."""
+RULE = (
+    "The Dice of a class is of the sessions in which something of it was drawn (where nothing is found of that it is "
+    "0, and HD95 is undefined). A mask of a class of which nothing was drawn is a false alarm, and counted by itself"
+)
+"""What is judged on which sessions."""
 
 
 class Overlap(NamedTuple):
@@ -41,6 +50,11 @@ class Overlap(NamedTuple):
     hd95_mm: float | None
     predicted_ml: float
     drawn_ml: float
+
+    @property
+    def is_false_alarm(self) -> bool | None:
+        """Whether there is a mask where nothing was drawn; None where something was."""
+        return self.predicted_ml > 0 if self.drawn_ml == 0 else None
 
 
 def overlaps(
@@ -53,7 +67,7 @@ def overlaps(
 
 def _overlap(predicted: np.ndarray, drawn: np.ndarray, spacing_mm: Sequence[float], voxel_ml: float) -> Overlap:
     found, there = int(predicted.sum()), int(drawn.sum())
-    dice = 2 * int((predicted & drawn).sum()) / (found + there) if found or there else None
+    dice = 2 * int((predicted & drawn).sum()) / (found + there) if there else None
     hd95_mm = _distance_mm(predicted, drawn, spacing_mm) if found and there else None
     return Overlap(dice, hd95_mm, found * voxel_ml, there * voxel_ml)
 
@@ -86,19 +100,28 @@ def _monai() -> Any:
 
 
 # figures of many sessions, as `bfp.metrics.over_folds.Figure`: rows of said hold the Dice of K classes, then their
-# HD95, NaN where undefined, (n, 2·K). Of a session it is the mean of those classes in which it is defined.
+# HD95, then whether they are false alarms, NaN where undefined, (n, 3·K). Of a session Dice and HD95 are the mean of
+# those classes in which they are defined.
+
+COLUMNS = 3
+
+
+def columns_of(found: Sequence[Overlap]) -> list[float]:
+    """The row of a session, (3·K,)."""
+    told = [[each.dice, each.hd95_mm, each.is_false_alarm] for each in found]
+    return [np.nan if value is None else float(value) for column in zip(*told, strict=True) for value in column]
 
 
 def _dice(targets: np.ndarray, said: np.ndarray) -> np.ndarray:
-    return _mean_of_classes(said[:, : said.shape[1] // 2])
+    return _mean_of_classes(np.split(said, COLUMNS, axis=1)[0])
 
 
 def _hd95_mm(targets: np.ndarray, said: np.ndarray) -> np.ndarray:
-    return _mean_of_classes(said[:, said.shape[1] // 2 :])
+    return _mean_of_classes(np.split(said, COLUMNS, axis=1)[1])
 
 
-def _dice_of(targets: np.ndarray, said: np.ndarray, *, k: int) -> np.ndarray:
-    return said[:, k]
+def _of_class(targets: np.ndarray, said: np.ndarray, *, column: int, k: int) -> np.ndarray:
+    return np.split(said, COLUMNS, axis=1)[column][:, k]
 
 
 def _mean_of_classes(values: np.ndarray) -> np.ndarray:
@@ -112,7 +135,12 @@ mean_hd95_mm = MeanOverSessions(_hd95_mm, HD95_MM)
 
 
 def dice_of(k: int) -> MeanOverSessions:
-    return MeanOverSessions(functools.partial(_dice_of, k=k), DICE)
+    return MeanOverSessions(functools.partial(_of_class, column=0, k=k), DICE)
+
+
+def false_alarms_of(k: int) -> MeanOverSessions:
+    """The share of sessions with a mask, of those in which nothing of the class was drawn."""
+    return MeanOverSessions(functools.partial(_of_class, column=2, k=k), SHARE)
 
 
 def mean_over_sessions(
