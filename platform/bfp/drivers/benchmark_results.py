@@ -102,14 +102,22 @@ def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequ
             shown = [(learned.name, tested.name) for learned in material.sets for tested in material.sets]
         at |= {(where.cohort, *each, where.fraction, where.approach): row for each in shown}
     marked = MARKED.format(ours=spec.compared)
+    if ATLAS in encoders:
+        marked += f" The atlas was tested against {spec.compared} with {everything}, and has a mark there alone."
     base = 0.0 if measures.chance is None else measures.chance
+
+    def bar(place: tuple[str, str, str], name: str) -> Bar:
+        row = at.get((*place, most, name))
+        # What sees no image was tested against ours with all modalities, wherever it stands.
+        is_tested = name != ATLAS or place[1:] == (everything, everything)
+        return _bar(row, marked=is_tested)
 
     def bars(title: str, groups: Mapping[str, tuple[str, str, str]], note: str) -> Bars:
         return Bars(
             title=f"{task.name}: {title}",
             groups=list(groups),
             series=[NAMES.get(name, name) for name in encoders],
-            bars=[[_bar(at.get((*place, most, name))) for name in encoders] for place in groups.values()],
+            bars=[[bar(place, name) for name in encoders] for place in groups.values()],
             axis_label=f"{label}, {measures.first.averaged}",
             base=base,
             note=note,
@@ -150,10 +158,10 @@ def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequ
     return blocks
 
 
-def _bar(row: Row | None) -> Bar:
+def _bar(row: Row | None, *, marked: bool) -> Bar:
     if row is None:
         return Bar(None, None, None)
-    p = row.p_holm
+    p = row.p_holm if marked else None
     mark = next((mark for limit, mark in MARKS if p is not None and p < limit), "")
     return Bar(*row.judged.figure.mean, row.judged.figure.folds, mark)
 
@@ -316,6 +324,8 @@ def _guard(spec: Benchmark, met: Mapping[str, Acquaintance]) -> Table:
 
 def _warnings(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequence[Row]) -> list[str]:
     measures, found = MEASURES[task.task.type], list[str]()
+    if measures.telling is None:
+        return []
     telling, chance = measures.telling
     for row in rows:
         figure = row.judged.figure if telling is measures.first else row.judged.further[telling.name]

@@ -46,7 +46,7 @@ class Measure(NamedTuple):
 class Measures(NamedTuple):
     """first: what approaches are compared by; sign: 1 where more of it is better, -1 where less is; further: what is
     told beside it; chance: its value where nothing is told, None where that depends on the sessions. telling: the first
-    of all of them that has such a value, and that: whether anything is told at all."""
+    of all of them that has such a value, and that: whether anything is told at all; None where none has."""
 
     first: Measure
     sign: int
@@ -54,14 +54,18 @@ class Measures(NamedTuple):
     chance: float | None
 
     @property
-    def telling(self) -> tuple[Measure, float]:
-        return (self.first, self.chance) if self.chance is not None else (self.further[0], 0.0)
+    def telling(self) -> tuple[Measure, float] | None:
+        if self.chance is not None:
+            return self.first, self.chance
+        return (R2, 0.0) if R2 in self.further else None
 
     @property
     def compared(self) -> str:
         """How a difference in favour is called."""
         return "above" if self.sign > 0 else "below"
 
+
+R2 = Measure("r2", "R²", explained)
 
 MEASURES = {
     "classification": Measures(
@@ -80,7 +84,7 @@ MEASURES = {
         Measure("mae", "mean absolute error", absolute_error, by_fold=True),
         -1,
         (
-            Measure("r2", "R²", explained),
+            R2,
             Measure("correlation", "Pearson's r", correlation),
             Measure("bias", "bias", bias),
         ),
