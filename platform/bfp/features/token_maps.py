@@ -41,7 +41,6 @@ from bfp.store.reader import SliceStore, labels_of, pixels_of
 
 FORMAT = 1
 """Of the kept files."""
-MOST_CLASSES = 255
 
 
 class TokenMaps:
