@@ -131,6 +131,9 @@ class Material:
     def segmentations(self) -> list[SegmentationMaterial]:
         return [task for task in self.tasks if isinstance(task, SegmentationMaterial)]
 
+    def segmentation(self, name: str) -> SegmentationMaterial:
+        return next(task for task in self.segmentations if task.name == name)
+
     @property
     def of_vectors(self) -> list[TaskMaterial]:
         """The tasks that are learned from a vector of each session."""

@@ -356,7 +356,7 @@ def _cost(spec: Benchmark, found: Found) -> Table:
                 NAMES.get(name, name),
                 len(vectors),
                 sum(cost.stacks for cost in vectors),
-                duration_text(noted) if (noted := sum(cost.seconds or 0 for cost in vectors)) else "",
+                duration_text(sum(cost.seconds for cost in vectors)) if vectors else "",
                 len(cells),
                 duration_text(sum(cell.seconds for cell in cells)),
                 duration_text(max(cell.seconds for cell in cells)),
@@ -364,10 +364,11 @@ def _cost(spec: Benchmark, found: Found) -> Table:
         )
     return Table(
         title="What it cost",
-        columns=["approach", "extractions", "stacks", "of one worker", "cells", "of one CPU", "longest"],
+        columns=["approach", "extractions", "stacks", "took one worker", "cells", "took one worker", "longest"],
         rows=rows,
         note="An extraction is one pass of an encoder over all stacks for one set of modalities, kept for all "
-        "its cells; a cell is a cross-validation.",
+        "its cells; a cell is a cross-validation. Times are those that one worker took, on its CPU or its GPU; many "
+        "work at once.",
     )
 
 

@@ -51,11 +51,11 @@ from bfp.drivers.finetune_vectors import (
     SITE,
     UNTRAINED,
     approaches_of,
-    gpus_of,
     parts_of,
     pooling_of,
     vectors_of,
 )
+from bfp.drivers.gpus import gpus_of
 from bfp.drivers.plan import Plan, cpus_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.runs import Run

@@ -48,6 +48,8 @@ Approach = Literal["encoder", "untrained", "atlas", "threshold"]
 LEARNED = ("encoder", "untrained")
 """Approaches that train a decoder."""
 
+FORMAT = 4
+"""Of kept folds, of a fine-tuning and of a benchmark: raised where the same inputs come to other results."""
 ATLAS_BANDS = 40
 ALL = -1
 """The fold in which nobody is tested: a decoder for all sessions."""
@@ -80,6 +82,17 @@ class DrawnOn:
     scan: str
     working: Grid | None
     reference_ras_from_scan_ras: np.ndarray
+
+    def fault(self) -> str:
+        """Why nothing can be compared in native space, as it stands in storage now; empty where it can."""
+        if self.working is None:
+            return "the store does not tell where its stacks lie"
+        entry = self.labels.entry()
+        if entry is None or entry.size < 0:
+            return "the file of its labels is not there any more"
+        if (entry.size, entry.etag) != (self.size_bytes, self.etag):
+            return "the file of its labels has changed since the store was made"
+        return ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -381,13 +394,8 @@ class _Drawn(NamedTuple):
 
 def _drawn(where: DrawnOn, labels: Labels) -> _Drawn:
     """The segmentation in its own file. Raises BfpError where it cannot be had any more."""
-    if where.working is None:
-        raise InputError("the store does not tell where its stacks lie")
-    entry = where.labels.entry()
-    if entry is None or entry.size < 0:
-        raise InputError("the file of its labels is not there any more")
-    if (entry.size, entry.etag) != (where.size_bytes, where.etag):
-        raise InputError("the file of its labels has changed since the store was made")
+    if fault := where.fault():
+        raise InputError(fault)
     volume = decode(where.labels.read(), may_be_blank=True)
     values = volume.scaled(volume.stored).astype(np.uint16)
     return _Drawn(volume.grid, labels.classes_of(values), volume.header)
