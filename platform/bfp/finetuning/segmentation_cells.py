@@ -67,9 +67,9 @@ def run_cell_fold(
 
     def of(where: Segmented, files: Sequence[Place], *, cohort: str = "") -> np.ndarray:
         rows = []
-        for number in range(len(where.sessions)) if cohort else tested:
+        for number in range(len(where.sessions)) if cohort else tested.tolist():
             session = open_maps(files[number])
-            score, _ = judge(where, int(number), session, learned.maps_of(session))
+            score, _ = judge(where, number, session, learned.maps_of(session))
             rows.append(columns_of(score.overlaps))
             if score.space != "native":
                 working[" ".join(filter(None, (cohort, *where.sessions[number])))] = score.why

@@ -38,7 +38,8 @@ INTERVALS = (
 """What the intervals of their means are from."""
 RULE = (
     "The Dice of a class is of the sessions in which something of it was drawn (where nothing is found of that it is "
-    "0, and HD95 is undefined). A mask of a class of which nothing was drawn is a false alarm, and counted by itself"
+    "0, and HD95 is undefined); of several classes a session's is the mean of those that were drawn in it. A mask of a "
+    "class of which nothing was drawn is a false alarm, and counted by itself"
 )
 """What is judged on which sessions."""
 
