@@ -37,7 +37,7 @@ from bfp.metrics.calibration import calibration
 from bfp.metrics.measures import MEASURES
 from bfp.metrics.over_folds import difference, over_folds
 from bfp.metrics.paired import corrected_t, delong, plain_t, tested_beside
-from bfp.metrics.segmentation import mean_over_sessions
+from bfp.metrics.segmentation import DICE, HD95_MM, mean_over_sessions
 
 FOLDS, ALIKE, AUROC, LEVEL = 5, 0.7, 0.85, 0.05
 FEATURES, SIGNAL, SHRINKAGE = 8, 0.45, 5.0
@@ -162,9 +162,15 @@ def intervals(seed: int, subjects: int) -> dict[tuple[str, str], Interval]:
         of_patients = calibration(classes == 1, said[:, 1], subjects=units, seed=seed)
         found["calibration in the large", way] = of_patients.in_the_large
         found["calibration slope", way] = of_patients.slope
+        agreement = np.array([*scores.values()], dtype=np.float64).T  # None: NaN
+        for measure in (MEASURES["segmentation"].first, *MEASURES["segmentation"].further):
+            of_all = over_folds(
+                measure.figure, design.classes, agreement, folds=design.folds, subjects=units, seed=seed
+            )
+            found[f"{measure.label}, benchmark", way] = of_all.mean
         for name, values in scores.items():
-            within = (0, 1 if name == "Dice" else np.inf)
-            found[name, way] = mean_over_sessions(values, subjects=units, seed=seed, within=within)
+            within = DICE if name == "Dice" else HD95_MM
+            found[f"{name}, fine-tuning", way] = mean_over_sessions(values, subjects=units, seed=seed, within=within)
     return found
 
 

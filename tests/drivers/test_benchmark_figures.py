@@ -73,6 +73,35 @@ def test_an_outside_cohort_is_compared_by_its_interval_alone():
     assert found.p_corrected_t is found.p_plain_t is None
 
 
+def overlapping(dice, hd95_mm, alarms):
+    """Of six sessions of as many subjects in two folds."""
+    folds = np.arange(6) % 2
+    rows = np.array([dice, hd95_mm, alarms], dtype=float).T
+    return Said(np.zeros(6), rows, folds, np.zeros(6, int), list("abcdef"))
+
+
+N = None
+
+
+def test_a_segmentation_is_compared_where_something_was_drawn_and_says_in_how_many_sessions_that_is():
+    """Ours says nothing where there is nothing, theirs a voxel: neither is better for it."""
+    ours = overlapping([0.5, 0.6, 0.4, 0.0, N, N], [3, 4, 5, N, N, N], [N, N, N, N, 0, 0])
+    theirs = overlapping([0.6, 0.7, 0.5, 0.1, N, N], [3, 4, 5, 6, N, N], [N, N, N, N, 1, 1])
+    found = judge("segmentation", ["lesion"], theirs, ours, 1.0, 0)
+    assert found.better.mean.value == pytest.approx(-0.1)
+    row = Row(Where("lesion", "", "T1w", "T1w", 1.0, "theirs"), "segmentation", 6, 6, 3.0, found)
+    told = {each["measure"]: each for each in csv.DictReader(io.StringIO(results_csv([row]).decode()))}
+    assert {name: (each["value"], each["defined_sessions"]) for name, each in told.items()} == {
+        "dice": ("0.475", "4.0"),
+        "hd95_mm": ("4.5", "4.0"),
+        "dice_lesion": ("0.475", "4.0"),
+        "false_alarms_lesion": ("1.0", "2.0"),
+    }
+    assert "| theirs | 0.47 [0.06, 0.89] | 4 of 6 |" in results_markdown([row], ours="ours").decode()
+    own = judge("segmentation", ["lesion"], ours, None, None, 0)
+    assert (own.further["hd95_mm"].defined, own.further["false_alarms_lesion"].mean.value) == (3, 0.0)
+
+
 def test_what_is_judged_comes_back_from_its_file():
     found = judge("classification", [], said_by(0.5, 2), said_by(2.0, 1), 0.25, 0)
     assert load_judged(dump_judged(found)) == found

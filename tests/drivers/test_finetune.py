@@ -283,6 +283,8 @@ def test_a_time_to_an_event_is_learned_as_a_hazard_among_those_of_the_training(s
     assert {row[2] for row in blocks[CASES].rows} == {"seen", "not seen"}
     for session, *_, hazard, _ in blocks[CASES].rows:
         assert hazard == pytest.approx(said[int(session.removeprefix("made ")), 0], abs=1e-4)
+    assert "is fitted here at the strength of the model's own" in blocks["Cases"].paragraphs[0]
+    assert "whose strength the fold chose for itself" in blocks[CASES].note
     assert [title for title in blocks if title.startswith("Cases: converted")] == [
         "Cases: converted seen",
         "Cases: converted not seen",
@@ -360,6 +362,8 @@ def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_p
     assert {"auroc_frozen", "auroc_mean", "above_mean"} <= figures(run).keys()
     blocks = json.loads((run / "results.json").read())["blocks"]
     (cases,) = [block["rows"] for block in blocks if block["title"] == CASES]
+    (text,) = [block["paragraphs"][0] for block in blocks if block["title"] == "Cases"]
+    assert "by the heads that the figures, and predictions.parquet, are of" in text
     for *_, probability, _, _, _, _, log_odds, _ in cases:  # attention weighs the slices, and they still add up
         assert log_odds == pytest.approx(np.log(probability / (1 - probability)), abs=1e-4)
     model = load_model(model_folder(run))
@@ -486,7 +490,15 @@ def test_labels_that_may_not_be_what_they_seem_are_warned_of_by_the_plan(store, 
     assert any(each.startswith(warned) for each in warnings)
     spread = [str(60 + n % 7) if task["type"] == "regression" else column[n] for n in range(30)]
     usual = finetune.plan(of_column(store, tmp_path, spread, task, folds=3)).warnings
-    assert not any(each.startswith(warned[:10]) for each in usual)
+    assert not any(about in each for about in ("far from the others", "left out", "of a class") for each in usual)
+
+
+def test_a_rating_of_which_most_are_zero_has_no_numbers_that_are_far_off_but_codes(store, tmp_path):
+    task = {"type": "regression", "target": "x"}
+    rating = [0] * 24 + [0.5, 1, 2, 1, 3, 1]
+    assert finetune.plan(of_column(store, tmp_path, rating, task, folds=3)).warnings == []
+    (warned,) = finetune.plan(of_column(store, tmp_path, [*rating[:-1], 999], task, folds=3)).warnings
+    assert warned.startswith("x: 1 session far from the others (999): codes of what is not known?")
 
 
 def of_column(store, tmp_path, column, task, **fields):

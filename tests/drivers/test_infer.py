@@ -102,7 +102,7 @@ def test_raw_scans_become_one_row_a_session_and_only_what_is_new_is_done_again(m
     look = next(block for block in results.blocks if block.title == "Sessions to look at")
     assert sorted(row[1] for row in look.rows) == ["01", "02", "03", "04"]
     assert all("unlike what the model was trained on" in row[3] for row in look.rows)
-    assert [row[-1] for row in results.blocks[0].rows] == ["look first"] * 4
+    assert [row[-1] for row in results.blocks[0].rows] == ["yes"] * 4
     nothing = next(block for block in results.blocks if block.title == "Sessions of which nothing came")
     assert nothing.rows == [["clinic", "05", "", "file ends early"]]
     assert (run / "pictures" / "sessions.png").exists()
@@ -143,7 +143,7 @@ def test_a_model_of_a_number_gives_it_with_an_interval_and_warns_outside_its_ran
     assert f"{len(outside)} sessions are predicted outside the numbers that the model learned from (-0.07 to 0.5)" in [
         event["message"] for event in events if event["event"] == "warning"
     ]
-    columns = ["cohort", "subject", "session", "age", "low", "high", "spread", "missing", "scans"]
+    columns = ["cohort", "subject", "session", "age", "low", "high", "spread", "missing", "look first"]
     assert blocks["Predictions"].columns == columns
     histogram = blocks["Predicted age"]
     assert (histogram.flag_below, histogram.flag_above) == (-0.07, 0.5)

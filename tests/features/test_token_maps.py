@@ -1,11 +1,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.numpy
 import torch
 
 from bfp.cohorts.sessions import Key
 from bfp.features.doubles import doubles
-from bfp.features.token_maps import Labels, TokenMaps, map_session, open_maps, plan_sessions, planes_of
+from bfp.features.token_maps import Labels, TokenMaps, map_session, open_maps, plan_sessions, planes_of, seconds_of
 from bfp.features.tokens import layered_patches, tokens
 from bfp.models.encoder import load
 from bfp.storage import place
@@ -52,6 +53,16 @@ def test_a_session_is_kept_as_a_decoder_takes_it(store, encoder, tmp_path):
     expected = layered_patches(encoder, torch.from_numpy(first.copy()), (0, 2)).half().numpy()
     assert found.tokens.shape == (14, 4, 2 * 16)
     np.testing.assert_allclose(found.tokens[: len(first)], expected, atol=2e-3)
+
+
+def test_what_sessions_took_is_read_from_the_heads_of_their_files(store, encoder, tmp_path):
+    file = session_file(store, encoder, tmp_path)
+    took = seconds_of([file])
+    assert 0 < took < 60
+    assert seconds_of([file, file]) == 2 * took
+    older = place(str(tmp_path / "older.safetensors"))
+    older.write(safetensors.numpy.save({"slices": np.arange(3)}))
+    assert seconds_of([file, older]) == took
 
 
 def test_classes_are_those_of_the_label_values_slice_by_slice(store, encoder, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from bfp.cohorts.derivatives import Masks
 from bfp.cohorts.sessions import Key
+from bfp.drivers.segmentation_material import labels_seen
 from bfp.features.token_maps import Labels, SessionMaps
 from bfp.finetuning.segmentation import (
     ALL,
@@ -25,6 +26,7 @@ from bfp.finetuning.segmentation import (
     threshold_maps,
     train_decoder,
 )
+from bfp.finetuning.segmentation_cells import dump_cell_fold, load_cell_fold, run_cell_fold
 from bfp.imaging.grid import Grid
 from bfp.imaging.nifti import encode
 from bfp.metrics.segmentation import Overlap
@@ -101,6 +103,27 @@ def test_the_threshold_is_found_in_its_channel_and_side():
     assert (dark.channel, dark.lowest) == (1, 1)
 
 
+def test_black_is_never_within_and_a_mask_of_all_that_is_not_black_is_found_whole():
+    brains = [session(n) for n in range(3)]
+    for own in brains:
+        own.pixels[:, :, :8] = 0
+        own.classes[:] = own.pixels[:, 0] > 0
+    chosen = choose_threshold(brains)
+    assert (chosen.lowest, chosen.highest, chosen.dice) == (1, 255, 1.0)
+    np.testing.assert_array_equal(threshold_maps(chosen, brains[0])[:, 1], brains[0].classes)
+
+
+def test_sessions_without_the_class_tell_no_threshold_and_where_there_are_no_others_nothing_is_within(recwarn):
+    empty = session(4)
+    empty.classes[:] = 0
+    chosen = choose_threshold([empty, empty])
+    assert not threshold_maps(chosen, session(9))[:, 1].any()
+    assert chosen.text == "nothing, since nothing was drawn"
+    drawn = [session(n) for n in range(3)]
+    assert choose_threshold([*drawn, empty]) == choose_threshold(drawn)
+    assert list(recwarn) == []
+
+
 def a_study(folder, sessions, *, change=None):
     """Sessions whose working grid is the file's own, so that the stacks are the file."""
     drawn = []
@@ -145,6 +168,19 @@ def test_where_the_file_is_another_by_now_the_stacks_are_judged_with_their_own_s
     assert score.overlaps[0].dice == pytest.approx(3 / 4)
 
 
+def test_what_was_seen_of_a_file_of_labels_is_another_where_it_is_another_or_gone(tmp_path):
+    study = a_study(tmp_path, [session(0), session(1)])
+    before = labels_seen(study)
+    assert labels_seen(study) == before
+    file = study.drawn_on[1].labels
+    file.write(b"drawn again")
+    changed = labels_seen(study)
+    file.delete()
+    gone = labels_seen(study)
+    assert before[0] == changed[0] == gone[0]
+    assert len({str(each[1]) for each in (before, changed, gone)}) == 3
+
+
 def kept(folder, own, number):
     import safetensors.numpy
 
@@ -171,6 +207,21 @@ def test_a_fold_learns_from_nobody_whom_it_tests_and_writes_their_masks(tmp_path
     everybody = run_fold(study, "encoder", files, ALL, short, "cpu", masks)
     assert everybody.scores == []
     assert everybody.decoder
+
+
+def test_a_fold_of_a_cell_says_why_and_of_whom_it_was_not_compared_in_native_space(tmp_path):
+    sessions = [session(n) for n in range(4)]
+    study = a_study(tmp_path, sessions, change=0)
+    files = [kept(tmp_path, own, number) for number, own in enumerate(sessions)]
+    outside = {"elsewhere": (study, files)}
+    everybody = study.folds != 0
+    fold = run_cell_fold(study, "threshold", 0, everybody, files, {"less": files}, outside, RECIPE, "cpu")
+    changed = "the file of its labels has changed since the store was made"
+    assert fold.working == {"made 00": changed, "elsewhere made 00": changed}
+    assert fold.said.shape == (2, 3)
+    assert fold.outside["elsewhere"].shape == (4, 3)
+    back = load_cell_fold(dump_cell_fold(fold))
+    assert (back.working, back.subjects, back.sessions) == (fold.working, 2, 2)
 
 
 def test_a_kept_fold_comes_back_as_it_was():

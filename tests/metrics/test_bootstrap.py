@@ -50,3 +50,32 @@ def test_the_interval_of_a_mean_is_of_subjects_and_keeps_to_the_range_of_its_val
     assert (twice.low, twice.high) == pytest.approx((found.low, found.high))
     assert subject_bootstrap_of_mean(dice, subjects=["a"] * 5, seed=0) == (pytest.approx(0.82), None, None)
     assert subject_bootstrap_of_mean(np.full(5, 0.5), subjects=subjects, seed=0) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.6, 0.8],
+        [0.6, 0.65, 0.8],
+        [0.61, 0.6101, 0.8],
+        [0.7, 0.7, 0.7, 0.3, 0.9],
+        [2**0.5] * 5 + [5**0.5, 3.0],  # distances in steps of voxels
+        [0.7] * 8 + [0.3, 0.9],  # subjects enough, but of three kinds
+    ],
+)
+def test_the_interval_of_few_subjects_or_of_ties_is_students(values):
+    found = subject_bootstrap_of_mean(np.array(values), subjects=[f"s{n}" for n in range(len(values))], seed=0)
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    assert found[1:] == pytest.approx(t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=error))
+
+
+def test_few_subjects_with_several_sessions_are_as_many_as_there_are_people():
+    found = subject_bootstrap_of_mean(np.array([0.2, 0.4, 0.9, 0.8]), subjects=list("aabb"), seed=0)
+    assert found[1:] == pytest.approx(t.interval(0.95, 1, loc=0.575, scale=0.55 / 2))
+
+
+def test_one_subject_far_off_puts_no_end_beyond_itself():
+    """A third of the replicates go without it, and have next to no error."""
+    distances_mm = np.array([3.0, 3.1, 2.9, 3.05, 2.95, 3.2, 2.8, 100.0])
+    found = subject_bootstrap_of_mean(distances_mm, subjects=list("abcdefgh"), seed=0)
+    assert 2.8 <= found.low < found.value < found.high <= 100

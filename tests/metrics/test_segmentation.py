@@ -3,7 +3,17 @@ import pytest
 import torch
 from monai.metrics import compute_dice
 
-from bfp.metrics.segmentation import mean_difference, mean_over_sessions, overlaps
+from bfp.metrics.segmentation import (
+    Overlap,
+    columns_of,
+    dice_of,
+    false_alarms_of,
+    mean_dice,
+    mean_difference,
+    mean_hd95_mm,
+    mean_over_sessions,
+    overlaps,
+)
 
 
 def box(low, high, shape=(20, 24, 18)):
@@ -40,13 +50,36 @@ def test_distances_do_not_depend_on_what_is_far_from_both():
     assert small.hd95_mm == large.hd95_mm
 
 
-def test_what_is_not_there_is_undefined_and_what_is_missed_counts_nothing():
+def test_a_class_is_judged_where_it_was_drawn_and_a_mask_elsewhere_is_a_false_alarm():
     nothing, there = box((0, 0, 0), (0, 0, 0)), box((4, 5, 6), (12, 15, 12))
-    absent = overlaps(nothing, nothing, class_count=1, spacing_mm=(1, 1, 1))[0]
-    assert (absent.dice, absent.hd95_mm) == (None, None)
-    for predicted, drawn in ((nothing, there), (there, nothing)):
-        missed = overlaps(predicted, drawn, class_count=1, spacing_mm=(1, 1, 1))[0]
-        assert (missed.dice, missed.hd95_mm) == (0.0, None)
+    voxel = box((4, 5, 6), (5, 6, 7))
+
+    def judged(predicted, drawn):
+        (own,) = overlaps(predicted, drawn, class_count=1, spacing_mm=(1, 1, 1))
+        one_hot = [torch.from_numpy(np.stack([each == k for k in range(2)]))[None] for each in (predicted, drawn)]
+        monais = compute_dice(*one_hot, include_background=False, ignore_empty=True).item()
+        assert own.dice == (None if np.isnan(monais) else monais)
+        return own.dice, own.hd95_mm, own.is_false_alarm
+
+    assert judged(nothing, there) == (0.0, None, None)
+    assert judged(nothing, nothing) == (None, None, False)
+    assert judged(voxel, nothing) == judged(there, nothing) == (None, None, True)
+
+
+def test_a_session_has_a_row_of_dice_hd95_and_false_alarms_and_a_share_of_those_is_of_the_sessions_without():
+    rows = np.array(
+        [
+            columns_of([Overlap(0.5, 3.0, 1.0, 2.0), Overlap(None, None, 0.5, 0.0)]),
+            columns_of([Overlap(0.0, None, 0.0, 2.0), Overlap(None, None, 0.0, 0.0)]),
+        ]
+    )
+    np.testing.assert_array_equal(rows[0], [0.5, np.nan, 3.0, np.nan, np.nan, 1.0])
+    once = np.ones((1, 2))
+    assert mean_dice(None, rows, once) == pytest.approx([0.25])
+    assert mean_hd95_mm(None, rows, once) == pytest.approx([3.0])
+    assert dice_of(0)(None, rows, once) == pytest.approx([0.25])
+    assert false_alarms_of(1)(None, rows, once) == pytest.approx([0.5])
+    assert np.isnan(false_alarms_of(0)(None, rows, once))
 
 
 def test_means_leave_out_what_is_undefined_and_their_intervals_are_over_subjects():

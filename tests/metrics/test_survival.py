@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bfp.metrics.survival import concordance, event_free
+from bfp.metrics.survival import concordance, event_free, event_free_interval
 
 
 def by_pairs(time, event, risk):
@@ -46,3 +46,30 @@ def test_the_share_without_the_event_is_kaplan_and_meiers_for_each_set_of_weight
 
 def test_of_whom_nobody_was_seen_so_long_nothing_is_said():
     assert np.isnan(event_free(np.array([[1, 1], [2, 0.0]]), np.ones((1, 2)), at=3)).all()
+
+
+def test_the_interval_of_the_share_without_the_event_is_greenwoods_by_log_log_and_of_subjects():
+    random = np.random.default_rng(0)
+    time, event = random.exponential(10, 200), (random.random(200) < 0.7).astype(float)
+    targets, at = np.stack([time, event], axis=1), 8.0
+    moments = np.sort(time[(event == 1) & (time <= at)])
+    at_risk = np.array([(time >= moment).sum() for moment in moments])
+    greenwood = np.sqrt(np.sum(1 / (at_risk * (at_risk - 1))))
+    free = np.prod(1 - 1 / at_risk)
+    reach = 1.96 * greenwood / np.log(free)
+    expected = (free, free ** np.exp(-reach), free ** np.exp(reach))
+    subjects = [f"s{number}" for number in range(200)]
+    found = event_free_interval(targets, subjects=subjects, at=at)
+    assert found == pytest.approx(expected, abs=0.002)
+    twice = event_free_interval(np.repeat(targets, 2, axis=0), subjects=np.repeat(subjects, 2).tolist(), at=at)
+    assert twice == pytest.approx(found, abs=0.001)  # no more people than before
+
+
+def test_a_third_without_events_has_the_exact_end_of_those_still_at_risk():
+    targets = np.array([[12, 0], [12, 0], [12, 0], [12, 0], [3, 0.0]])
+    found = event_free_interval(targets, subjects=list("aabcd"), at=10)
+    assert found == (1.0, pytest.approx(0.05 ** (1 / 3)), 1.0)  # three subjects: in one of twenty it is lower
+    everybody = event_free_interval(np.array([[1, 1], [2, 1.0]]), subjects=["a", "b"], at=5)
+    assert everybody == (0.0, 0.0, pytest.approx(1 - 0.05**0.5))
+    gone = event_free_interval(np.array([[1, 1], [2, 0.0]]), subjects=["a", "b"], at=5)
+    assert gone == (None, None, None)

@@ -1,9 +1,11 @@
+import json
+
 import pytest
 import torch
 
 from bfp.errors import InputError
 from bfp.models.decoder import Decoder, blocks_of
-from bfp.models.encoder import load
+from bfp.models.encoder import export, load
 from bfp.models.segmenter import Segmenter, decoder_bytes, decoder_of, is_segmenter, load_segmenter, save_segmenter
 from bfp.storage import place
 
@@ -82,6 +84,7 @@ def a_segmenter(encoder):
 def test_a_model_folder_gives_back_what_was_saved_and_refuses_what_was_exchanged(tmp_path):
     encoder = load(origin="random", name="vit_small_patch14_dinov2", uri=None, size_px=28, **SHAPE)
     folder, saved = place(str(tmp_path)), a_segmenter(encoder)
+    export(encoder, folder / "encoder", card="", provenance={})
     save_segmenter(saved, folder, card="a card")
     assert is_segmenter(folder)
     found = load_segmenter(folder, encoder=encoder)
@@ -93,13 +96,24 @@ def test_a_model_folder_gives_back_what_was_saved_and_refuses_what_was_exchanged
     (tmp_path / "model.json").write_text(told.replace('"grey",\n  "white"', '"white",\n  "grey"'))
     with pytest.raises(InputError, match=r"model\.json: was changed since it was written"):
         load_segmenter(folder, encoder=encoder)
-    (tmp_path / "model.json").write_text(told.replace('"contract": 3', '"contract": 4'))
+    (tmp_path / "model.json").write_text(told.replace('"contract": 4', '"contract": 5'))
     with pytest.raises(InputError, match="written by a newer bfp"):
+        load_segmenter(folder, encoder=encoder)
+    older = json.loads(told) | {"contract": 3}
+    del older["encoder_config"]
+    (tmp_path / "model.json").write_text(json.dumps(older))
+    with pytest.raises(InputError, match=r"written by an older bfp \(contract 3, this one is 4\); fine-tune again"):
         load_segmenter(folder, encoder=encoder)
     (tmp_path / "model.json").write_text(told.replace('"width": 16', '"width": 2'))
     with pytest.raises(InputError, match="width: Input should be greater than or equal to 8"):
         load_segmenter(folder, encoder=encoder)
     (tmp_path / "model.json").write_text(told)
+    config = tmp_path / "encoder" / "config.json"
+    written = config.read_text()
+    config.write_text(written.replace('"mean": [', '"mean": [0.9, '))
+    with pytest.raises(InputError, match=r"not the encoder's config\.json that model\.json was written with"):
+        load_segmenter(folder, encoder=encoder)
+    config.write_text(written)
     (tmp_path / "decoder.safetensors").write_bytes(decoder_bytes(saved.decoder, {}))
     with pytest.raises(InputError, match=r"not the decoder that model\.json was written with"):
         load_segmenter(folder, encoder=encoder)

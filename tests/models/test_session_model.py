@@ -27,6 +27,12 @@ OUTPUTS = {
 }
 
 
+def saved(model, folder, *, card):
+    """Beside the config of an encoder, as it stands there before."""
+    (folder / "encoder" / "config.json").write(b"{}")
+    save_model(model, folder, card=card)
+
+
 def a_model(folds=4, kind="classification"):
     random = np.random.default_rng(0)
     count = 3 if kind == "classification" else 1
@@ -50,7 +56,7 @@ def a_model_of(classes):
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_a_model_that_was_written_and_read_predicts_the_same(tmp_path, kind):
     written = a_model(kind=kind)
-    save_model(written, place(str(tmp_path / "run" / "model")), card="# A model\n")
+    saved(written, place(str(tmp_path / "run" / "model")), card="# A model\n")
     read = load_model(model_folder(place(str(tmp_path / "run"))))
     vectors = np.random.default_rng(1).normal(size=(5, 6))
     vectors[0, 2] = np.nan
@@ -106,12 +112,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_a_model_of_a_newer_bfp_or_a_damaged_one_is_refused(tmp_path):
     folder = place(str(tmp_path))
-    save_model(a_model(), folder, card="")
+    saved(a_model(), folder, card="")
     told = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**told, "contract": 99}))
-    with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 5\)"):
+    with pytest.raises(InputError, match=r"written by a newer bfp \(contract 99; this one reads up to 6\)"):
         load_model(folder)
-    for older in (1, 4):
+    for older in (1, 5):
         (tmp_path / "model.json").write_text(json.dumps({**told, "contract": older}))
         message = rf"an older bfp \(contract {older}; .* other vectors .*; fine-tune again"
         with pytest.raises(InputError, match=message):
@@ -130,7 +136,7 @@ def test_a_model_of_a_newer_bfp_or_a_damaged_one_is_refused(tmp_path):
 )
 def test_a_description_that_was_changed_by_hand_is_refused(tmp_path, change):
     folder = place(str(tmp_path))
-    save_model(a_model(), folder, card="")
+    saved(a_model(), folder, card="")
     told = json.loads((folder / "model.json").read())
     (folder / "model.json").write(json.dumps({**told, **change}).encode())
     with pytest.raises(InputError, match=r"model\.json: was changed since it was written with its weights"):
@@ -141,8 +147,8 @@ def test_a_description_that_was_changed_by_hand_is_refused(tmp_path, change):
 
 def test_a_description_and_a_head_that_do_not_belong_together_are_refused(tmp_path):
     folder, other = place(str(tmp_path / "one")), place(str(tmp_path / "other"))
-    save_model(a_model(), folder, card="")
-    save_model(a_model_of(("AD", "MCI", "CN")), other, card="")
+    saved(a_model(), folder, card="")
+    saved(a_model_of(("AD", "MCI", "CN")), other, card="")
     told = json.loads((folder / "model.json").read())
     (other / "model.json").write(json.dumps(told).encode())
     with pytest.raises(InputError, match=r"not the head that model\.json was written with"):
@@ -162,7 +168,7 @@ def test_a_head_that_cannot_judge_is_refused(tmp_path, change, message):
     folder, whole = place(str(tmp_path)), a_model()
     broken = dataclasses.replace(whole.head, **change)
     for parts in ({"head": broken}, {"fold_heads": (*whole.fold_heads, broken)}):
-        save_model(dataclasses.replace(whole, **parts), folder, card="")
+        saved(dataclasses.replace(whole, **parts), folder, card="")
         with pytest.raises(InputError, match=message):
             load_model(folder)
 
@@ -177,7 +183,7 @@ def test_a_head_that_cannot_judge_is_refused(tmp_path, change, message):
 )
 def test_a_value_of_model_json_that_is_none_is_named(tmp_path, change, message):
     folder = place(str(tmp_path))
-    save_model(a_model(), folder, card="")
+    saved(a_model(), folder, card="")
     told = json.loads((folder / "model.json").read())
     (folder / "model.json").write(json.dumps({**told, **change}).encode())
     with pytest.raises(InputError, match=message) as caught:
@@ -202,7 +208,7 @@ def test_a_value_of_model_json_that_is_none_is_named(tmp_path, change, message):
 )
 def test_a_description_of_another_type_or_without_its_parts_is_refused(tmp_path, kind, change, message):
     folder = place(str(tmp_path))
-    save_model(a_model(kind=kind), folder, card="")
+    saved(a_model(kind=kind), folder, card="")
     told = json.loads((folder / "model.json").read())
     (folder / "model.json").write(json.dumps({**told, **change}).encode())
     with pytest.raises(InputError, match=message):
@@ -212,6 +218,14 @@ def test_a_description_of_another_type_or_without_its_parts_is_refused(tmp_path,
 @pytest.mark.parametrize("held_out", [[], [np.nan, 1], [2, 1], [[1.0]]])
 def test_hazards_that_nothing_can_be_put_among_are_refused(tmp_path, held_out):
     broken = dataclasses.replace(a_model(kind="survival"), outputs=Hazards(np.array(held_out, dtype=np.float64)))
-    save_model(broken, place(str(tmp_path)), card="")
+    saved(broken, place(str(tmp_path)), card="")
     with pytest.raises(InputError, match="log hazards of training sessions that are none"):
+        load_model(place(str(tmp_path)))
+
+
+def test_the_encoders_config_cannot_be_changed_without_the_model(tmp_path):
+    """It says how pixels are normalised, and model.json stands as it was."""
+    saved(a_model(), place(str(tmp_path)), card="")
+    (tmp_path / "encoder" / "config.json").write_text('{"mean": [0.9, 0.9, 0.9]}')
+    with pytest.raises(InputError, match=r"config\.json: not the encoder's config\.json that model\.json was written"):
         load_model(place(str(tmp_path)))

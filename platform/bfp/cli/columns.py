@@ -260,7 +260,7 @@ MEANINGS = {
         "class": "of the segmentation",
         "space": "native: compared in the file in which it was drawn; working: in the stacks, where that was not to be "
         "had",
-        "dice": "null where the class is neither drawn nor predicted",
+        "dice": "null where nothing of the class was drawn, whatever was predicted",
         "hd95_mm": "the larger of the two 95th percentiles of the distances from one surface to the other, mm; null "
         "where the class is not both drawn and predicted",
         "predicted_ml": "volume of the class as predicted",

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 from bfp.drivers.acquaintance import Acquaintance, acquaintance, scans_of
 from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial, in_words, material_of
 from bfp.drivers.finetune_material import classes_of, doubts_of
-from bfp.drivers.finetune_vectors import POSITION_BANDS, gpus_of
+from bfp.drivers.finetune_vectors import POSITION_BANDS
+from bfp.drivers.gpus import gpus_of
 from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.segmentation_material import split_csv
 from bfp.drivers.stores import loading, pin_inputs, warnings_of
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bfp.drivers.benchmark_cells import Found
-    from bfp.drivers.benchmark_segmentation import Maps
+    from bfp.drivers.benchmark_segmentation import Inputs, Maps
     from bfp.features.describe import Describe
     from bfp.features.kept import Extraction
     from bfp.models.encoder import LoadedEncoder
@@ -122,7 +123,7 @@ def execute(spec: Benchmark, run: Run) -> None:
     from bfp.drivers.benchmark_figures import results_csv, results_markdown
     from bfp.drivers.benchmark_results import results_of
     from bfp.drivers.benchmark_rows import row_count, rows_of
-    from bfp.drivers.benchmark_segmentation import token_maps
+    from bfp.drivers.benchmark_segmentation import inputs_of, token_maps
     from bfp.features.describe import EncoderVectors, Histograms
     from bfp.features.kept import Extraction
 
@@ -138,6 +139,7 @@ def execute(spec: Benchmark, run: Run) -> None:
         with extracting() as extraction:
             tables = _vectors(run, material, found, extraction, HISTOGRAMS, Histograms())
         _judge(spec, run, material, found, HISTOGRAMS, tables, at_once=at_once)
+    inputs = inputs_of(material)
     for name, encoder in _loaded(spec, material):
         if material.of_vectors:
             with extracting() as extraction:  # its workers hold CPUs, which the cells want next
@@ -146,7 +148,7 @@ def execute(spec: Benchmark, run: Run) -> None:
         if material.segmentations:
             with extracting() as extraction:
                 maps = token_maps(run, material, found, extraction, name, encoder)
-            _segment(spec, run, material, found, name, maps, at_once=at_once, gpus=gpus)
+            _segment(spec, run, material, found, name, maps, inputs, at_once=at_once, gpus=gpus)
     blind = [name for name in beside(spec, material) if name in (COVARIATES, SITE)]
     for name in blind:
         keys = list(keys_of(spec, material, name, of=material.of_vectors))
@@ -253,7 +255,16 @@ def _judge(
 
 
 def _segment(
-    spec: Benchmark, run: Run, material: Material, found: Found, name: str, maps: Maps, *, at_once: int, gpus: float
+    spec: Benchmark,
+    run: Run,
+    material: Material,
+    found: Found,
+    name: str,
+    maps: Maps,
+    inputs: Inputs,
+    *,
+    at_once: int,
+    gpus: float,
 ) -> None:
     """The cells of an encoder's decoders; with the first encoder, those of what sees no token."""
     from bfp.drivers.benchmark_cells import keys_of
@@ -271,7 +282,7 @@ def _segment(
             _check_doubles(run, material, planes, [task])
     keys = [key for each in approaches for key in keys_of(spec, material, each, of=material.segmentations)]
     run.phase(f"decoders: {name}", total=len(keys) * spec.folds, unit="folds")
-    found.cells.update(run_segmentations(spec, run, material, keys, maps, at_once=at_once, gpus=gpus))
+    found.cells.update(run_segmentations(spec, run, material, keys, maps, inputs, at_once=at_once, gpus=gpus))
 
 
 def _pooling(spec: Benchmark, material: Material, shown: tuple[str, ...]) -> Pooling:

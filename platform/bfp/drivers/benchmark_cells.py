@@ -34,11 +34,10 @@ class CellKey(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of what one approach made of the stacks for a set of modalities: how many stacks, and seconds of one worker,
-    None where nobody noted them."""
+    """Of what one approach made of the stacks for a set of modalities: how many stacks, and seconds of one worker."""
 
     stacks: int
-    seconds: float | None
+    seconds: float
 
 
 class Given(NamedTuple):

@@ -57,12 +57,14 @@ class Said(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """figure: the first one of the approach; further: the others of its task, by name. better: by how much ours is
+    """figure: the first one of the approach; further: the others of its task, by name; rounds: how often each session
+    was judged, by the heads of as many seeds, or folds. better: by how much ours is
     better than it, and p values of that, None for ours, for what it is not compared with, and (p) on outside
     cohorts."""
 
     figure: OverFolds
     further: dict[str, OverFolds]
+    rounds: int
     better: OverFolds | None
     p_corrected_t: float | None
     p_plain_t: float | None
@@ -95,13 +97,14 @@ def judge(kind: str, classes: Sequence[str], own: Said, ours: Said | None, besid
 
     figure = of(measures.first)
     further = {each.name: of(each) for each in (*measures.further, *of_each_class(classes))}
+    rounds = len(np.unique(own.rounds))
     if ours is None:
-        return Judged(figure, further, None, None, None)
+        return Judged(figure, further, rounds, None, None, None)
     better = better_than(measures, own.targets, ours.said, own.said, folds=own.folds, subjects=own.subjects, seed=seed)
     if beside is None:
-        return Judged(figure, further, better, None, None)
+        return Judged(figure, further, rounds, better, None, None)
     corrected = corrected_t(better.folds, beside=beside, least_error=standard_error(better.mean))
-    return Judged(figure, further, better, corrected.p, plain_t(better.folds).p)
+    return Judged(figure, further, rounds, better, corrected.p, plain_t(better.folds).p)
 
 
 def dump_judged(judged: Judged) -> bytes:
@@ -109,6 +112,7 @@ def dump_judged(judged: Judged) -> bytes:
         {
             "figure": _plain(judged.figure),
             "further": {name: _plain(each) for name, each in judged.further.items()},
+            "rounds": judged.rounds,
             "better": judged.better and _plain(judged.better),
             "p": [judged.p_corrected_t, judged.p_plain_t],
         }
@@ -118,16 +122,18 @@ def dump_judged(judged: Judged) -> bytes:
 def load_judged(data: bytes) -> Judged:
     told = json.loads(data)
     further = {name: _figure(each) for name, each in told["further"].items()}
-    return Judged(_figure(told["figure"]), further, told["better"] and _figure(told["better"]), *told["p"])
+    return Judged(
+        _figure(told["figure"]), further, told["rounds"], told["better"] and _figure(told["better"]), *told["p"]
+    )
 
 
 def _plain(figure: OverFolds) -> list[Any]:
-    return [list(figure.mean), figure.folds]
+    return [list(figure.mean), figure.folds, figure.defined]
 
 
 def _figure(plain: Sequence[Any]) -> OverFolds:
-    mean, folds = plain
-    return OverFolds(Interval(*mean), folds)
+    mean, folds, defined = plain
+    return OverFolds(Interval(*mean), folds, defined)
 
 
 def adjusted(rows: Sequence[Row]) -> list[Row]:
@@ -161,6 +167,7 @@ COLUMNS = [
     "p_plain_t",
     "tested_sessions",
     "tested_subjects",
+    "defined_sessions",
     "learned_subjects",
     "folds",
 ]
@@ -170,7 +177,8 @@ def results_csv(rows: Sequence[Row]) -> bytes:
     """Every row, every digit, behind each the further figures of the same approach, which nothing is compared by.
 
     `folds`: values in each fold of each seed (of a figure that is none of single folds: of each seed), parted by
-    semicolons, undefined ones empty.
+    semicolons, undefined ones empty. `defined_sessions`: in how many of the tested ones there is such a figure, the
+    mean over seeds, of an outside cohort over heads.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -198,6 +206,7 @@ def _cells(row: Row, name: str, figure: OverFolds) -> list[Any]:
         *((found.p_corrected_t, row.p_holm, found.p_plain_t) if is_first else (None, None, None)),
         row.sessions,
         row.subjects,
+        round(figure.defined / row.judged.rounds, 2),
         round(row.learned_from, 2),
         folds,
     ]
@@ -210,8 +219,8 @@ def results_markdown(rows: Sequence[Row], *, ours: str) -> bytes:
         own = [row for row in rows if row.where.task == task]
         label = MEASURES[own[0].kind].first.label
         parts += [f"## {task}", "", f"| tested on | learned with | tested with | labels | approach | {label} | "]
-        parts[-1] += f"{ours} is better by | p |"
-        parts.append("| --- | --- | --- | ---: | --- | --- | --- | ---: |")
+        parts[-1] += f"defined in | {ours} is better by | p |"
+        parts.append("| --- | --- | --- | ---: | --- | --- | ---: | --- | ---: |")
         parts += [f"| {' | '.join(_words(row))} |" for row in own]
         parts.append("")
     return "\n".join(parts).encode()
@@ -224,4 +233,5 @@ def _words(row: Row) -> list[str]:
     cohort = where.cohort or "cross-validation"
     shares = f"{where.fraction:.0%} ({row.learned_from:.0f})"
     figure = interval_text(*found.figure.mean)
-    return [cohort, where.learned_with, where.tested_with, shares, where.approach, figure, better, p]
+    there = f"{found.figure.defined / found.rounds:.4g} of {row.sessions}"
+    return [cohort, where.learned_with, where.tested_with, shares, where.approach, figure, there, better, p]

@@ -25,7 +25,7 @@ from bfp.drivers.segmentation_material import dealt, drawn_in
 from bfp.drivers.stores import check_encoder, check_size, imaging_of, open_stores, wanted_stacks
 from bfp.errors import InputError
 from bfp.specs.benchmark import Benchmark
-from bfp.specs.finetune import Classification, SegmentationTask, Task
+from bfp.specs.finetune import SegmentationTask, Task
 from bfp.storage import Place, place
 from bfp.words import counted
 
@@ -131,6 +131,9 @@ class Material:
     def segmentations(self) -> list[SegmentationMaterial]:
         return [task for task in self.tasks if isinstance(task, SegmentationMaterial)]
 
+    def segmentation(self, name: str) -> SegmentationMaterial:
+        return next(task for task in self.segmentations if task.name == name)
+
     @property
     def of_vectors(self) -> list[TaskMaterial]:
         """The tasks that are learned from a vector of each session."""
@@ -209,12 +212,26 @@ def _check_same_preprocessing(store: SliceStore, other: SliceStore, *, name: str
 
 
 def _names(tasks: Sequence[Task]) -> list[str]:
-    """By what is learned; with the classes where two tasks would be called alike."""
-    short = [target_of(task) for task in tasks]
-    return [
-        f"{name} ({', '.join(task.classes)})" if short.count(name) > 1 and isinstance(task, Classification) else name
-        for name, task in zip(short, tasks, strict=True)
-    ]
+    """By what is learned; behind it, where several would be called alike, all in which they differ."""
+    names = []
+    for task in tasks:
+        alike = [other for other in tasks if target_of(other) == target_of(task)]
+        of_type = [_told_apart(other) for other in alike if other.type == task.type]
+        own = _told_apart(task)
+        differing = [text for field, text in own.items() if any(other[field] != text for other in of_type)]
+        if len(of_type) < len(alike):
+            differing.insert(0, task.type)
+        names.append(f"{target_of(task)} ({', '.join(differing)})" if differing else target_of(task))
+    assert len(set(names)) == len(names), f"tasks of one name: {names}"
+    return names
+
+
+def _told_apart(task: Task) -> dict[str, str]:
+    """Each of a task's fields, in words."""
+    told = task.model_dump()
+    decoder = told.pop("decoder", {})
+    words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in told.items()}
+    return words | {name: f"{name} {value}" for name, value in decoder.items()}
 
 
 def _task(spec: Benchmark, name: str, task: Learned, stacks: Stacks, outside: dict[str, Stacks]) -> TaskMaterial:

@@ -16,14 +16,15 @@ from bfp import __version__
 from bfp.drivers.acquaintance import Acquaintance
 from bfp.drivers.benchmark_cells import NOTHING_SHOWN, Found
 from bfp.drivers.benchmark_figures import WITHIN, Row
-from bfp.drivers.benchmark_material import Material, TaskMaterial
+from bfp.drivers.benchmark_material import Material, SegmentationMaterial, TaskMaterial
 from bfp.drivers.finetune_material import learned_in_words, target_of
 from bfp.drivers.finetune_results import HEADS, RESEARCH, below_chance, p_text
 from bfp.finetuning.site import SiteProbe, numbered
 from bfp.metrics.auroc import weighted_auroc
 from bfp.metrics.bootstrap import REPLICATES
-from bfp.metrics.measures import MEASURES, Measures
+from bfp.metrics.measures import FALSE_ALARMS, MEASURES, Measures
 from bfp.metrics.over_folds import OverFolds, over_folds
+from bfp.metrics.segmentation import INTERVALS, RULE
 from bfp.reports.blocks import Bar, Bars, Block, Cell, Facts, Results, Table, Text, TrendLine, Trends
 from bfp.reports.numbers import duration_text, interval_text
 from bfp.specs.benchmark import ATLAS, COVARIATES, HISTOGRAMS, PERMUTED, SITE, THRESHOLD, Benchmark
@@ -42,6 +43,7 @@ ROUGH = (
     "Figures of few folds and of small groups are rough; what differs between encoders on this cohort may differ the "
     "other way on another."
 )
+OF_FOLDS = f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated)"
 MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 MARKED = "Marks: p of the corrected t test against {ours}, by Holm: * below 0.05, ** 0.01, *** 0.001."
 
@@ -100,15 +102,23 @@ def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequ
             shown = [(learned.name, tested.name) for learned in material.sets for tested in material.sets]
         at |= {(where.cohort, *each, where.fraction, where.approach): row for each in shown}
     marked = MARKED.format(ours=spec.compared)
+    if ATLAS in encoders:
+        marked += f" The atlas was tested against {spec.compared} with {everything}, and has a mark there alone."
     base = 0.0 if measures.chance is None else measures.chance
+
+    def bar(place: tuple[str, str, str], name: str) -> Bar:
+        row = at.get((*place, most, name))
+        # What sees no image was tested against ours with all modalities, wherever it stands.
+        is_tested = name != ATLAS or place[1:] == (everything, everything)
+        return _bar(row, marked=is_tested)
 
     def bars(title: str, groups: Mapping[str, tuple[str, str, str]], note: str) -> Bars:
         return Bars(
             title=f"{task.name}: {title}",
             groups=list(groups),
             series=[NAMES.get(name, name) for name in encoders],
-            bars=[[_bar(at.get((*place, most, name))) for name in encoders] for place in groups.values()],
-            axis_label=f"{label}, mean of folds",
+            bars=[[bar(place, name) for name in encoders] for place in groups.values()],
+            axis_label=f"{label}, {measures.first.averaged}",
             base=base,
             note=note,
         )
@@ -148,10 +158,10 @@ def _figures(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequ
     return blocks
 
 
-def _bar(row: Row | None) -> Bar:
+def _bar(row: Row | None, *, marked: bool) -> Bar:
     if row is None:
         return Bar(None, None, None)
-    p = row.p_holm
+    p = row.p_holm if marked else None
     mark = next((mark for limit, mark in MARKS if p is not None and p < limit), "")
     return Bar(*row.judged.figure.mean, row.judged.figure.folds, mark)
 
@@ -175,7 +185,7 @@ def _few_labels(
         title=f"{task.name}: few labels",
         lines=lines,
         x_label="labelled subjects that are learned from (mean of folds)",
-        y_label=f"{measures.first.label}, mean of folds",
+        y_label=f"{measures.first.label}, {measures.first.averaged}",
         reference=measures.chance,
         note=f"Shares of {shares} of the training subjects{each}; the smaller are parts of the larger. With "
         f"{everything}.",
@@ -189,6 +199,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
     label = MEASURES[task.task.type].first.label
     cells: list[list[Cell]] = []
     above: list[Cell] = []
+    counted_in = isinstance(task, SegmentationMaterial)
     for row in rows:
         where, found = row.where, row.judged
         better = "" if found.better is None else interval_text(*found.better.mean)
@@ -204,6 +215,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
                 *([""] * len(place) if place == above else place),
                 NAMES.get(where.approach, where.approach),
                 interval_text(*found.figure.mean),
+                *([_in_sessions(row), _false_alarms(row)] if counted_in else []),
                 better,
                 *p,
             ]
@@ -218,6 +230,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
             "labels",
             "approach",
             label,
+            *(["in sessions", "false alarms"] if counted_in else []),
             f"{spec.compared} better by",
             "p",
             "plain t",
@@ -227,6 +240,7 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
         "of the corrected t test over the folds of all seeds (Nadeau and Bengio), adjusted by Holm over this table; "
         "outside cohorts are compared by intervals. The plain t test is what papers print; it finds differences where "
         "there are none. The same with all digits: results.csv, results.md."
+        + (f" {RULE}, over all classes, seeds and heads." if counted_in else "")
         + below_chance(
             {
                 NAMES[name]: row.judged.figure
@@ -236,6 +250,17 @@ def _table(spec: Benchmark, rows: Sequence[Row], task: TaskMaterial) -> Table:
             MEASURES[task.task.type],
         ),
     )
+
+
+def _in_sessions(row: Row) -> str:
+    return f"{row.judged.figure.defined / row.judged.rounds:.4g} of {row.sessions}"
+
+
+def _false_alarms(row: Row) -> str:
+    """In how many of the sessions without a class there is a mask of it, over all classes and heads."""
+    found = [each for name, each in row.judged.further.items() if name.startswith(FALSE_ALARMS)]
+    masks = sum(round((each.mean.value or 0) * each.defined) for each in found)
+    return f"{masks} of {sum(each.defined for each in found)}"
 
 
 def _sites(spec: Benchmark, material: Material, found: Found, task: TaskMaterial) -> Table:
@@ -299,6 +324,8 @@ def _guard(spec: Benchmark, met: Mapping[str, Acquaintance]) -> Table:
 
 def _warnings(spec: Benchmark, material: Material, task: TaskMaterial, rows: Sequence[Row]) -> list[str]:
     measures, found = MEASURES[task.task.type], list[str]()
+    if measures.telling is None:
+        return []
     telling, chance = measures.telling
     for row in rows:
         figure = row.judged.figure if telling is measures.first else row.judged.further[telling.name]
@@ -329,7 +356,7 @@ def _cost(spec: Benchmark, found: Found) -> Table:
                 NAMES.get(name, name),
                 len(vectors),
                 sum(cost.stacks for cost in vectors),
-                duration_text(noted) if (noted := sum(cost.seconds or 0 for cost in vectors)) else "",
+                duration_text(sum(cost.seconds for cost in vectors)) if vectors else "",
                 len(cells),
                 duration_text(sum(cell.seconds for cell in cells)),
                 duration_text(max(cell.seconds for cell in cells)),
@@ -337,10 +364,11 @@ def _cost(spec: Benchmark, found: Found) -> Table:
         )
     return Table(
         title="What it cost",
-        columns=["approach", "extractions", "stacks", "of one worker", "cells", "of one CPU", "longest"],
+        columns=["approach", "extractions", "stacks", "took one worker", "cells", "took one worker", "longest"],
         rows=rows,
         note="An extraction is one pass of an encoder over all stacks for one set of modalities, kept for all "
-        "its cells; a cell is a cross-validation.",
+        "its cells; a cell is a cross-validation. Times are those that one worker took, on its CPU or its GPU; many "
+        "work at once.",
     )
 
 
@@ -381,7 +409,11 @@ def _facts(spec: Benchmark, material: Material) -> list[tuple[str, Cell]]:
 def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
     store = material.stacks.store
     kinds = list(dict.fromkeys(task.task.type for task in material.tasks))
-    labels = " and ".join(MEASURES[kind].first.label for kind in kinds)
+    figures = [
+        f"{MEASURES[kind].first.label} is the {MEASURES[kind].first.averaged}; its 95 % interval is from "
+        + (INTERVALS if kind == "segmentation" else OF_FOLDS)
+        for kind in kinds
+    ]
     of_vectors = list(dict.fromkeys(task.task.type for task in material.of_vectors))
     fitted = " or ".join(HEADS[kind] for kind in of_vectors)
     chosen_by = " and ".join(MEASURES[kind].first.label for kind in of_vectors)
@@ -405,14 +437,13 @@ def _methods(spec: Benchmark, material: Material, found: Found) -> Text:
         f"decoder ({task.task.decoder.layers} layers, width {task.task.decoder.width}) was learned anew in each fold "
         f"with Dice and cross-entropy, {task.task.decoder.steps:,} steps of {task.task.decoder.batch_size} slices; "
         "nothing was chosen by its figures. Masks were brought back to the voxels of the file in which each session's "
-        "had been drawn, and compared there. Beside the encoders stands an atlas: how often a pixel is of a class, at "
-        "its height, over the training sessions."
+        f"had been drawn, and compared there. {RULE}. Beside the encoders stands an atlas: how often a "
+        "pixel is of a class, at its height, over the training sessions."
         for task in material.segmentations
     ]
     judged = (
         f"Performance was estimated by {spec.folds}-fold cross-validation{seeds}, grouped by subject, on the same "
-        f"sessions and folds for every encoder. {labels} is the mean over folds; 95 % intervals are from "
-        f"{REPLICATES:,} bootstrap replicates over subjects (bias-corrected and accelerated). Differences from "
+        f"sessions and folds for every encoder. {'. '.join(figures)}. Differences from "
         f"{spec.compared} were tested over folds by the corrected resampled t test (Nadeau and Bengio, 2003), "
         "two-sided, its standard error being at least the bootstrap's; p values were adjusted by Holm's procedure "
         f"over all cells of a task.{outside} Software: bfp {__version__}."

@@ -25,7 +25,7 @@ from bfp.finetuning.side_by_side import Job, side_by_side
 from bfp.runs import Run
 from bfp.specs.benchmark import COVARIATES, PERMUTED, SITE, Benchmark
 
-FORMAT = 2
+FORMAT = 3
 """Of kept rows: raised where the same cells come to other figures."""
 
 

@@ -51,11 +51,11 @@ from bfp.drivers.finetune_vectors import (
     SITE,
     UNTRAINED,
     approaches_of,
-    gpus_of,
     parts_of,
     pooling_of,
     vectors_of,
 )
+from bfp.drivers.gpus import gpus_of
 from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.stores import encoder_arguments, pin_inputs, warnings_of
 from bfp.runs import Run
@@ -187,10 +187,11 @@ def execute(spec: Finetune, run: Run) -> None:
     predictions = predictions_parquet(judged, labelled, folds=material.folds, kind=kind, classes=classes)
     (run.folder / "predictions" / "predictions.parquet").write(predictions)
 
+    refitted = tuned is None and kind != "regression"  # whose numbers have one unit
     if tuned is None:
         head, strength = study.fit(vectors[MODEL], np.ones(len(labelled.sessions), dtype=bool))
         alike = judged[MODEL]
-        if kind != "regression":  # whose numbers have one unit
+        if refitted:
             run.phase("folds as strong as the model", total=spec.folds, unit="folds")
             alike = cross(replace(study, strengths=[strength]), {MODEL: vectors[MODEL]})[MODEL]
         fold_heads, pooling = tuple(fold.head for fold in alike.folds), pooling_of(spec, material)
@@ -198,7 +199,7 @@ def execute(spec: Finetune, run: Run) -> None:
     else:
         strength = tuned.model.result.strength
         fitted = Fitted(tuned.encoder, tuned.pooling, tuned.head, strength, tuned.fold_heads, tuned.judged, None)
-    cases = _cases(spec, run, material, encoder, features, fitted.folds, tuned)
+    cases = _cases(spec, run, material, encoder, features, fitted.folds, tuned, refitted=refitted)
 
     run.phase("figures")
     met = acquaintance(spec.encoder, [scans_of(material.store, set(labelled.sessions))])
@@ -217,7 +218,10 @@ def _faults(figures: Mapping[str, Cell], material: Material) -> Iterator[str]:
     """What is wrong with the study, where lots or the site alone are told better than chance has it."""
     from bfp.metrics.measures import MEASURES
 
-    measure, chance = MEASURES[material.task.type].telling
+    telling = MEASURES[material.task.type].telling
+    if telling is None:
+        return
+    measure, chance = telling
     for approach in (SITE, PERMUTED):
         low = figures.get(f"{measure.name}_{approach}_low")
         if not isinstance(low, float) or low <= chance:
@@ -269,6 +273,8 @@ def _cases(
     features: pa.Table,
     judged: Judged,
     tuned: Tuned | None,
+    *,
+    refitted: bool,
 ) -> list[Block]:
     """Single sessions, explained where a head of a fold can say why."""
     from bfp.drivers.finetune_cases import TITLE, TUNED, case_blocks
@@ -277,7 +283,7 @@ def _cases(
     if spec.tune != "frozen":
         return [Text(TITLE, [TUNED])]
     poolings = [fold.pooling for fold in tuned.folds] if tuned else [pooling_of(spec, material)] * spec.folds
-    return case_blocks(run, material, encoder, features, judged, poolings)
+    return case_blocks(run, material, encoder, features, judged, poolings, refitted=refitted)
 
 
 # what is said of it --------------------------------------------------------------------------------------------------

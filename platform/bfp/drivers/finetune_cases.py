@@ -50,6 +50,13 @@ TUNED = (
     "No case is explained: the encoder was tuned, that of each fold was another one, and those are not kept. The "
     "model's own encoder has learned from every session, and what it says of one of them is no test."
 )
+REFITTED = (
+    "To put sessions of different folds in one order, the head of every fold is fitted here at the strength of the "
+    "model's own; the figures, and predictions.parquet, are of heads whose strength each fold chose for itself, so "
+    "that the same session may have another number there."
+)
+THE_SAME = "They were judged by the heads that the figures, and predictions.parquet, are of."
+OTHERS = " What predictions.parquet says of a session is of a head whose strength the fold chose for itself."
 WHAT_IT_IS = (
     "Each case was judged by the head that did not see its subject. They are the best and the worst of the study, and "
     "no sample of it. Look at the wrong ones first: the scan, its quality, its label. Scans are shown as the store "
@@ -115,12 +122,17 @@ def case_blocks(
     features: pa.Table,
     judged: Judged,
     poolings: Sequence[Pooled],
+    *,
+    refitted: bool,
 ) -> list[Block]:
     """Write the pictures, and say what they are; nothing where no session is better or worse than another.
 
-    features: of the encoder at rest; poolings: of the head of each fold. Raises Interrupted where the user stops it.
+    features: of the encoder at rest; poolings: of the head of each fold; refitted: whether those heads were fitted
+    again, at the strength of the model's own, and are not the ones of the figures. Raises Interrupted where the user
+    stops it.
     """
     sessions, parts = material.labelled.sessions, poolings[0].parts
+    judges = REFITTED if refitted else THE_SAME
     terms = _terms(material, judged)
     cases = cases_of(terms.merits, groups=terms.groups, folds=material.folds, persons=material.labelled.persons)
     if not cases:
@@ -141,8 +153,15 @@ def case_blocks(
     of_patches = np.concatenate([np.abs(each.effects).ravel() for each in explained])
     most_of_patch = float(np.quantile(of_patches, FULL_COLOUR_AT)) or 1.0
     blocks: list[Block] = [
-        Text(TITLE, [f"{terms.which} {WHAT_IT_IS}", _how(terms, material, poolings[0]), WHAT_IT_IS_NOT]),
-        _table(explained, terms, parts),
+        Text(
+            TITLE,
+            [
+                f"{terms.which} {judges} {WHAT_IT_IS}",
+                _how(terms, material, poolings[0]),
+                WHAT_IT_IS_NOT,
+            ],
+        ),
+        _table(explained, terms, parts, refitted=refitted),
     ]
     for group, title in enumerate(terms.pictures):
         own = [each for each in explained if each.case.group == group]
@@ -222,10 +241,7 @@ def _of_classes(judged: Judged, classes: Sequence[str]) -> _Terms:
         groups=judged.targets,
         outputs=taken_for,
         pictures=[f"Cases of {name}" for name in classes],
-        which="The sessions below are those of each class that the heads were surest of, rightly and wrongly. To put "
-        "sessions of different folds in one order, the head of every fold is fitted here at the strength of the "
-        "model's own; the figures, and predictions.parquet, are of heads whose strength each fold chose for itself, so "
-        "that the same session may have another probability there.",
+        which="The sessions below are those of each class that the heads were surest of, rightly and wrongly.",
         verdicts=("right", "wrong"),
         said="log odds of the class that a session was taken for"
         + (" (against the geometric mean of the others)" if len(classes) > 2 else ""),
@@ -235,8 +251,7 @@ def _of_classes(judged: Judged, classes: Sequence[str]) -> _Terms:
         unit="of log odds",
         columns=["is", "taken for", "probability"],
         cells=[[own, taken, p] for (own, taken), p in zip(named, sure, strict=True)],
-        note="The probability is that of the fold's head at the strength of the model's own, not recalibrated; the one "
-        "in predictions.parquet is of a head whose strength the fold chose for itself.",
+        note="The probability is that of the fold's head, not recalibrated.",
         told=[f"{own} taken for {taken} ({p:.2f})" for (own, taken), p in zip(named, sure, strict=True)],
     )
 
@@ -317,7 +332,7 @@ def _how(terms: _Terms, material: Material, pooling: Pooled) -> str:
     )
 
 
-def _table(explained: Sequence[_Explained], terms: _Terms, parts: Sequence[str]) -> Table:
+def _table(explained: Sequence[_Explained], terms: _Terms, parts: Sequence[str], *, refitted: bool) -> Table:
     rows: list[list[Cell]] = []
     for each in explained:
         up, down = each.shares[each.shares > 0].sum(), each.shares[each.shares < 0].sum()
@@ -336,7 +351,7 @@ def _table(explained: Sequence[_Explained], terms: _Terms, parts: Sequence[str])
         rows=rows,
         note=f"Sum: the {terms.said}, which {terms.those} of the training mean, plus the shares of the slices "
         f"{terms.up}, plus those of the slices {terms.down}. Slices shown: at which height of the head, and their "
-        f"shares. {terms.note}",
+        f"shares. {terms.note}{OTHERS * refitted}",
     )
 
 

@@ -148,8 +148,7 @@ def numbers_of(figures: Figures, *, measures: Measures, model: str) -> dict[str,
     named = {first if name == model else f"{first}_{name}": each for name, each in figures.first.items()}
     named |= {f"{measures.compared}_{name}": each for name, each in figures.better.items()}
     named |= {name: each[model] for name, each in figures.further.items()}
-    telling = measures.telling[0].name
-    if telling != first:
+    if measures.telling and (telling := measures.telling[0].name) != first:
         named |= {f"{telling}_{name}": each for name, each in figures.further[telling].items() if name != model}
     intervals = {key: each.mean for key, each in named.items()}
     if len(figures.calibration) == 1:

@@ -257,6 +257,7 @@ def doubts_of(task: Learned, labelled: Labelled, *, folds: np.ndarray) -> list[s
             low, high = np.quantile(labelled.targets, [0.25, 0.75])
             reach = FAR_OUT * (high - low)
             far = (labelled.targets < low - reach) | (labelled.targets > high + reach)
+            far &= high > low  # half of a rating's numbers may be 0: then every other would be far
             far |= np.isin(labelled.targets, CODES) & ((labelled.targets < low) | (labelled.targets > high))
             if far.any():
                 values = sorted({f"{value:g}" for value in labelled.targets[far]}, key=float)

@@ -18,12 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
 from bfp.drivers.acquaintance import acquaintance, keep_acquaintances, scans_of
 from bfp.drivers.finetune_material import shown_of
-from bfp.drivers.finetune_vectors import gpus_of
+from bfp.drivers.gpus import gpus_of
 from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.segmentation_material import dealt, drawn_in, labels_seen, split_csv
 from bfp.drivers.stores import (
@@ -50,9 +50,6 @@ if TYPE_CHECKING:
     from bfp.models.encoder import LoadedEncoder
     from bfp.reports.blocks import Results
     from bfp.store.reader import SliceStore
-
-FORMAT = 2
-"""Of kept folds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +116,7 @@ def execute(spec: Finetune, run: Run) -> None:
     from bfp.drivers.finetune_tripod import reported
     from bfp.features.doubles import check_parted, doubles
     from bfp.features.token_maps import planes_of
-    from bfp.finetuning.segmentation import ALL, dump_fold, load_fold, run_fold
+    from bfp.finetuning.segmentation import ALL, LEARNED, dump_fold, load_fold, run_fold
     from bfp.finetuning.side_by_side import Job, side_by_side
     from bfp.finetuning.tables import segmentations_parquet
     from bfp.models.encoder import load
@@ -143,10 +140,14 @@ def execute(spec: Finetune, run: Run) -> None:
     maps_of = {name: files["untrained" if name == "untrained" else "encoder"] for name in approaches}
     wanted: list[tuple[Approach, int]] = [(name, fold) for name in approaches for fold in range(spec.folds)]
     wanted.append(("encoder", ALL))
+    gpus_each = {name: min(1.0, gpus) if name in LEARNED else 0.0 for name in approaches}
+    seen = labels_seen(study)
+    digests = {name: _digest(material, recipe, maps_of[name], seen) for name in approaches}
     jobs = {
         (name, fold): Job(
-            run.folder / "checkpoints" / "folds" / f"{name}-{fold}-{_digest(material, recipe, maps_of[name])}.fold",
-            (study, name, maps_of[name], fold, recipe, "cuda" if gpus else "cpu", masks),
+            run.folder / "checkpoints" / "folds" / f"{name}-{fold}-{digests[name]}.fold",
+            (study, name, maps_of[name], fold, recipe, "cuda" if gpus_each[name] else "cpu", masks),
+            gpus=gpus_each[name],
         )
         for name, fold in wanted
     }
@@ -160,7 +161,6 @@ def execute(spec: Finetune, run: Run) -> None:
         on_done=run.progress,
         stopping=lambda: run.stopping,
         at_once=spec.compute.workers or int(ray.cluster_resources()["CPU"]),
-        gpus_each=gpus,
     )
     folds: dict[str, list[FoldResult]] = {name: [done[name, fold] for fold in range(spec.folds)] for name in approaches}
 
@@ -253,15 +253,20 @@ def _recipe(spec: Finetune, task: SegmentationTask) -> Recipe:
     return Recipe(**task.decoder.model_dump(), seed=spec.seed)
 
 
-def _digest(material: Material, recipe: Recipe, maps: list[Place]) -> str:
-    """A hash of all that the folds of an approach follow from; files of maps are named by their content."""
+def _digest(material: Material, recipe: Recipe, maps: list[Place], seen: list[list[Any]]) -> str:
+    """A hash of all that the folds of an approach follow from; files of maps are named by their content.
+
+    seen: as of `labels_seen`.
+    """
+    from bfp.finetuning.segmentation import FORMAT
+
     study = material.study
     content = [
         FORMAT,
         asdict(recipe),
         [file.name for file in maps],
         study.folds.tolist(),
-        labels_seen(study),
+        seen,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

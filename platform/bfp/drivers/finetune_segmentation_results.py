@@ -16,8 +16,8 @@ from bfp.errors import BfpError
 from bfp.finetuning.segmentation import FoldResult, Score, Segmented
 from bfp.imaging.nifti import decode
 from bfp.imaging.showing import axial_plane, most_at
-from bfp.metrics.bootstrap import REPLICATES, Interval
-from bfp.metrics.segmentation import Overlap, mean_difference, mean_over_sessions
+from bfp.metrics.bootstrap import Interval
+from bfp.metrics.segmentation import DICE, HD95_MM, INTERVALS, RULE, Overlap, mean_difference, mean_over_sessions
 from bfp.reports.blocks import (
     Block,
     Cell,
@@ -72,13 +72,18 @@ class _Values:
         return [one(score.overlaps) for score in self.scores[approach]]
 
     def mean(self, approach: str, which: str, k: int | None) -> Interval:
-        within = (0.0, 1.0 if which == "dice" else np.inf)
+        within = DICE if which == "dice" else HD95_MM
         return mean_over_sessions(self.of(approach, which, k), subjects=self._persons, seed=self._seed, within=within)
+
+    def false_alarms(self, approach: str, k: int) -> tuple[int, int]:
+        """In how many sessions there is a mask of class k, and of how many, those in which nothing of it was drawn."""
+        told = [score.overlaps[k].is_false_alarm for score in self.scores[approach]]
+        return sum(each is True for each in told), sum(each is not None for each in told)
 
     def above(self, other: str, k: int | None) -> Interval:
         """How much higher the model's Dice is."""
         ours, theirs = (self.of(name, "dice", k) for name in (MODEL, other))
-        return mean_difference(ours, theirs, subjects=self._persons, seed=self._seed)
+        return mean_difference(ours, theirs, subjects=self._persons, seed=self._seed, within=DICE)
 
 
 def results_of(
@@ -91,7 +96,7 @@ def results_of(
 ) -> Results:
     values = _Values(material, folds, seed=spec.seed)
     names = _names(encoder)
-    classes: list[tuple[str, int | None]] = [(name, k) for k, name in enumerate(material.classes)]
+    classes = [(name, k) for k, name in enumerate(material.classes)]
     rivals = [name for name in folds if name != MODEL]
     native = sum(score.space == "native" for score in values.scores[MODEL])
     figures: dict[str, Cell] = {
@@ -108,6 +113,8 @@ def results_of(
         for rival in rivals:
             figures |= _three(f"dice_{rival}{behind}", values.mean(rival, "dice", k))
             figures |= _three(f"above_{rival}{behind}", values.above(rival, k))
+    for name, k in classes:
+        figures[f"false_alarms_{name}"], figures[f"not_drawn_{name}"] = values.false_alarms(MODEL, k)
     blocks: list[Block] = [
         _by_class("Dice of each class", values, names, classes, folds, "dice", "Dice"),
         *([_differences(values, names, classes, rivals)] if rivals else []),
@@ -264,7 +271,7 @@ def _by_class(
     title: str,
     values: _Values,
     names: Mapping[str, str],
-    classes: Sequence[tuple[str, int | None]],
+    classes: Sequence[tuple[str, int]],
     folds: Mapping[str, Sequence[FoldResult]],
     which: str,
     label: str,
@@ -272,15 +279,14 @@ def _by_class(
     rows = []
     for name, k in classes:
         for approach in folds:
-            dots = [_mean_of([getattr(s.overlaps[k or 0], which) for s in fold.scores]) for fold in folds[approach]]
+            dots = [_mean_of([getattr(s.overlaps[k], which) for s in fold.scores]) for fold in folds[approach]]
             rows.append(IntervalRow(f"{name}: {names[approach]}", *values.mean(approach, which, k), dots))
     return Intervals(
         title=title,
         rows=rows,
         axis_label=f"{label}, mean over sessions",
-        note="Dots: the folds. Intervals are 95 %, by bootstrap-t over subjects. Every session is predicted by a "
-        "decoder that did not see its subject, and compared in the voxels of the file in which it was drawn. Where a "
-        "class is neither drawn nor predicted its Dice is undefined, and left out.",
+        note=f"Dots: the folds. Intervals are 95 %, from {INTERVALS}. Every session is predicted by a "
+        f"decoder that did not see its subject, and compared in the voxels of the file in which it was drawn. {RULE}.",
     )
 
 
@@ -290,7 +296,7 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
 
 
 def _differences(
-    values: _Values, names: Mapping[str, str], classes: Sequence[tuple[str, int | None]], rivals: Sequence[str]
+    values: _Values, names: Mapping[str, str], classes: Sequence[tuple[str, int]], rivals: Sequence[str]
 ) -> Intervals:
     return Intervals(
         title=f"How much higher the Dice of the {names[MODEL]} is",
@@ -305,32 +311,38 @@ def _differences(
     )
 
 
-def _distances(values: _Values, names: Mapping[str, str], classes: Sequence[tuple[str, int | None]]) -> Table:
+def _defined(values: Sequence[float | None]) -> int:
+    return sum(value is not None for value in values)
+
+
+def _distances(values: _Values, names: Mapping[str, str], classes: Sequence[tuple[str, int]]) -> Table:
     rows: list[list[Cell]] = []
     for name, k in classes:
         for approach in values.scores:
-            hd95_mm = values.of(approach, "hd95_mm", k)
+            dice, hd95_mm = (values.of(approach, which, k) for which in ("dice", "hd95_mm"))
             rows.append(
                 [
                     name,
                     names[approach],
                     interval_text(*values.mean(approach, "dice", k)),
+                    f"{_defined(dice)} of {len(dice)}",
                     interval_text(*values.mean(approach, "hd95_mm", k)),
-                    f"{sum(value is not None for value in hd95_mm)} of {len(hd95_mm)}",
+                    f"{_defined(hd95_mm)} of {len(hd95_mm)}",
+                    "{} of {}".format(*values.false_alarms(approach, k)),
                 ]
             )
     return Table(
         title="Dice and HD95",
-        columns=["class", "approach", "Dice", "HD95, mm", "sessions with HD95"],
+        columns=["class", "approach", "Dice", "in sessions", "HD95, mm", "in sessions", "false alarms"],
         rows=rows,
-        note="HD95: the larger of the two 95th percentiles of the distances from one surface to the other. It is "
-        "undefined where a class is drawn or predicted alone; of these sessions Dice, which is 0, tells.",
+        note="HD95: the larger of the two 95th percentiles of the distances from one surface to the other. "
+        f"{RULE}: in so many of the sessions without the class there is a mask of it.",
     )
 
 
 def _sessions(material: Material, values: _Values) -> Table:
     dice = values.of(MODEL, "dice", None)
-    order = sorted(range(len(dice)), key=lambda number: (dice[number] is not None, dice[number] or 0.0))
+    order = sorted(range(len(dice)), key=lambda number: (dice[number] is None, dice[number] or 0.0))
     rows: list[list[Cell]] = []
     for number in order[:SHOWN_ROWS]:
         score, key = values.scores[MODEL][number], material.study.sessions[number]
@@ -340,8 +352,8 @@ def _sessions(material: Material, values: _Values) -> Table:
         title="Sessions, worst first",
         columns=["cohort", "subject", "session", "Dice", "ml predicted for drawn", "space"],
         rows=rows,
-        note="Dice: the mean of the classes in which it is defined. All, by class, stand in "
-        "predictions/segmentations.parquet; the masks in derivatives/.",
+        note="Dice: the mean of the classes that were drawn; where none was, it is undefined, and stands last. All, "
+        "by class, stand in predictions/segmentations.parquet; the masks in derivatives/.",
     )
 
 
@@ -386,8 +398,7 @@ def _methods(
     }
     judged = (
         f"Performance was estimated by {spec.folds}-fold cross-validation, grouped by subject. Dice and HD95 of a "
-        f"session were computed in {where}; their means over sessions have 95 % intervals from {REPLICATES:,} "
-        "bootstrap replicates over subjects (bootstrap-t). "
+        f"session were computed in {where}; their means over sessions have 95 % intervals from {INTERVALS}. {RULE}. "
         f"Baselines: {'; '.join(baselines[name] for name in rivals)}. Software: bfp {__version__}."
     )
     return Text(METHODS, [learned, judged])

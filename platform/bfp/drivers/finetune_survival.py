@@ -7,14 +7,11 @@ heads are on different scales.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from scipy.stats import rankdata
 
 from bfp.finetuning.crossvalidation import Judged, Study
-from bfp.metrics.over_folds import over_folds
-from bfp.metrics.survival import event_free
+from bfp.metrics.survival import event_free_interval
 from bfp.reports.blocks import Block, Cell, Table
 from bfp.reports.numbers import interval_text
 
@@ -36,10 +33,9 @@ def blocks(study: Study, judged: Judged, *, target: str, model: str) -> list[Blo
     for third in np.unique(thirds):
         own = thirds == third
         whose = persons[own].tolist()
-        once = {"folds": np.zeros(own.sum(), dtype=np.int64), "subjects": whose, "seed": study.seed}
-        free = [over_folds(partial(_free, at=moment), targets[own], judged.said[own], **once) for moment in moments]
+        free = [event_free_interval(targets[own], subjects=whose, at=moment) for moment in moments]
         counts = int(own.sum()), len(set(whose)), int(targets[own, 1].sum())
-        rows.append([THIRDS[third], *counts, *(interval_text(*each.mean) for each in free)])
+        rows.append([THIRDS[third], *counts, *(interval_text(*each) for each in free)])
     return [
         Table(
             title="From low risk to high",
@@ -47,14 +43,11 @@ def blocks(study: Study, judged: Judged, *, target: str, model: str) -> list[Blo
             rows=rows,
             note=f"Thirds of the risk that the {model}'s heads said, each session within the fold that tested it. "
             f"Event-free: the share to which the event had not come by then ({target}; Kaplan and Meier), with its "
-            "95 % interval over subjects; the times are quartiles of those at which it came. The lower the shares of "
-            "high risk beside those of low risk, the more is told.",
+            "95 % interval over subjects, on the scale of log(-log); where nobody had the event by then, or everybody, "
+            "its one end is exact (Clopper and Pearson). The times are quartiles of those at which it came. The lower "
+            "the shares of high risk beside those of low risk, the more is told.",
         )
     ]
-
-
-def _free(targets: np.ndarray, said: np.ndarray, weights: np.ndarray, *, at: float) -> np.ndarray:
-    return event_free(targets, weights, at=at)
 
 
 def _thirds(hazards: np.ndarray, folds: np.ndarray) -> np.ndarray:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bfp.drivers.finetune_material import Material
+from bfp.drivers.gpus import gpus_of
 from bfp.runs import Run
 from bfp.specs.encoders import parse_encoder
-from bfp.specs.finetune import Finetune, FinetuneCompute
+from bfp.specs.finetune import Finetune
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,13 +56,6 @@ def pooling_of(spec: Finetune, material: Material) -> Pooling:
 
 def parts_of(material: Material) -> tuple[str, ...]:
     return material.shown if material.store.form == "neighbours" else ("",)
-
-
-def gpus_of(compute: FinetuneCompute) -> float:
-    """What is asked for, else one where there is one."""
-    import ray
-
-    return min(1.0, ray.cluster_resources().get("GPU", 0.0)) if compute.gpus is None else compute.gpus
 
 
 def vectors_of(

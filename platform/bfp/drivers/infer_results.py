@@ -77,14 +77,14 @@ def _predictions(rows: list[Row], own: Told) -> Table:
             *own.cells(row),
             row["spread"],
             ", ".join(row["missing"]) or "none",
-            "look first" if _reasons(row, own) else "",
+            "yes" if _reasons(row, own) else "",
         ]
         for row in rows[:SHOWN_ROWS]
     ]
     more = f" The first {SHOWN_ROWS} of {len(rows):,} are shown." if len(rows) > SHOWN_ROWS else ""
     return Table(
         title="Predictions",
-        columns=["cohort", "subject", "session", *own.columns, "spread", "missing", "scans"],
+        columns=["cohort", "subject", "session", *own.columns, "spread", "missing", "look first"],
         rows=shown,
         note=f"All stand in predictions/predictions.parquet. Spread: standard deviation of {own.spread} over the heads "
         "of the folds. Missing: modalities that the model was trained with. Look first: there is something about the "

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bfp.finetuning.segmentation import DrawnOn, Segmented
     from bfp.store.reader import SliceStore
 
+AT_ONCE = 16
+"""Questions to the storage."""
+
 
 class Drawn(NamedTuple):
     """index: the stacks that have labels; study: of their sessions, all in one fold; left_out: why sessions are not
@@ -151,5 +154,12 @@ def split_csv(sessions: Sequence[Key], folds: np.ndarray) -> bytes:
 
 
 def labels_seen(study: Segmented) -> list[list[Any]]:
-    """Of each session, the file that what is predicted is compared with: a hash of results follows from it too."""
-    return [[where.labels.uri, where.size_bytes, where.etag, where.labels.exists()] for where in study.drawn_on]
+    """Of each session, the file that what is predicted is compared with, and what is wrong with it now: a hash of
+    results follows from it too. It asks the storage for every file."""
+    from bfp.cohorts.threads import side_by_side
+
+    faults = side_by_side(lambda where: where.fault(), study.drawn_on, at_once=AT_ONCE)
+    return [
+        [where.labels.uri, where.size_bytes, where.etag, fault]
+        for where, fault in zip(study.drawn_on, faults, strict=True)
+    ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -32,6 +33,7 @@ from torch import Tensor
 from bfp.batches.absent import fill_absent
 from bfp.batches.plan import by_row_group
 from bfp.cohorts.sessions import Key
+from bfp.cohorts.threads import side_by_side
 from bfp.features.extraction import CHANNELS, Rows, plane_hashes
 from bfp.features.tokens import layered_patches
 from bfp.models.encoder import LoadedEncoder
@@ -41,7 +43,8 @@ from bfp.store.reader import SliceStore, labels_of, pixels_of
 
 FORMAT = 1
 """Of the kept files."""
-MOST_CLASSES = 255
+READS_AT_ONCE = 16
+_SECONDS, _HEADER_BYTES = "seconds", 1 << 16
 
 
 class TokenMaps:
@@ -140,7 +143,8 @@ def map_session(
     shown: Sequence[str],
     batch_size: int,
 ) -> bytes:
-    """The file of one session. masks: the label stacks of its shard (`store.masks_beside`)."""
+    """The file of one session, which says what it took. masks: the label stacks of its shard (`store.masks_beside`)."""
+    began = time.perf_counter()
     tables = [store.read_row_group(group.file, group.row_group).take(list(group.rows)) for group in session.rows]
     stacks = pa.concat_tables([table.select(["modalities", "present", "slice", "height"]) for table in tables])
     visible = np.array(stacks["present"].to_pylist()) & np.isin(np.array(stacks["modalities"].to_pylist()), list(shown))
@@ -161,7 +165,8 @@ def map_session(
         "heights": stacks["height"].to_numpy().astype(np.float32),
         "slices": slices,
     }
-    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return safetensors.numpy.save(whole, metadata={_SECONDS: f"{time.perf_counter() - began:.3f}"})
 
 
 def planes_of(sessions: Sequence[Key], maps: Sequence[Place]) -> pa.Table:
@@ -173,6 +178,16 @@ def planes_of(sessions: Sequence[Key], maps: Sequence[Place]) -> pa.Table:
         identity = {name: [getattr(key, name)] * len(hashes) for name in ("cohort", "subject")}
         tables.append(pa.table({**identity, "planes": planes}))
     return pa.concat_tables(tables)
+
+
+def seconds_of(files: Sequence[Place]) -> float:
+    """What kept files took one worker; of one that an earlier bfp wrote nobody knows, and it counts nothing."""
+
+    def own(file: Place) -> float:
+        start = next(iter(file.pieces(_HEADER_BYTES)))
+        return float(header_of(start).metadata.get(_SECONDS, 0))
+
+    return sum(side_by_side(own, files, at_once=READS_AT_ONCE))
 
 
 def open_maps(file: Place) -> SessionMaps:

@@ -48,6 +48,8 @@ Approach = Literal["encoder", "untrained", "atlas", "threshold"]
 LEARNED = ("encoder", "untrained")
 """Approaches that train a decoder."""
 
+FORMAT = 4
+"""Of kept folds, of a fine-tuning and of a benchmark: raised where the same inputs come to other results."""
 ATLAS_BANDS = 40
 ALL = -1
 """The fold in which nobody is tested: a decoder for all sessions."""
@@ -80,6 +82,17 @@ class DrawnOn:
     scan: str
     working: Grid | None
     reference_ras_from_scan_ras: np.ndarray
+
+    def fault(self) -> str:
+        """Why nothing can be compared in native space, as it stands in storage now; empty where it can."""
+        if self.working is None:
+            return "the store does not tell where its stacks lie"
+        entry = self.labels.entry()
+        if entry is None or entry.size < 0:
+            return "the file of its labels is not there any more"
+        if (entry.size, entry.etag) != (self.size_bytes, self.etag):
+            return "the file of its labels has changed since the store was made"
+        return ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -285,13 +298,20 @@ class Threshold(NamedTuple):
 
     @property
     def text(self) -> str:
+        if self.lowest > self.highest:
+            return "nothing, since nothing was drawn"
         return f"channel {self.channel + 1}, grey values {self.lowest} to {self.highest}"
+
+
+NOWHERE = Threshold(0, lowest=1, highest=0, dice=-1.0)
+"""No pixel is within."""
 
 
 def choose_threshold(sessions: Sequence[SessionMaps]) -> Threshold:
     """The channel, the side and the grey value with the largest mean Dice in the slices of these sessions.
 
-    Black, which lies outside of heads, is never within.
+    Sessions without the class tell nothing, and where there are no others no pixel is within. Black, which lies outside
+    of heads, is never.
     """
     inside, outside = np.zeros((2, len(sessions), 3, 256))
     for number, session in enumerate(sessions):
@@ -301,21 +321,20 @@ def choose_threshold(sessions: Sequence[SessionMaps]) -> Threshold:
             inside[number, channel] = np.bincount(greys[within], minlength=256)
             outside[number, channel] = np.bincount(greys[~within], minlength=256)
     there = inside.sum(axis=2, keepdims=True)
-    inside[..., 0], outside[..., 0] = 0, 0
-    best = Threshold(0, 255, 255, -1.0)
-    for upwards in (True, False):
-        hit, false = (_running(counts, upwards) for counts in (inside, outside))
-        with np.errstate(invalid="ignore"):
-            dice = np.nanmean(2 * hit / (hit + false + there), axis=0)  # (3, 256); a session without the class: none
-        channel, grey = (int(at) for at in np.unravel_index(np.nanargmax(dice), dice.shape))
-        if dice[channel, grey] > best.dice:
-            ends = (grey, 255) if upwards else (1, grey)
-            best = Threshold(channel, ends[0], ends[1], float(dice[channel, grey]))
+    with_class = there[:, 0, 0] > 0
+    best = NOWHERE
+    for upwards in (True, False) if with_class.any() else ():
+        hit, false = (_running(counts[with_class, :, 1:], upwards) for counts in (inside, outside))
+        dice = np.mean(2 * hit / (hit + false + there[with_class]), axis=0)  # (3, 255), of the grey values from 1
+        channel, at = (int(place) for place in np.unravel_index(dice.argmax(), dice.shape))
+        if dice[channel, at] > best.dice:
+            ends = (at + 1, 255) if upwards else (1, at + 1)
+            best = Threshold(channel, ends[0], ends[1], float(dice[channel, at]))
     return best
 
 
 def _running(counts: np.ndarray, upwards: bool) -> np.ndarray:
-    """Sums from each grey value to the brightest, or from black to it."""
+    """Sums from each grey value to the brightest, or from the darkest to it."""
     return counts[..., ::-1].cumsum(axis=-1)[..., ::-1] if upwards else counts.cumsum(axis=-1)
 
 
@@ -375,13 +394,8 @@ class _Drawn(NamedTuple):
 
 def _drawn(where: DrawnOn, labels: Labels) -> _Drawn:
     """The segmentation in its own file. Raises BfpError where it cannot be had any more."""
-    if where.working is None:
-        raise InputError("the store does not tell where its stacks lie")
-    entry = where.labels.entry()
-    if entry is None or entry.size < 0:
-        raise InputError("the file of its labels is not there any more")
-    if (entry.size, entry.etag) != (where.size_bytes, where.etag):
-        raise InputError("the file of its labels has changed since the store was made")
+    if fault := where.fault():
+        raise InputError(fault)
     volume = decode(where.labels.read(), may_be_blank=True)
     values = volume.scaled(volume.stored).astype(np.uint16)
     return _Drawn(volume.grid, labels.classes_of(values), volume.header)

@@ -4,12 +4,13 @@ As of a session's vector (`cells`) it says what is asked of it: of the tested se
 with fewer modalities shown, and of the sessions of outside cohorts. What is kept of each is not the mask but how well
 it agrees with what was drawn, in native space: a row of numbers, NaN where one is undefined.
 
-Letters: t tested sessions of n, m sessions of an outside cohort, J folds, K classes; a row holds the Dice of each
-class, then the HD95 (mm) of each: 2·K.
+Letters: t tested sessions of n, m sessions of an outside cohort, J folds, K classes; a row holds 3·K columns
+(`bfp.metrics.segmentation.columns_of`).
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,20 @@ from dataclasses import dataclass
 import numpy as np
 import safetensors.numpy
 
-from bfp.features.token_maps import SessionMaps, open_maps
+from bfp.features.token_maps import open_maps
 from bfp.finetuning.cells import Cell, parted, prefixed
-from bfp.finetuning.segmentation import Approach, Learned, Recipe, Segmented, judge, learn
+from bfp.finetuning.segmentation import Approach, Recipe, Segmented, judge, learn
+from bfp.metrics.segmentation import COLUMNS, columns_of
+from bfp.models.tensor_files import header_of
 from bfp.storage import Place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellFold:
-    """said: float64 (t, 2·K) of the sessions `tested`, int64 (t,); fewer: the same, by the set of modalities; outside:
-    (m, 2·K), by cohort. subjects, sessions: that were learned from; seconds: of one CPU, or GPU.
+    """said: float64 (t, 3·K) of the sessions `tested`, int64 (t,); fewer: the same, by the set of modalities; outside:
+    (m, 3·K), by cohort. subjects, sessions: that were learned from; seconds: of one CPU, or GPU.
 
-    working: of how many sessions the drawn file could not be had, so that they were compared in the stacks' grid.
+    working: why sessions could not be compared in the drawn file, but in the stacks' grid alone; by their names.
     """
 
     tested: np.ndarray
@@ -37,7 +40,7 @@ class CellFold:
     outside: dict[str, np.ndarray]
     subjects: int
     sessions: int
-    working: int
+    working: dict[str, str]
     seconds: float
 
 
@@ -60,30 +63,28 @@ def run_cell_fold(
     learned_from, tested = np.flatnonzero(chosen), np.flatnonzero(study.folds == fold)
     training = [open_maps(maps[int(number)]) for number in learned_from]
     learned = learn(approach, training, recipe, class_count=study.class_count, device=device)
-    working = 0
+    working = dict[str, str]()
 
-    def of(where: Segmented, files: Sequence[Place], numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        nonlocal working
-        rows = [_agreement(where, int(number), open_maps(files[number]), learned) for number in numbers]
-        working += sum(not native for _, native in rows)
-        return np.array([row for row, _ in rows]).reshape(len(rows), 2 * study.class_count)
+    def of(where: Segmented, files: Sequence[Place], *, cohort: str = "") -> np.ndarray:
+        rows = []
+        for number in range(len(where.sessions)) if cohort else tested.tolist():
+            session = open_maps(files[number])
+            score, _ = judge(where, number, session, learned.maps_of(session))
+            rows.append(columns_of(score.overlaps))
+            if score.space != "native":
+                working[" ".join(filter(None, (cohort, *where.sessions[number])))] = score.why
+        return np.array(rows).reshape(len(rows), COLUMNS * study.class_count)
 
     return CellFold(
         tested=tested,
-        said=of(study, maps, tested),
-        fewer={name: of(study, files, tested) for name, files in fewer.items()},
-        outside={name: of(where, files, range(len(where.sessions))) for name, (where, files) in outside.items()},
+        said=of(study, maps),
+        fewer={name: of(study, files) for name, files in fewer.items()},
+        outside={name: of(where, files, cohort=name) for name, (where, files) in outside.items()},
         subjects=len({(study.sessions[number].cohort, study.sessions[number].subject) for number in learned_from}),
         sessions=len(learned_from),
         working=working,
         seconds=time.perf_counter() - began,
     )
-
-
-def _agreement(where: Segmented, number: int, session: SessionMaps, learned: Learned) -> tuple[list[float], bool]:
-    score, _ = judge(where, number, session, learned.maps_of(session))
-    values = [each.dice for each in score.overlaps] + [each.hd95_mm for each in score.overlaps]
-    return [np.nan if value is None else value for value in values], score.space == "native"
 
 
 def whole(folds: Sequence[CellFold], *, count: int) -> Cell:
@@ -107,13 +108,14 @@ def whole(folds: Sequence[CellFold], *, count: int) -> Cell:
 
 def dump_cell_fold(fold: CellFold) -> bytes:
     tensors = {"tested": fold.tested, "said": fold.said, **prefixed(fold.fewer, fold.outside)}
-    counts = np.array([fold.subjects, fold.sessions, fold.working])
-    return safetensors.numpy.save({**tensors, "counts": counts, "seconds": np.array([fold.seconds])})
+    tensors |= {"counts": np.array([fold.subjects, fold.sessions]), "seconds": np.array([fold.seconds])}
+    return safetensors.numpy.save(tensors, metadata={"working": json.dumps(fold.working)})
 
 
 def load_cell_fold(data: bytes) -> CellFold:
     tensors = safetensors.numpy.load(data)
     fewer, outside = parted(tensors)
-    subjects, sessions, working = (int(each) for each in tensors["counts"])
+    subjects, sessions = (int(each) for each in tensors["counts"])
+    working = json.loads(header_of(data).metadata["working"])
     seconds = float(tensors["seconds"][0])
     return CellFold(tensors["tested"], tensors["said"], fewer, outside, subjects, sessions, working, seconds)

@@ -20,10 +20,12 @@ Result = TypeVar("Result")
 
 
 class Job(NamedTuple):
-    """file: where what comes of it is kept; arguments: of the function that does it."""
+    """file: where what comes of it is kept; arguments: of the function that does it; gpus: that it claims beside its
+    CPU."""
 
     file: Place
     arguments: tuple[Any, ...]
+    gpus: float = 0.0
 
 
 def side_by_side(
@@ -36,17 +38,15 @@ def side_by_side(
     on_done: Callable[[int], None],
     stopping: Callable[[], bool],
     at_once: int,
-    gpus_each: float = 0.0,
 ) -> dict[Key, Result]:
     """What comes of every job, `at_once` of them at a time, one CPU each; on_done hears how many are done.
 
-    unit: what one is called. gpus_each: that a job claims beside its CPU. Raises Interrupted, with what stands kept,
-    when `stopping` says so.
+    unit: what one is called. Raises Interrupted, with what stands kept, when `stopping` says so.
     """
     done = {key: load(job.file.read()) for key, job in jobs.items() if job.file.exists()}
     on_done(len(done))
     waiting = [key for key in jobs if key not in done]
-    remote = ray.remote(num_cpus=1, num_gpus=gpus_each)(function)
+    remote = ray.remote(num_cpus=1)(function)
     shared = _Shared()
     running: dict[ray.ObjectRef, Key] = {}
     while waiting or running:
@@ -54,7 +54,8 @@ def side_by_side(
             raise Interrupted(f"stopped after {len(done):,} of {counted(len(jobs), unit)}; submit it again to go on")
         while waiting and len(running) < at_once:
             key = waiting.pop(0)
-            running[remote.remote(*map(shared.put, jobs[key].arguments))] = key
+            claimed = remote.options(num_gpus=jobs[key].gpus)
+            running[claimed.remote(*map(shared.put, jobs[key].arguments))] = key
         ready, _ = ray.wait(list(running), timeout=0.5)
         for reference in ready:
             key = running.pop(reference)

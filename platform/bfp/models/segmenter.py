@@ -5,8 +5,8 @@
     <folder>/model.json             classes, shape of the decoder, modalities, preprocessing, figures; written last
     <folder>/README.md              the model card
 
-As with a classifier's (`bfp.models.session_model`) `infer` needs nothing else, and no file can be exchanged or changed
-without the others.
+As with a classifier's (`bfp.models.session_model`) `infer` needs nothing else, and of decoder, model.json and the
+encoder's config.json and weights none can be exchanged or changed without the others.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import safetensors
 from pydantic import BaseModel, Field, ValidationError
 
 from bfp.errors import InputError
-from bfp.models.tensor_files import SEAL, check_seal, read_written, seal_of
+from bfp.models.tensor_files import CONFIG_HASH, SEAL, check_config, check_seal, config_hash, read_written, seal_of
 from bfp.storage import Place
 
 if TYPE_CHECKING:
     from bfp.models.decoder import Decoder, Layers
     from bfp.models.encoder import LoadedEncoder
 
-CONTRACT = 3
+CONTRACT = 4
 """The version of the folder's files, and of what a decoder takes; another one is refused."""
 TYPE = "segmentation"
 DECODER, DESCRIPTION = "decoder.safetensors", "model.json"
@@ -44,6 +44,7 @@ class _Told(BaseModel):
     layers: Literal["last", "intermediate"]
     width: Annotated[int, Field(ge=8)]
     preprocessing: dict[str, Any]
+    encoder_config: str
     decoder_sha256: str
     facts: dict[str, Any]
 
@@ -89,6 +90,7 @@ def save_segmenter(segmenter: Segmenter, folder: Place, *, card: str) -> None:
         "layers": segmenter.layers,
         "width": segmenter.width,
         "preprocessing": dict(segmenter.preprocessing),
+        CONFIG_HASH: config_hash(folder),
         "facts": dict(segmenter.facts),
     }
     weights = decoder_bytes(segmenter.decoder, {SEAL: seal_of(told)})
@@ -104,11 +106,6 @@ def read_segmentation(folder: Place) -> dict[str, Any]:
     try:
         told: dict[str, Any] = json.loads(file.read())
         contract = int(told["contract"])
-        _Told.model_validate(told)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{file}: {where}: {first['msg']}; fine-tune again, or bring the file back") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a file that bfp wrote, or damaged: {error!r}") from error
     if contract != CONTRACT:
@@ -117,6 +114,12 @@ def read_segmentation(folder: Place) -> dict[str, Any]:
             f"{file}: written by {'a newer' if newer else 'an older'} bfp (contract {contract}, this one is "
             f"{CONTRACT}); {'update bfp' if newer else 'fine-tune again'}"
         )
+    try:
+        _Told.model_validate(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{file}: {where}: {first['msg']}; fine-tune again, or bring the file back") from error
     return told
 
 
@@ -125,6 +128,7 @@ def check_decoder(folder: Place) -> bytes:
     told, file = read_segmentation(folder), folder / DECODER
     data = read_written(file, sha256=told["decoder_sha256"], what="decoder")
     check_seal(told, data, file=folder / DESCRIPTION)
+    check_config(told, folder)
     return data
 
 

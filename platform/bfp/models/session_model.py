@@ -12,10 +12,10 @@
     regression        trained_from, trained_to, margin
     survival          nothing
 
-The head's file holds a seal of model.json, so neither of the two can be exchanged or changed without the other
-(`bfp.models.tensor_files`). `infer` needs nothing else. A session's vector is made of the spread of each stack's patch
-tokens (`bfp.features.describe`), pooled. Where the encoder was tuned, that of each fold was another one, which is not
-kept: there are no heads of folds then.
+The head's file holds a seal of model.json, and that the hash of the encoder's config.json, so none of the three can be
+exchanged or changed without the others (`bfp.models.tensor_files`). `infer` needs nothing else. A session's vector is
+made of the spread of each stack's patch tokens (`bfp.features.describe`), pooled. Where the encoder was tuned, that of
+each fold was another one, which is not kept: there are no heads of folds then.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from bfp.models.linear import LinearHead
 from bfp.models.outputs import Classes, Hazards, Margin, Numbers, Outputs, Value
 from bfp.models.pooling import Pooling
 from bfp.models.recalibration import Recalibration, Threshold
-from bfp.models.tensor_files import SEAL, check_seal, read_written, seal_of
+from bfp.models.tensor_files import CONFIG_HASH, SEAL, check_config, check_seal, config_hash, read_written, seal_of
 from bfp.models.typical import Typical
 from bfp.storage import Place
 
-CONTRACT = 5
+CONTRACT = 6
 """The version of the folder's files, and of the vectors that a head takes; another one is refused."""
 
 HELD_OUT = "hazards.held_out"
@@ -66,6 +66,7 @@ class _Told(BaseModel):
     preprocessing: dict[str, Any]
     folds: Annotated[int, Field(ge=0)]
     typical: bool
+    encoder_config: str
     head_sha256: str
     facts: dict[str, Any]
 
@@ -150,6 +151,7 @@ def save_model(model: SessionModel, folder: Place, *, card: str) -> None:
         "preprocessing": dict(model.preprocessing),
         "folds": len(model.fold_heads),
         "typical": model.typical is not None,
+        CONFIG_HASH: config_hash(folder),
         "facts": dict(model.facts),
     }
     weights = safetensors.numpy.save(tensors, metadata={SEAL: seal_of(told)})
@@ -238,6 +240,7 @@ def load_model(folder: Place) -> SessionModel:
     data = read_written(file, sha256=told["head_sha256"], what="head")
     try:
         check_seal(told, data, file=folder / "model.json")
+        check_config(told, folder)
         tensors = safetensors.numpy.load(data)
         model = SessionModel(
             target=told["target"],

@@ -1,7 +1,8 @@
 """Files of tensors (safetensors) as bytes: what their header tells, and whether they are those that were written.
 
 A model folder's model.json names the hash of its file of tensors, and that one's metadata a seal of all else that
-stands in model.json: neither can be exchanged, or changed by hand, without the other.
+stands in model.json: neither can be exchanged, or changed by hand, without the other. Under the seal stands the hash of
+the encoder's config.json too, which says how pixels are normalised, and names the encoder's weights by their hash.
 
 The format (huggingface/safetensors, README): 8 bytes, little-endian, are the length of a JSON header; behind it lie the
 tensors, whose types, shapes and places the header tells, with texts of whoever wrote it under `__metadata__`.
@@ -16,10 +17,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bfp.errors import InputError
+from bfp.models.folders import CONFIG
 from bfp.storage import Place
 
 _METADATA = "__metadata__"
 HASH, SEAL = "_sha256", "seal"
+CONFIG_HASH = "encoder_config"
+"""Its field in model.json; without `HASH` at its end, since it stands under the seal."""
+ENCODER = "encoder"
 
 
 class Header(NamedTuple):
@@ -68,3 +73,13 @@ def read_written(file: Place, *, sha256: str, what: str) -> bytes:
             "fine-tune again, or bring the folder back whole"
         )
     return data
+
+
+def config_hash(folder: Place) -> str:
+    """Of the config.json of the encoder in a model's folder, for its model.json."""
+    return hashlib.sha256((folder / ENCODER / CONFIG).read()).hexdigest()
+
+
+def check_config(told: Mapping[str, Any], folder: Place) -> None:
+    """Raise InputError where the encoder's config.json is not the one that model.json was written with."""
+    read_written(folder / ENCODER / CONFIG, sha256=told[CONFIG_HASH], what="encoder's config.json")
