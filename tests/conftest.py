@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.ceph import Gateway, NoGateway, gateway, in_environment
+from tests.kube import Kube, NoKubernetes, kube
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +51,16 @@ def s3_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             yield running.enter_context(gateway(tmp_path_factory.mktemp("ceph")))
         except NoGateway as error:
             pytest.skip(f"no Ceph gateway here: {error}")
+
+
+@pytest.fixture(scope="session")
+def kubernetes(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
+    """A real Kubernetes API server with KubeRay's CRDs, started for this session."""
+    with ExitStack() as running:
+        try:
+            yield running.enter_context(kube(tmp_path_factory.mktemp("kube"), shared=shared))
+        except NoKubernetes as error:
+            pytest.skip(f"no Kubernetes API server here: {error}")
 
 
 @pytest.fixture(scope="session")

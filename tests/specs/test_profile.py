@@ -99,6 +99,7 @@ env = {AWS_ENDPOINT_URL = "https://s3.example.org"}
 [kube]
 target = "kuberay"
 image = "registry.example.org/bfp:1"
+spot_selector = {capacity = "spot"}
 workers = {gpu = {cpus = 16, gpus = 8, count = 2, spot = true}}
 
 [night]

@@ -60,3 +60,14 @@ def test_without_a_bound_a_run_is_waited_for(tmp_path):
     with StopOnSignal(a_run(tmp_path), tell=lambda text: None, grace_s=None):
         os.kill(os.getpid(), signal.SIGINT)
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_on_a_cluster_signals_after_the_first_change_nothing(tmp_path):
+    """Ray's stop and the hook of the pod each send one, seconds apart."""
+    run, told = a_run(tmp_path), []
+    with StopOnSignal(run, tell=told.append, grace_s=None, once=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 * stopping.SAME_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run.stopping
+    assert told == ["stopping; what stands is kept"]

@@ -138,6 +138,16 @@ def drive() -> None:
     drive()
 
 
+@app.command(hidden=True)
+def leave(role: str, wait_s: float) -> None:
+    """Wait until this pod may end: what the pods of a job on Kubernetes run before they are taken away."""
+    import os
+
+    from bfp.targets.leaving import leave
+
+    leave(role, wait_s=wait_s, environment=os.environ)
+
+
 @app.command()
 def status(run: RunArgument, on: On = None, as_json: Json = False) -> None:
     """Say what a run is at; with --on, what its job waits for on a cluster."""

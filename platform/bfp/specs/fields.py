@@ -22,6 +22,11 @@ ENTITY_PATTERN = r"^[a-z]{1,16}$"
 ENTITY_VALUE_PATTERN = r"^[A-Za-z0-9]{1,64}$"
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 DNS_LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+IMAGE_PATTERN = (
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]*)?"
+    r"(@sha256:[0-9a-f]{64})?$"
+)
+EXTENDED_RESOURCE_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 SBATCH_OPTION_PATTERN = r"^--[a-z][a-z-]*(=[^\n]*)?$"
 
 PATTERNS_IN_WORDS = {
@@ -31,6 +36,8 @@ PATTERNS_IN_WORDS = {
     ENTITY_VALUE_PATTERN: "the value of a BIDS entity: letters and digits, as in acq-mprage",
     ENV_NAME_PATTERN: "the name of an environment variable: letters, digits and '_', not beginning with a digit",
     DNS_LABEL_PATTERN: "a name as Kubernetes wants it: up to 63 small letters, digits and '-', with none at its ends",
+    IMAGE_PATTERN: "an image: registry.example.org/NAME:TAG, or NAME@sha256:DIGEST, without http://",
+    EXTENDED_RESOURCE_PATTERN: "what a device plugin offers, such as nvidia.com/gpu",
     SBATCH_OPTION_PATTERN: "an option of sbatch, --name or --name=value",
 }
 

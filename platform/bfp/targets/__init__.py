@@ -4,6 +4,8 @@
     remote     a cluster: a run is checked here, sent, and followed from here
     cluster      what a kind of cluster has to offer for that
     ray_jobs     a Ray cluster that is up
+    kuberay      Kubernetes with the KubeRay operator: kuberay_manifest is what is sent, kuberay_words what the cluster
+                 says about it, kube_api the API server, leaving how its pods end
     letter       all that a driver there is told
     ray_there    the Ray that it joins
     checks     what keeps a run from starting
@@ -18,7 +20,7 @@ A target plans a spec and submits it; both `bfp submit` and `bfp demo` go throug
 from __future__ import annotations
 
 from bfp.errors import InputError
-from bfp.specs.clusters import RayTarget
+from bfp.specs.clusters import KubeRayTarget, RayTarget
 from bfp.specs.profile import LOCAL, NO_PROFILE, PROFILE, Profile, profile_for
 from bfp.targets.local import Local
 from bfp.targets.remote import Remote
@@ -56,4 +58,8 @@ def cluster(name: str, *, profile: Profile) -> Remote:
         from bfp.targets.ray_jobs import RayJobs
 
         return Remote(name, settings, RayJobs(name, settings), file=profile.file)
+    if isinstance(settings, KubeRayTarget):
+        from bfp.targets.kuberay import KubeRay
+
+        return Remote(name, settings, KubeRay(name, settings, file=profile.file), file=profile.file)
     raise InputError(f"--on {name}: {settings.target}: not there yet")

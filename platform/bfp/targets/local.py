@@ -99,7 +99,7 @@ class Local:
         )
         grace_s = None if isinstance(spec, Pretrain) else GRACE_S
         tell = lambda text: listener({"event": "note", "message": text})  # noqa: E731
-        with StopOnSignal(run, tell=tell, grace_s=grace_s) as signals:
+        with StopOnSignal(run, tell=tell, grace_s=grace_s, once=self._joined) as signals:
             going_on = ExitStack()
             going_on.enter_context(run)
             try:
