@@ -75,7 +75,7 @@ def part_of(file: Path) -> str:
 
 
 def modules() -> list[Path]:
-    return [file for file in sorted(PACKAGE.rglob("*.py")) if part_of(file) != "__init__"]
+    return [file for file in sorted(PACKAGE.rglob("*.py")) if part_of(file) not in ("__init__", "__main__")]
 
 
 def test_every_part_of_the_package_has_a_place_on_the_map():

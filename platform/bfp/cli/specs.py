@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from bfp.errors import InputError, Problem, SpecError
 from bfp.specs import KINDS, load
-from bfp.specs.profile import LOCAL, read_profile
 from bfp.specs.schema import file_name, schema_text
-from bfp.specs.template import profile_template, template
+from bfp.specs.template import template
 from bfp.storage import place
 
 PROFILE_KIND = "profile"  # what `init` calls bfp.toml, and `validate` any file of TOML
@@ -34,6 +33,8 @@ def write_template(kind: str, file: Path, *, preset: str | None) -> Iterator[str
     if file.exists():
         raise InputError(f"{file}: exists already; name another file, as in `bfp init {kind} my-{file.name}`")
     if kind == PROFILE_KIND:
+        from bfp.specs.profile_template import profile_template
+
         place(str(file)).write(profile_template().encode())
         yield f"wrote {file}"
         yield f"  keep the targets that you have, then: bfp validate {file}, and bfp doctor --on NAME"
@@ -73,6 +74,8 @@ def schema_lines(kind: str | None, folder: Path | None) -> Iterator[str]:
 def _check(file: str, overrides: list[str]) -> CheckedSpec:
     try:
         if file.endswith(".toml"):
+            from bfp.specs.profile import LOCAL, read_profile
+
             targets = ", ".join([LOCAL, *read_profile(Path(file)).clusters])
             return CheckedSpec(file, True, PROFILE_KIND, f"of {targets}", [], "")
         spec = load(file, overrides=overrides)

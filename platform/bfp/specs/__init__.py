@@ -5,9 +5,10 @@
     document     a YAML file as plain values, each with its line
     problems     every mistake of a spec, in words
     files        `load` and `dump`: a spec from a YAML file and back
-    profile      bfp.toml: what a machine has that no spec names
+    profile      bfp.toml: the targets by name; `clusters` has the fields of each, `paths` which paths a spec names
     submitting   what may change when a name is submitted again
     template     `bfp init`: a spec with every field and its meaning
+    profile_template   the same for bfp.toml
     schema       the JSON Schemas under schemas/
 
 This package imports neither torch nor ray, and is read by `cli`, `targets` and `drivers` alone; what lies below takes

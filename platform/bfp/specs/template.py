@@ -1,4 +1,4 @@
-"""What `bfp init` writes: a spec, or a profile, with every field, what it means, and its default.
+"""What `bfp init` writes: a spec with every field, what it means, and its default.
 
 The file is generated from the models, so that it can neither forget a field nor describe another; it is a valid spec
 as it stands. A field without a default shows the first of its examples and is marked as required.
@@ -6,8 +6,6 @@ as it stands. A field without a default shows the first of its examples and is m
 
 from __future__ import annotations
 
-import json
-import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -16,7 +14,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bfp.errors import InputError
-from bfp.specs.clusters import CLUSTERS, LocalTarget
 from bfp.specs.document import flow
 from bfp.specs.kinds import KINDS, Spec
 from bfp.specs.preprocessing_presets import PREPROCESSING_PRESETS
@@ -35,81 +32,13 @@ def template(kind: str, *, preset: str | None = None, schema: str) -> str:
     lines = [
         f"# yaml-language-server: $schema={schema}",
         "",
-        *_comment(
+        *comment(
             f"{type(spec).__doc__} Every field stands here with its default; those marked “required” have none.", ""
         ),
         "",
         *_fields(spec, indent="", spaced=True),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def profile_template() -> str:
-    """A bfp.toml with every target, every field and its meaning, as commented TOML.
-
-    What has no default stands with its example, and what is null by default as a comment, since TOML has no null.
-    """
-    lines = [
-        *_comment(
-            "The targets of `bfp submit --on NAME`: a table each, of whatever name. Keep those that you have, beside "
-            "your specs or in ~/.config/bfp, and leave out what is right by default.",
-            "",
-        ),
-        "",
-    ]
-    for name, model in {"local": LocalTarget, **CLUSTERS}.items():
-        lines += [*_comment(str(model.__doc__), ""), f"[{name}]"]
-        if name != "local":
-            lines.append(f"target = {json.dumps(name)}")
-        values = {} if name == "local" else {"target": name}
-        for field, given in model.model_fields.items():
-            if given.is_required() and given.examples:
-                values[field] = given.examples[0]
-        lines += _toml_fields(model.model_validate(values), name)
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _toml_fields(model: BaseModel, table: str) -> Iterator[str]:
-    """The lines of a table: its values first, then the tables below it, as TOML wants them."""
-    below = []
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if name == "target":
-            continue
-        if isinstance(value, BaseModel) or (isinstance(value, dict) and any(_is_group(v) for v in value.values())):
-            below.append((name, field, value))
-            continue
-        yield from _comment(_meaning(field), "")
-        if value is None:
-            yield f"# {name} = {_toml(field.examples[0]) if field.examples else '…'}"
-        else:
-            yield f"{name} = {_toml(value)}"
-    for name, field, value in below:
-        groups = {name: value} if isinstance(value, BaseModel) else {f"{name}.{key}": v for key, v in value.items()}
-        for number, (path, group) in enumerate(groups.items()):
-            yield ""
-            yield from _comment(_meaning(field), "") if number == 0 else ()
-            yield f"[{table}.{path}]"
-            yield from _toml_fields(group, f"{table}.{path}")
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, BaseModel)
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML: text, numbers, booleans and lists are as in JSON, groups are inline tables."""
-    if isinstance(value, dict):
-        inside = ", ".join(f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items())
-        return f"{{{inside}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
 def _example(kind: str, preset: str | None) -> Spec:
@@ -136,7 +65,7 @@ def _example(kind: str, preset: str | None) -> Spec:
 def _fields(model: BaseModel, *, indent: str, spaced: bool = False) -> Iterator[str]:
     """The lines of a model's fields: each field's meaning as comments, then its name and value."""
     for name, field in type(model).model_fields.items():
-        yield from _comment(_meaning(field), indent)
+        yield from comment(meaning(field), indent)
         yield from _entry(f"{indent}{field.alias or name}:", getattr(model, name), indent)
         if spaced:
             yield ""
@@ -157,7 +86,7 @@ def _entry(head: str, value: Any, indent: str) -> Iterator[str]:
         yield f"{head} {flow(value)}"
 
 
-def _meaning(field: FieldInfo) -> str:
+def meaning(field: FieldInfo) -> str:
     """A field's description, choices, bounds and examples as sentences; "" for a tag, which explains itself."""
     if not field.description:
         return ""
@@ -190,7 +119,7 @@ def _bounds(field: FieldInfo) -> str:
 _BOUND_WORDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-def _comment(text: str, indent: str) -> list[str]:
+def comment(text: str, indent: str) -> list[str]:
     wrapped = textwrap.wrap(
         " ".join(text.split()), WIDTH - len(indent) - 2, break_on_hyphens=False, break_long_words=False
     )
