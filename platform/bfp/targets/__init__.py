@@ -4,6 +4,7 @@
     remote     a cluster: a run is checked here, sent, and followed from here
     cluster      what a kind of cluster has to offer for that
     ray_jobs     a Ray cluster that is up
+    slurm        a SLURM cluster; its script, what the job does, its words
     letter       all that a driver there is told
     ray_there    the Ray that it joins
     checks     what keeps a run from starting
@@ -18,7 +19,7 @@ A target plans a spec and submits it; both `bfp submit` and `bfp demo` go throug
 from __future__ import annotations
 
 from bfp.errors import InputError
-from bfp.specs.clusters import RayTarget
+from bfp.specs.clusters import RayTarget, SlurmTarget
 from bfp.specs.profile import LOCAL, NO_PROFILE, PROFILE, Profile, profile_for
 from bfp.targets.local import Local
 from bfp.targets.remote import Remote
@@ -56,4 +57,8 @@ def cluster(name: str, *, profile: Profile) -> Remote:
         from bfp.targets.ray_jobs import RayJobs
 
         return Remote(name, settings, RayJobs(name, settings), file=profile.file)
+    if isinstance(settings, SlurmTarget):
+        from bfp.targets.slurm import Slurm
+
+        return Remote(name, settings, Slurm(name, settings), file=profile.file)
     raise InputError(f"--on {name}: {settings.target}: not there yet")
