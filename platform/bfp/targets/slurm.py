@@ -31,7 +31,7 @@ from bfp.specs.clusters import SlurmTarget
 from bfp.targets.cluster import OVER, Check, Job
 from bfp.targets.letter import Letter
 from bfp.targets.slurm_script import BY, STOP, job_name, log_file, resources, script
-from bfp.targets.slurm_words import AGAIN, ENDS, GOING, WAITING, End, waits_for, why_refused
+from bfp.targets.slurm_words import AGAIN, ENDS, GOING, WAITING, WAITS, End, waits_for, why_refused
 
 ASKED_EVERY_S = 5.0  # at the most, of the controller; logs are looked at more often
 LOOKED_EVERY_S = 0.5
@@ -176,10 +176,12 @@ class Slurm:
             return Job(number, "running", GOING.get(state, ""), digest=digest)
         end, code = ENDS[state], None
         with suppress(InputError):  # it may be forgotten in between
+            # what its shell ended with, and the signal that ended it
             if told := re.search(r"\bExitCode=(\d+):(\d+)", self._call("scontrol", "show", "job", number)):
                 code = 128 + int(told[2]) if told[2] != "0" else int(told[1])
         if state == "FAILED":
-            end = _by_code(code)
+            never_begun = reason in WAITS and reason != "None"
+            end = End("failed", waits_for(reason, job=number)) if never_begun else _by_code(code)
         return Job(number, end.stage, end.said, code, digest)
 
     def _is_over(self, run: str, number: str) -> bool:
@@ -242,7 +244,7 @@ class Slurm:
         """The nodes of the partition. Raises InputError where there is no such partition."""
         wanted = [f"--partition={self._settings.partition}"] if self._settings.partition else []
         form = SEPARATOR.join(("%N", "%P", "%c", "%m", "%G"))
-        said = self._call("sinfo", "--noheader", "--Node", "--all", f"--format={form}", *wanted)
+        said = self._call("sinfo", "--noheader", "--Node", f"--format={form}", *wanted)
         rows = [line.split(SEPARATOR) for line in said.splitlines()]
         if not wanted:
             rows = [row for row in rows if row[1].endswith("*")]  # the cluster's default

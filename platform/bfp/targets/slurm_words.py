@@ -149,6 +149,10 @@ _REFUSED: list[tuple[str, Callable[[str], str]]] = [
     ),
     ("time limit is invalid", lambda name: f"[{name}] time_h: longer than the partition allows; `sinfo -s` shows it"),
     (
+        "Memory specification can not be satisfied",
+        lambda name: f"[{name}] memory_gb: no node has that much; `sinfo -N -o '%N %P %m'` shows what they have, in MB",
+    ),
+    (
         "node configuration is not available",
         lambda name: (
             f"[{name}] nodes, cpus_per_node, gpus_per_node, memory_gb: no node has that much; "
@@ -162,10 +166,6 @@ _REFUSED: list[tuple[str, Callable[[str], str]]] = [
     (
         "More processors requested",
         lambda name: f"[{name}] cpus_per_node: more than the partition lets a job have; `sinfo -N -o '%N %P %c'`",
-    ),
-    (
-        "Memory specification can not be satisfied",
-        lambda name: f"[{name}] memory_gb: no node has that much; `sinfo -N -o '%N %P %m'` shows what they have, in MB",
     ),
     (
         "generic resource",
