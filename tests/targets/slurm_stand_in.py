@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
-UNITS = 24
+UNITS = 20
 UNIT_S = 0.25
 
 PYTHON = """#!/bin/bash
@@ -26,6 +26,7 @@ case "$*" in
         echo "$*" >>{folder}/ray-commands
         echo "Local node IP: 127.0.0.1"
         echo "Ray runtime started."
+        trap '' TERM  # as the real one is
         exec -a "stand-in-ray {folder}" sleep 600
         ;;
     *"bfp drive") exec env PYTHONPATH={checkout} {python} -m tests.targets.slurm_stand_in {folder} ;;

@@ -18,14 +18,18 @@ import pytest
 from bfp.errors import InputError
 from bfp.specs import load
 from bfp.specs.clusters import SlurmTarget
+from bfp.specs.profile import Profile
+from bfp.targets import Local, Remote, resolve
 from bfp.targets import letter as letters
 from bfp.targets.cluster import OVER, Job
 from bfp.targets.letter import Letter
 from bfp.targets.slurm import Slurm
 from bfp.targets.slurm_script import job_name
+from tests.cohorts.makers import write_bids
+from tests.drivers.test_ingest import spec_of
 from tests.slurm import NODES, NoSlurm, slurm
 from tests.targets.makers import write_spec
-from tests.targets.slurm_stand_in import UNITS, make_environment
+from tests.targets.slurm_stand_in import CHECKOUT, UNITS, make_environment
 
 WITHIN_S = 60.0
 
@@ -33,6 +37,7 @@ WITHIN_S = 60.0
 @pytest.fixture(scope="module")
 def cluster(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     patch = pytest.MonkeyPatch()
+    patch.setattr("bfp.targets.slurm.ASKED_EVERY_S", 0.2)
     try:
         with slurm(shared, tmp_path_factory.mktemp("slurm")) as configuration:
             patch.setenv("SLURM_CONF", configuration)
@@ -47,10 +52,11 @@ class Trial:
     """A run of its own on that SLURM, with stand-ins for Ray and the driver."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder / 'it\'s "here" 100%j'  # which `sbatch` has to take as it is
+        self.folder.mkdir()
         self.environment = make_environment(folder / "env")
         self.slurm = self.of()
-        self.run = f"{folder}/runs/small"
+        self.run = f"{self.folder}/runs/small"
 
     def of(self, **changes: Any) -> Slurm:
         fields = {"nodes": NODES, "cpus_per_node": 1, "time_h": 1.0, "environment": str(self.environment), **changes}
@@ -89,7 +95,7 @@ class Trial:
 
     def left(self) -> list[str]:
         """What is still there of the job's processes and folders."""
-        command = ["pgrep", "-f", f"stand-in.*{self.folder}"]
+        command = ["pgrep", "-f", f"stand-in.*{self.environment}"]
         found = subprocess.run(command, capture_output=True, text=True).stdout.split()
         return found + [str(folder) for folder in Path("/tmp").glob(f"bfp-{self.job().id}-*")]
 
@@ -105,14 +111,20 @@ def trial(cluster: str, tmp_path: Path) -> Iterator[Trial]:
     subprocess.run(["scancel", f"--name={job_name(made.run)}"])
 
 
-def test_a_run_is_one_job_whose_log_is_followed_to_its_end(trial):
+def test_a_job_goes_back_into_the_queue_at_the_warning_and_is_followed_to_its_end(trial):
     job = trial.send()
     assert job.digest == trial.letter().digest
+    trial.until(trial.counts)
+    call("scancel", "--signal=USR1", "--batch", job.id)  # as SLURM does, warning_s before the time limit
+    trial.until(lambda: "may begin" in trial.job().said)
+    call("scontrol", "update", f"jobid={job.id}", "starttime=now")  # which is two minutes from then
     lines = list(trial.slurm.lines(job, follow=True))
     assert trial.job() == Job(job.id, "done", "", 0, job.digest)
-    assert json.loads(lines[-2])["outcome"] == "done"
+    assert trial.restarts() == 1
+    assert f"bfp: job {job.id} of spec {job.digest} goes on in the queue" in lines
     assert lines[-1] == f"bfp: job {job.id} of spec {job.digest} ended with 0"
-    assert sum('"progress"' in line for line in lines) == UNITS
+    done = [json.loads(line)["done"] for line in lines if '"progress"' in line]
+    assert done == list(range(1, UNITS + 1))
     assert list(trial.slurm.lines(job, follow=False)) == lines
     trial.until(lambda: not trial.left())
 
@@ -168,30 +180,6 @@ def test_more_than_the_partition_has_waits_for_ever_and_says_so(trial):
     assert "see nodes and cpus_per_node" in trial.job().said
 
 
-def test_the_warning_before_the_time_limit_saves_and_goes_on_in_the_queue(trial):
-    job = trial.send()
-    trial.until(trial.counts)
-    call("scancel", "--signal=USR1", "--batch", job.id)  # as SLURM does, warning_s before
-    trial.until(lambda: "may begin" in trial.job().said)
-    call("scontrol", "update", f"jobid={job.id}", "starttime=now")  # which is two minutes from then
-    lines = list(trial.slurm.lines(job, follow=True))
-    assert trial.job()[:4] == (job.id, "done", "", 0)
-    assert trial.restarts() == 1
-    assert f"bfp: job {job.id} of spec {job.digest} goes on in the queue" in lines
-    done = [json.loads(line)["done"] for line in lines if '"progress"' in line]
-    assert done == list(range(1, UNITS + 1))
-
-
-def test_without_requeue_the_time_limit_ends_a_job_resumably(trial):
-    trial.slurm = trial.of(requeue=False)
-    job = trial.send()
-    trial.until(trial.counts)
-    call("scancel", "--signal=USR1", "--batch", job.id)
-    found = trial.over()
-    assert (found.stage, found.exit_code) == ("stopped", 130)
-    assert "its time is over: submit the same again to go on" in trial.log()
-
-
 def test_a_run_that_is_stopped_saves_and_does_not_come_back(trial):
     job = trial.send()
     trial.until(trial.counts)
@@ -235,22 +223,15 @@ def rays(trial: Trial) -> list[str]:
     ).stdout.split()
 
 
-def test_a_ray_that_ends_on_another_node_is_started_again(trial):
+def test_ray_is_started_again_on_another_node_and_on_the_first_its_end_is_the_job_s(trial):
     trial.send()
     trial.until(trial.counts)
     trial.until(lambda: len(rays(trial)) == NODES)
-    os.kill(int(rays(trial)[-1]), signal.SIGKILL)
+    head, worker = map(int, rays(trial))
+    os.kill(worker, signal.SIGKILL)
     trial.until(lambda: "Ray on node n2 has ended; it is started again" in trial.log())
     trial.until(lambda: len(rays(trial)) == NODES)
-    assert trial.over().stage == "done"
-    trial.until(lambda: not trial.left())
-
-
-def test_the_end_of_ray_s_head_ends_the_job_resumably(trial):
-    trial.send()
-    trial.until(trial.counts)
-    trial.until(lambda: len(rays(trial)) == NODES)
-    os.kill(int(rays(trial)[0]), signal.SIGKILL)
+    os.kill(head, signal.SIGKILL)
     found = trial.over()
     assert (found.stage, found.exit_code) == ("failed", 1)
     assert "Ray's head on n1 has ended, and the run with it: submit the same again to go on" in trial.log()
@@ -297,6 +278,34 @@ def test_what_slurm_has_forgotten_is_told_by_the_last_line_of_its_log(trial):
         ("stopped", None, "0a1b"),
     ]
     assert list(trial.slurm.lines(found[0], follow=True))[1] == "words"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_an_ingest_on_two_nodes_makes_the_same_store_as_on_this_machine(cluster, ray_session, tmp_path):
+    dataset = write_bids(tmp_path / "bids", subjects=4)
+    told = {
+        "target": "slurm",
+        "nodes": NODES,
+        "cpus_per_node": 1,
+        "shared_paths": [str(tmp_path)],
+        "env": {"PYTHONPATH": f"{CHECKOUT}/platform"},
+    }
+    profile = Profile("bfp.toml", clusters={"lab": SlurmTarget.model_validate(told)})
+    there, here = (spec_of(tmp_path / name, dataset, name=name) for name in ("there", "here"))
+    target, heard = resolve("lab", profile=profile), []
+    assert isinstance(target, Remote)
+    target.plan(there)
+    job = target.send(there)
+    done = target.follow(there.folder, job, listener=heard.append)
+    with Local() as local:
+        local.submit(here, listener=lambda event: None)
+    assert contents(tmp_path / "there" / "store") == contents(tmp_path / "here" / "store")
+    assert done["status"]["outcome"] == "done"
+    assert [event["event"] for event in heard][-1] == "end"
+    assert target.job(there.folder) == Job(job.id, "done", "", 0, job.digest)
 
 
 def test_doctor_is_told_what_fits_and_what_does_not(trial):

@@ -109,7 +109,7 @@ class Slurm:
             yield from new[:whole].decode(errors="replace").splitlines()
             if over and not whole:
                 over_s = over_s or time.monotonic()
-                if not follow or _has_ended(log) or time.monotonic() - over_s > LAST_LINE_WAIT_S:
+                if not follow or not read or _has_ended(log) or time.monotonic() - over_s > LAST_LINE_WAIT_S:
                     return
             if not whole:
                 time.sleep(LOOKED_EVERY_S)
@@ -159,6 +159,8 @@ class Slurm:
             digest, _, its_run = rest.partition(" ")
             if (by, its_run) == (BY, run):
                 found[number] = self._job(number, state, reason, digest)
+                if state == "COMPLETING" and _has_ended(log := Path(log_file(run, number, logs=logs))):
+                    found[number] = _remembered(number, log)
         for log in Path(logs).glob(f"{glob.escape(name)}-*.log"):
             number = log.stem.rpartition("-")[2]
             if number.isdigit() and number not in found:
@@ -319,9 +321,9 @@ def _remembered(number: str, log: Path) -> Job:
 
 
 def _has_ended(log: Path) -> bool:
-    """Whether a job's log has its last line, or there never was a log."""
+    """Whether a job's log has its last line."""
     found = LAST_LINE.findall(_end_of(log))
-    return not found or bool(found[-1][3])
+    return bool(found) and bool(found[-1][3])
 
 
 def _from(log: Path, offset: int) -> bytes:

@@ -200,7 +200,7 @@ preempted() { [[ $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) =~ JobState=RU
 
 goes_on() { # whether a job whose driver ended with $1 goes back into the queue
     [ "$requeue" = 1 ] || return 1
-    case $1 in 130 | 137 | 143) ;; *) return 1 ;; esac
+    case $1 in 130 | 137) ;; *) return 1 ;; esac  # 137: it did not save in time
     [ "$told" = limit ] || { [ "$told" = ended ] && preempted; }
 }
 
@@ -274,10 +274,12 @@ time limit, or a node may be ill; look at its log, give it a longer time_h, and 
     local lost_at=""
     while is_up "$driver"; do
         if [ -z "$lost_at" ] && ! is_up "$ray"; then
-            say "Ray's head on $SLURMD_NODENAME has ended, and the run with it: submit the same again to go on"
-            last_of_ray Ray
             lost_at=$SECONDS
-            to "$driver" TERM
+            if [ -z "$told" ]; then
+                say "Ray's head on $SLURMD_NODENAME has ended, and the run with it: submit the same again to go on"
+                last_of_ray Ray
+                to "$driver" TERM
+            fi
         fi
         if [ -n "$lost_at" ] && [ $((SECONDS - lost_at)) -gt 30 ]; then to "$driver" KILL; fi
         # What could not be saved in time is done again from what was saved before.
@@ -290,7 +292,9 @@ time limit, or a node may be ill; look at its log, give it a longer time_h, and 
     if [ "$code" -gt 130 ] && [ -z "$told" ]; then
         echo "the driver was ended from outside (exit code $code), as when memory runs out: submit the same again to go on"
     fi
-    if [ -n "$lost_at" ] && [ "$code" -ne 0 ]; then code=1; fi
+    # Told before it listened, by Python's own answer to the signal or by Ray's: nothing had begun.
+    if [ -n "$told" ]; then case $code in 15 | 143) code=130 ;; esac fi
+    if [ -n "$lost_at" ] && [ -z "$told" ] && [ "$code" -ne 0 ]; then code=1; fi
     finish "$code"
 }
 
