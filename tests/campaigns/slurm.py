@@ -1,8 +1,8 @@
 """Runs on a real SLURM of two virtual nodes, disturbed in the ways of a cluster, beside the same on this machine.
 
-    python -m tests.campaigns.slurm FOLDER [--trials ingest pretrain limit driver raylet twice]
+    python -m tests.campaigns.slurm FOLDER [--steps 600] [--trials ingest pretrain limit driver raylet twice]
 
-An ingest of a few small scans and a pretraining of STEPS steps of a tiny encoder run here, undisturbed. Then on SLURM:
+An ingest of a few small scans and a pretraining of a tiny encoder run here, undisturbed. Then on SLURM:
 
     ingest     over both nodes: the store has the same bytes
     pretrain   over both nodes, undisturbed: the same encoder to TOLERANCE, the same losses
@@ -38,7 +38,7 @@ from tests.conftest import CHECKOUT
 from tests.slurm import CPUS, NODES, slurm
 from tests.store.makers import make_store
 
-STEPS, DISTURBED_AT = 600, 100
+STEPS = 600  # some two minutes, of which a job of three that SLURM warns half a minute before does not see the end
 TOLERANCE = 1e-5
 WITHIN_S = 1800.0
 
@@ -95,9 +95,10 @@ class Outcome(NamedTuple):
 class Campaign:
     """One folder with its cohort, its store, its specs, and the runs here that others are compared with."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, steps: int) -> None:
         self.folder = folder
-        told = {"folder": folder, "checkout": CHECKOUT, "nodes": NODES, "cpus": CPUS, "steps": STEPS // 2}
+        self.disturbed_at = steps // 4
+        told = {"folder": folder, "checkout": CHECKOUT, "nodes": NODES, "cpus": CPUS, "steps": steps // 2}
         for name, text in (("bfp.toml", PROFILE), ("ingest.yaml", INGEST), ("pretrain.yaml", PRETRAIN)):
             (folder / name).write_text(text.format(**told))
         write_bids(folder / "bids", subjects=6)
@@ -179,7 +180,7 @@ def limit(campaign: Campaign) -> Outcome:
 
 def driver(campaign: Campaign) -> Outcome:
     campaign.submit("pretrain", "driver", "--on=whole", "--detach")
-    campaign.until_step("driver", DISTURBED_AT)
+    campaign.until_step("driver", campaign.disturbed_at)
     lease = json.loads(next(campaign.run("driver").glob("lease.*.json")).read_text())
     os.kill(lease["pid"], signal.SIGKILL)
     return sent_again(campaign, "driver")
@@ -187,7 +188,7 @@ def driver(campaign: Campaign) -> Outcome:
 
 def raylet(campaign: Campaign) -> Outcome:
     campaign.submit("pretrain", "raylet", "--on=whole", "--detach")
-    campaign.until_step("raylet", DISTURBED_AT)
+    campaign.until_step("raylet", campaign.disturbed_at)
     job = campaign.log("raylet").split()[2]
     shown = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True).stdout
     found = [
@@ -243,6 +244,7 @@ def contents(store: Path) -> dict[str, bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the pretraining")
     parser.add_argument("--trials", nargs="+", choices=tuple(TRIALS), default=list(TRIALS))
     given = parser.parse_args()
     folder = given.folder.resolve()
@@ -251,7 +253,7 @@ def main() -> None:
     bad = 0
     with slurm(shared, folder / "slurm") as configuration:
         os.environ["SLURM_CONF"] = configuration
-        campaign = Campaign(folder)
+        campaign = Campaign(folder, steps=given.steps)
         for name in given.trials:
             began = time.monotonic()
             found = TRIALS[name](campaign)

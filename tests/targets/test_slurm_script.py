@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +279,19 @@ def test_paths_of_sockets_stay_short_whatever_the_folder_for_temporary_files(tmp
     deep.mkdir()
     code = 'make_room t; echo "$temp"; end_ray'
     assert in_bash(code, TMPDIR=str(deep)).stdout.startswith("/tmp/bfp-7-")
+
+
+def test_a_folder_that_a_killed_job_has_left_goes_with_the_next_and_no_other(tmp_path):
+    short = Path(tempfile.mkdtemp(dir="/tmp", prefix="t"))
+    left, going, unknown = (short / f"bfp-{number}-abcdef" for number in (5, 6, 8))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for folder, pid in ((left, dead.pid), (going, os.getpid()), (unknown, None)):
+        folder.mkdir()
+        if pid is not None:
+            (folder / "shell").write_text(f"{pid}\n")
+    try:
+        assert in_bash("make_room t; end_ray", TMPDIR=str(short)).returncode == 0
+        assert sorted(short.iterdir()) == [going, unknown]
+    finally:
+        shutil.rmtree(short)

@@ -56,7 +56,12 @@ pause() { # a second, unless a signal comes
 make_room() { # a folder of this start's own; below it lie sockets, whose paths may have 107 characters
     local root=${TMPDIR:-/tmp}
     if [ "${#root}" -gt 16 ] || [ ! -w "$root" ]; then root=/tmp; fi
+    local other
+    for other in "$root"/bfp-[0-9]*-??????; do # of jobs of ours that were killed here
+        if [ -O "$other" ] && [ -f "$other/shell" ] && ! is_up "$(cat "$other/shell")"; then rm -rf "$other"; fi
+    done
     temp=$(mktemp -d "$root/bfp-$SLURM_JOB_ID-XXXXXX") || return 1
+    echo "$$" >"$temp/shell"
     export RAY_AUTH_TOKEN_PATH=$temp/token
     (umask 077 && printf '%s' "$1" >"$temp/token")
     if [ -z "$container" ]; then
@@ -234,7 +239,6 @@ time limit, or a node may be ill; look at its log, give it a longer time_h, and 
     if [ -z "$container" ] && [ ! -x "$environment/bin/python" ]; then
         refuse "environment: $environment: no virtual environment on $SLURMD_NODENAME; put it where every node sees it"
     fi
-    rm -rf "${TMPDIR:-/tmp}/bfp-$SLURM_JOB_ID"-?????? /tmp/"bfp-$SLURM_JOB_ID"-??????  # of a start that was killed
 
     local token first
     token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
