@@ -11,17 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from bfp.errors import InputError
+from bfp.errors import InputError, JobFailed
 from bfp.specs import load
 from bfp.specs.clusters import SlurmTarget
 from bfp.specs.profile import Profile
 from bfp.targets import Local, Remote, resolve
 from bfp.targets import letter as letters
-from bfp.targets.cluster import OVER, Job
+from bfp.targets.cluster import OVER, Backend, Job
 from bfp.targets.letter import Letter
 from bfp.targets.slurm import Slurm
 from bfp.targets.slurm_script import job_name
@@ -236,6 +236,24 @@ def test_ray_is_started_again_on_another_node_and_on_the_first_its_end_is_the_jo
     assert (found.stage, found.exit_code) == ("failed", 1)
     assert "Ray's head on n1 has ended, and the run with it: submit the same again to go on" in trial.log()
     trial.until(lambda: not trial.left())
+
+
+class CameBack:
+    """A cluster on which a job was put back into the queue, began again, and then failed without a word."""
+
+    def jobs(self, run: str) -> list[Job]:
+        return [Job("7", "failed", "its driver was killed")]
+
+    def lines(self, job: Job, *, follow: bool) -> Iterator[str]:
+        yield '{"event": "end", "outcome": "interrupted", "message": "stopped after step 3"}'
+        yield '{"event": "start", "resumed": true}'
+
+
+def test_a_run_that_fails_after_it_came_back_has_failed(tmp_path):
+    settings = SlurmTarget.model_validate({"target": "slurm"})
+    target = Remote("lab", settings, cast(Backend, CameBack()), file="bfp.toml")
+    with pytest.raises(JobFailed, match="its driver was killed"):
+        target.follow("/runs/a", Job("7", "running"), listener=lambda event: None)
 
 
 def test_a_partition_that_is_not_there_is_told_with_the_remedy(trial):
