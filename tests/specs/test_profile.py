@@ -69,7 +69,7 @@ def test_without_xdg_the_users_profile_is_in_dot_config(tmp_path: Path, monkeypa
         ),
         (
             '[lab]\ntarget = "slurm"\nenvironment = "/e"\ncontainer = "/c"',
-            "  lab.environment: /e\n    one of environment and container",
+            "  lab.environment\n    one of environment and container",
         ),
         ("brain_program = [\n'{scan}'\n'{mask}']", "bfp.toml:4\n    not TOML: Unclosed array (at line 4, column 1)"),
     ],
