@@ -127,7 +127,7 @@ class Campaign:
     def until_step(self, name: str, step: int) -> None:
         deadline = time.monotonic() + WITHIN_S
         while not any(done >= step for done in self.steps_said(name)):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or " ended with " in self.log(name):
                 sys.exit(f"{name}: no step {step}\n{self.log(name)}")
             time.sleep(0.5)
 

@@ -132,11 +132,11 @@ last_of_ray() { # what it said at the end, as lines of the log
 
 be_a_worker() { # until standard input ends
     trap '' TERM
-    local token line began=0 node=$((SLURM_PROCID + 1))
+    local token line began=0 began_at=0 node=$((SLURM_PROCID + 1))
     IFS= read -r token || exit 0
     make_room "$token" || exit 1
     while [ "$began" -lt 3 ]; do
-        began=$((began + 1))
+        began=$((began + 1)) began_at=$SECONDS
         start_ray "$node" "$(free_ports "$node")" --address="$head"
         while is_up "$ray"; do
             if IFS= read -r -t 1 line; then :; elif [ $? -le 128 ]; then
@@ -144,14 +144,31 @@ be_a_worker() { # until standard input ends
                 exit 0
             fi
         done
-        say "Ray on node $SLURMD_NODENAME has ended; it is started again, $((3 - began)) times more at the most"
+        say "Ray on node $SLURMD_NODENAME has ended; after three short goes on end it stays away"
         last_of_ray "$SLURMD_NODENAME"
+        if [ $((SECONDS - began_at)) -gt 600 ]; then began=0; fi # it was well for a while
     done
-    say "Ray on node $SLURMD_NODENAME stays away; the job goes on without it, as long as it can"
     end_ray
 }
 
 # the beginning and the end -------------------------------------------------------------------------------------------
+
+start_head() { # and wait until it is up; Ray gives its start 30 s, which a busy node may need longer than
+    local began
+    for began in 1 2 3; do
+        first=$(free_ports 0)
+        start_ray 0 "$first" --head --port="$first" --dashboard-port=$((first + 7)) \
+            --ray-client-server-port=$((first + 8)) --include-dashboard=false
+        while is_up "$ray"; do
+            if [ -n "$told" ]; then finish 130; fi
+            if grep -qs "Ray runtime started" "$temp/ray.txt"; then return; fi
+            pause
+        done
+        say "Ray did not start on $SLURMD_NODENAME, go $began of 3"
+        last_of_ray Ray
+    done
+    finish 1
+}
 
 read_secrets() { # NAME=value lines, taken word for word: nothing in them is run
     local file=$1 line number=0 name value
@@ -243,18 +260,7 @@ time limit, or a node may be ill; look at its log, give it a longer time_h, and 
     local token first
     token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     make_room "$token" || refuse "no folder can be made in ${TMPDIR:-/tmp} or /tmp on $SLURMD_NODENAME"
-    first=$(free_ports 0)
-    start_ray 0 "$first" --head --port="$first" --dashboard-port=$((first + 7)) --ray-client-server-port=$((first + 8)) \
-        --include-dashboard=false
-    until grep -qs "Ray runtime started" "$temp/ray.txt"; do
-        if [ -n "$told" ]; then finish 130; fi
-        if ! is_up "$ray"; then
-            last_of_ray Ray
-            echo "Ray did not start on $SLURMD_NODENAME"
-            finish 1
-        fi
-        pause
-    done
+    start_head
     head=$(sed -n 's/.*Local node IP: *\([0-9.a-fA-F:]*\).*/\1/p' "$temp/ray.txt" | head -n 1):$first
 
     if [ "$nodes" -gt 1 ]; then
