@@ -126,8 +126,8 @@ end_ray() { # its processes end with it: Ray has the kernel see to that
     [ -z "$temp" ] || rm -rf "$temp"
 }
 
-last_of_ray() { # what it said at the end, as lines of the log
-    tail -n 15 "$temp/ray.txt" | sed "s/^/$1: /"
+last_of_ray() { # what it said at the end, without tracebacks, as lines of the log
+    grep -Ev '^( |Traceback|$)' "$temp/ray.txt" | tail -n 5 | cut -c1-500 | sed "s/^/$1: /"
 }
 
 be_a_worker() { # until standard input ends
