@@ -130,23 +130,28 @@ last_of_ray() { # what it said at the end, without tracebacks, as lines of the l
     grep -Ev '^( |Traceback|$)' "$temp/ray.txt" | tail -n 5 | cut -c1-500 | sed "s/^/$1: /"
 }
 
-be_a_worker() { # until standard input ends
+ends_within() { # whether standard input ends in so many seconds
+    local line
+    IFS= read -r -t "$1" line
+    [ $? -eq 1 ]
+}
+
+be_a_worker() { # until standard input ends; where Ray ends before, it is started again, each time after a longer pause
     trap '' TERM
-    local token line began=0 began_at=0 node=$((SLURM_PROCID + 1))
+    local token began_at pause_s=1 node=$((SLURM_PROCID + 1))
     IFS= read -r token || exit 0
     make_room "$token" || exit 1
-    while [ "$began" -lt 3 ]; do
-        began=$((began + 1)) began_at=$SECONDS
+    while :; do
+        began_at=$SECONDS
         start_ray "$node" "$(free_ports "$node")" --address="$head"
         while is_up "$ray"; do
-            if IFS= read -r -t 1 line; then :; elif [ $? -le 128 ]; then
-                end_ray
-                exit 0
-            fi
+            if ends_within 1; then break 2; fi
         done
-        say "Ray on node $SLURMD_NODENAME has ended; after three short goes on end it stays away"
+        if [ $((SECONDS - began_at)) -gt 600 ]; then pause_s=1; fi # it was well for a while
+        say "Ray on node $SLURMD_NODENAME has ended; it is started again in $pause_s s"
         last_of_ray "$SLURMD_NODENAME"
-        if [ $((SECONDS - began_at)) -gt 600 ]; then began=0; fi # it was well for a while
+        if ends_within "$pause_s"; then break; fi
+        pause_s=$((pause_s < 300 ? 2 * pause_s : 600))
     done
     end_ray
 }
@@ -270,7 +275,7 @@ time limit, or a node may be ill; look at its log, give it a longer time_h, and 
             bash -c "$(declare -p head cpus gpus container environment shared_paths deaf \
                 store_percent store_max store_min)
                 $(declare -f say tell to is_up make_room free_ports object_store_bytes start_ray end_ray last_of_ray \
-                be_a_worker)
+                ends_within be_a_worker)
                 set -u
                 be_a_worker")
         step=$!
