@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NEEDS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -41,7 +42,25 @@ def slurm(shared: Path, folder: Path) -> Iterator[str]:
             raise NoSlurm(told.stderr)
         yield told.stdout.strip().splitlines()[-1]
     finally:
-        subprocess.run([up.with_name("slurm-down"), folder], capture_output=True)
+        _end(up.with_name("slurm-down"), folder)
+
+
+def _end(down: Path, folder: Path) -> None:
+    """End its jobs, and then it; what waits for a job all the same would take the ports of the next."""
+    asks = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
+    pids = [int(file.read_text()) for file in Path(folder, "run").glob("slurm*.pid")]
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run(["scancel", "--user=root"], env=asks, capture_output=True, timeout=10)
+        for _ in range(40):
+            left = subprocess.run(["squeue", "--noheader"], env=asks, capture_output=True, timeout=10).stdout
+            if not left.strip():
+                break
+            time.sleep(0.5)
+    subprocess.run([down, folder], capture_output=True)
+    time.sleep(1.0)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:

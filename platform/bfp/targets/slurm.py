@@ -184,6 +184,7 @@ class Slurm:
         if state == "FAILED":
             never_begun = reason in WAITS and reason != "None"
             end = End("failed", waits_for(reason, job=number)) if never_begun else _by_code(code)
+            end = ENDS["LAUNCH_FAILED"] if reason == "JobLaunchFailure" else end
         return Job(number, end.stage, end.said, code, digest)
 
     def _is_over(self, run: str, number: str) -> bool:
