@@ -207,7 +207,8 @@ def sent_again(campaign: Campaign, name: str) -> Outcome:
     codes = [first.returncode]
     if first.returncode != 0:
         codes.append(campaign.submit("pretrain", name, "--on=whole").returncode)
-    told = first.stderr.strip().splitlines()[-1] if first.returncode else words[-1]
+    ends = [line for line in first.stderr.splitlines() if line.startswith("bfp: ")]
+    told = ends[-1] if ends else words[-1]
     return campaign.compared(name, said=f"exit codes {codes}, said “{told.strip()}”")
 
 
