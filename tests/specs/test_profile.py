@@ -65,6 +65,14 @@ def test_without_xdg_the_users_profile_is_in_dot_config(tmp_path: Path, monkeypa
             "  local.mlflow: https://…@host\n    no user or password may stand here",
         ),
         ("[locale]", "  locale.target\n    missing; one of ray, kuberay, slurm; this machine's table is called local"),
+        (
+            '[lab]\ntarget = "slurm"\nwarning_s = 600\ntime_h = 0.1',
+            "  lab.warning_s: 600\n    less than the time limit, which is 360 s",
+        ),
+        (
+            '[lab]\ntarget = "slurm"\nenvironment = "/e"\ncontainer = "/c"',
+            "  lab.environment\n    one of environment and container",
+        ),
         ("brain_program = [\n'{scan}'\n'{mask}']", "bfp.toml:4\n    not TOML: Unclosed array (at line 4, column 1)"),
     ],
 )

@@ -27,6 +27,7 @@ from bfp.cli.output import plain
 from bfp.errors import InputError
 from bfp.runs import Event, Listener, RunFolder
 from bfp.runs.lease import EXPIRES_S
+from bfp.runs.run import PROGRESS_S
 from bfp.storage import place
 from bfp.targets.letter import Letter, read_letter
 from bfp.targets.local import Local
@@ -59,11 +60,19 @@ def drive() -> None:
 def _listener(letter: Letter) -> Listener:
     """Who follows hears the events; Prometheus the figures."""
     monitored = Monitored(run=letter.spec.name, kind=letter.spec.kind)
+    told_s = 0.0
 
     def listen(event: Event) -> None:
+        nonlocal told_s
         monitored(event)
-        if event["event"] != "figures":
-            say(event)
+        match event["event"]:
+            case "figures":
+                return
+            case "progress" if event["done"] != event["total"]:
+                if time.monotonic() - told_s < PROGRESS_S:  # a log of days stays readable
+                    return
+                told_s = time.monotonic()
+        say(event)
 
     return listen
 

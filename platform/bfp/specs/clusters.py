@@ -421,6 +421,18 @@ class SlurmTarget(ClusterTarget):
         [], description="More lines for sbatch.", examples=[["--constraint=a100"]]
     )
 
+    @model_validator(mode="after")
+    def _one_place_and_time(self) -> SlurmTarget:
+        clashes = []
+        if self.environment is not None and self.container is not None:
+            clashes.append(Clash("environment", "one of environment and container", ("container",)))
+        if self.warning_s >= self.time_h * 3600:
+            expected = f"less than the time limit, which is {self.time_h * 3600:g} s; a job needs a minute to begin"
+            clashes.append(Clash("warning_s", expected, ("time_h",)))
+        if clashes:
+            raise Misfit(*clashes)
+        return self
+
 
 Cluster = RayTarget | KubeRayTarget | SlurmTarget
 

@@ -6,6 +6,7 @@
     ray_jobs     a Ray cluster that is up
     kuberay      Kubernetes with the KubeRay operator: kuberay_manifest is what is sent, kuberay_words what the cluster
                  says about it, kube_api the API server, leaving how its pods end
+    slurm        a SLURM cluster: slurm_script is what is sent, slurm_job.sh what it does, slurm_words what SLURM says
     letter       all that a driver there is told
     ray_there    the Ray that it joins
     checks     what keeps a run from starting
@@ -62,4 +63,6 @@ def cluster(name: str, *, profile: Profile) -> Remote:
         from bfp.targets.kuberay import KubeRay
 
         return Remote(name, settings, KubeRay(name, settings, file=profile.file), file=profile.file)
-    raise InputError(f"--on {name}: {settings.target}: not there yet")
+    from bfp.targets.slurm import Slurm
+
+    return Remote(name, settings, Slurm(name, settings), file=profile.file)

@@ -25,6 +25,7 @@ from bfp.targets.ray_here import ENVIRONMENT
 SPEC = "BFP_SPEC"
 TARGET = "BFP_TARGET"
 COMMAND = "python -m bfp drive"
+CHECKED = "#check"  # behind a run's folder: jobs that only make its plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Letter:
     @property
     def run(self) -> str:
         """The run's folder, as a path or URI: what jobs are found by; those of a check are none of the run's."""
-        return str(place(self.spec.folder)) + "#check" * self.check
+        return str(place(self.spec.folder)) + CHECKED * self.check
 
     @property
     def digest(self) -> str:

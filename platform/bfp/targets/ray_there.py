@@ -16,7 +16,7 @@ from bfp.words import counted
 
 NODES_WAIT_S = 900.0
 POLL_S = 1.0
-WATCH_EVERY_S = 3.0
+WATCH_EVERY_S = 1.0
 
 
 @contextmanager
@@ -58,7 +58,9 @@ def nodes_watched(*, cpus: int, warn: Callable[[str], None], note: Callable[[str
 
         alive = lambda: {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # noqa: E731
         before = alive()
-        while not over.wait(WATCH_EVERY_S):
+        ended = False
+        while not ended:
+            ended = over.wait(WATCH_EVERY_S)  # and looks once more at the end
             now = alive()
             left = int(sum(node["Resources"].get("CPU", 0) for node in now.values()))
             for lost in before.keys() - now.keys():

@@ -132,7 +132,8 @@ class Remote:
             elif event["event"] == "refused":
                 raise InputError(str(event["message"]))
             elif event["event"] != "planned":
-                ended = event if event["event"] == "end" else ended
+                # A job that its cluster has put back in the queue begins again.
+                ended = event if event["event"] in ("start", "end") else ended
                 listener(event)
         if finished is not None:
             return finished
