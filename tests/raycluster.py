@@ -108,6 +108,10 @@ class RayCluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def kill_a_node(self) -> None:
+        """The one that joined last."""
+        self.kill(max(self._pids))
+
     def kill_all(self) -> None:
         """The whole cluster; `start_head` and `start_node` make another at the same address."""
         for node in list(self._pids):

@@ -30,6 +30,7 @@ from tests.raycluster import RayCluster
 pytest.importorskip("aiohttp_cors", reason="Ray's job client is not installed: pip install 'bfp[cluster]'")
 
 SUBJECTS = 12
+STEPS = 60
 PATIENCE_S = 300
 
 
@@ -76,6 +77,14 @@ class Lab:
             train={"epochs": 1, "steps_per_epoch": steps, "batch_size": 8, "checkpoint_every": 10, "log_every": 5},
             compute={"workers": workers, "cpus_per_worker": cpus},
         )
+
+    def reference(self) -> RunFolder:
+        """A pretraining of STEPS by one worker here, which nothing disturbs."""
+        run = self.run("one", "local")
+        if run.spec_text() is None:
+            done = self.bfp("submit", self.pretrain("one", steps=STEPS, workers=1, cpus=1, output="local"))
+            assert done.returncode == 0, done.stderr
+        return run
 
     def run(self, name: str, output: str = "runs") -> RunFolder:
         return RunFolder(place(str(self.folder / output / name)))
@@ -237,7 +246,7 @@ def test_code_that_was_changed_here_goes_with_the_job(lab: Lab, tmp_path: Path) 
 
 
 def test_a_killed_client_loses_sight_of_a_run_and_no_more(lab: Lab) -> None:
-    spec = lab.pretrain("seen", steps=60, workers=2, cpus=2)
+    spec = lab.pretrain("seen", steps=STEPS, workers=2, cpus=2)
     with lab.submitting("submit", spec, "--on", "lab") as client:
         until(lambda: "ray_bfp_loss{" in lab.cluster.metrics(), said=lab.said)
         client.send_signal(signal.SIGKILL)
@@ -245,15 +254,13 @@ def test_a_killed_client_loses_sight_of_a_run_and_no_more(lab: Lab) -> None:
     assert again.returncode == 0, again.stderr
     assert [event["event"] for event in lab.run("seen").events()].count("start") == 1
     other = lab.pretrain("seen", steps=70, workers=2, cpus=2)
-    assert "train.steps_per_epoch: 60 → 70" in lab.bfp("submit", other, "--on", "lab").stderr
+    assert f"train.steps_per_epoch: {STEPS} → 70" in lab.bfp("submit", other, "--on", "lab").stderr
     assert lab.bfp("status", "runs/seen", "--on", "lab").stdout.startswith("seen on lab: done")
     assert "training" in lab.bfp("logs", "runs/seen", "--on", "lab").stdout
 
 
 def test_a_stopped_run_saves_and_goes_on_to_the_encoder_of_one_here(lab: Lab) -> None:
-    here = lab.bfp("submit", lab.pretrain("one", steps=60, workers=1, cpus=1, output="local"))
-    assert here.returncode == 0, here.stderr
-    spec = lab.pretrain("one", steps=60, workers=2, cpus=2)
+    spec = lab.pretrain("one", steps=STEPS, workers=2, cpus=2)
     with lab.submitting("submit", spec, "--on", "lab"):
         until(lambda: any(row["step"] >= 5 for row in lab.run("one").metrics()), said=lab.said)
         stopped = lab.bfp("stop", "runs/one", "--on", "lab")
@@ -262,14 +269,14 @@ def test_a_stopped_run_saves_and_goes_on_to_the_encoder_of_one_here(lab: Lab) ->
     assert list((lab.folder / "runs/one/checkpoints").iterdir())
     done = lab.bfp("submit", spec, "--on", "lab")
     assert done.returncode == 0, done.stderr
-    assert_same_encoder(lab.run("one"), lab.run("one", "local"))
+    assert_same_encoder(lab.run("one"), lab.reference())
 
 
 def test_a_node_that_dies_costs_an_ingest_nothing_and_is_spoken_of(lab: Lab) -> None:
     spec = lab.ingest("struck", "store-struck")
     with lab.submitting("submit", spec, "--on", "lab") as client:
         until((lab.folder / "store-struck" / "commits").exists, said=lab.said)
-        lab.cluster.kill(1)
+        lab.cluster.kill_a_node()
         assert client.wait(PATIENCE_S) == 0, lab.said()
     assert bytes_of(lab.folder / "store-struck") == bytes_of(lab.folder / "store")
     assert any("has left the cluster (1 node left)" in text for text in warnings_of(lab.run("struck")))
@@ -277,20 +284,20 @@ def test_a_node_that_dies_costs_an_ingest_nothing_and_is_spoken_of(lab: Lab) -> 
 
 
 def test_a_node_that_dies_in_a_pretraining_costs_the_steps_since_its_checkpoint(lab: Lab) -> None:
-    spec = lab.pretrain("held", steps=60, workers=2, cpus=2)
+    spec = lab.pretrain("held", steps=STEPS, workers=2, cpus=2)
     with lab.submitting("submit", spec, "--on", "lab") as client:
         until(lambda: any(row["step"] >= 20 for row in lab.run("held").metrics()), said=lab.said)
-        lab.cluster.kill(2)
+        lab.cluster.kill_a_node()
         until(lambda: "it waits until a node comes" in lab.said(), said=lab.said)
         lab.cluster.start_node()
         assert client.wait(PATIENCE_S) == 0, lab.said()
-    assert_same_encoder(lab.run("held"), lab.run("one", "local"))
+    assert_same_encoder(lab.run("held"), lab.reference())
     told = warnings_of(lab.run("held"))
     assert any("training went on from the checkpoint of step" in text for text in told), told
 
 
 def test_a_head_that_dies_is_followed_by_another_cluster_that_goes_on(lab: Lab) -> None:
-    spec = lab.pretrain("last", steps=60, workers=2, cpus=2)
+    spec = lab.pretrain("last", steps=STEPS, workers=2, cpus=2)
     with lab.submitting("submit", spec, "--on", "lab") as client:
         until(lambda: any(row["step"] >= 20 for row in lab.run("last").metrics()), said=lab.said)
         lab.cluster.kill_all()
@@ -303,4 +310,4 @@ def test_a_head_that_dies_is_followed_by_another_cluster_that_goes_on(lab: Lab) 
     done = lab.bfp("submit", spec, "--on", "lab")
     assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint of step" in done.stderr
-    assert_same_encoder(lab.run("last"), lab.run("one", "local"))
+    assert_same_encoder(lab.run("last"), lab.reference())
