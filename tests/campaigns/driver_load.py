@@ -2,11 +2,12 @@
 
     python -m tests.campaigns.driver_load [STEP …] [--scans 1000000] [--workers 1000] [--at PLACE]
 
-Three scans to a session, 16 sessions to a shard on average: 1,000,000 scans are 20,700 shards. Each step is a process of
-its own; printed are what it counted, seconds of the wall and of CPU, and the most memory that its process had.
+Three scans to a session, 16 sessions to a shard on average: 1,000,000 scans are 20,840 shards. Each step is a process
+of its own; printed are what it counted, seconds of the wall and of CPU, and the most memory that its process had.
 
 `discovery`  listing, sessions and shards, through the real S3 client (`tests.benchmarks.listing`)
 `planning`   sessions to shards, their names, the estimate of the plan, and every shard as Ray is handed it
+`handing`    500 shards of no work through Ray Data, on a Ray of 2 CPUs: what it takes to hand out one and hear of it
 `commits`    a store's commits: written, looked at by a second submission, made a snapshot, read back
 `events`     a run of so many workers: progress of every shard, a warning of every worker, figures of 10,000 steps; read
              back as `bfp status` does, and the end of the run
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import pickle
 import resource
@@ -34,7 +34,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +57,7 @@ STACK_BYTES = 64_000
 STEPS, NAMES = 10_000, 20  # that are logged, and figures of each
 TRAINING_SHARE = 10
 ASKED_S = 5.0
+HANDED = 500  # shards
 
 
 def sessions_of(scans: int) -> list[Session]:
@@ -66,7 +66,10 @@ def sessions_of(scans: int) -> list[Session]:
         Session(
             Key("made", f"{number:07d}", "01"),
             tuple(
-                Scan(name, Entry(Place(f"s3://made/sub-{number:07d}/ses-01/anat/{name}.nii.gz"), 10_000_000, f"{number:032x}"))
+                Scan(
+                    name,
+                    Entry(Place(f"s3://made/sub-{number:07d}/ses-01/anat/{name}.nii.gz"), 10_000_000, f"{number:032x}"),
+                )
                 for name in MODALITIES
             ),
             labels={"age": "70", "sex": "F"},
@@ -143,7 +146,10 @@ def commits(at: str, scans: int, workers: int) -> None:
     with told("a second submission looks what is committed", f"{len(names):,} commits"):
         assert len(layout.whole(store, names)) == len(names)
     with told("sessions' rows committed"):
-        rows = [{**session.key._asdict(), "modalities": list(MODALITIES), "labels": dict(session.labels)} for session in sessions]
+        rows = [
+            {**session.key._asdict(), "modalities": list(MODALITIES), "labels": dict(session.labels)}
+            for session in sessions
+        ]
         own = commit_sessions(store, rows, cohort="made", segmentations={})
     with told("all read again and made a snapshot"):
         whole = layout.whole(store, [*names, own.name])
@@ -232,8 +238,9 @@ def events(at: str, scans: int, workers: int) -> None:
         with told("read back while it runs"):
             assert len(RunFolder(folder).metrics()) == STEPS * NAMES
             assert len(RunFolder(folder).events()) > workers or not folder.is_local
-        began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    print(f"    {'the end of the run':58} {time.perf_counter() - began_s:8.1f} s {time.process_time() - began_cpu_s:8.1f} s of CPU")
+        ending = told("the end of the run")
+        ending.__enter__()
+    ending.__exit__(None, None, None)
     with told("read back after it", f"{heard:,} events heard"):
         assert len(RunFolder(folder).metrics()) == STEPS * NAMES
 
@@ -308,6 +315,26 @@ def _index(sessions: int) -> pa.Table:
     )
 
 
+def handing(at: str, scans: int, workers: int) -> None:
+    """Shards whose work is nothing, so that all that is left is Ray Data and the driver."""
+    import ray
+
+    from bfp.drivers.ingest import on_ray
+
+    shards = shards_of(spec_of("/made"), sessions_of(min(scans, HANDED * 48)))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    began_s = time.perf_counter()
+    with told("handed out and counted", f"{len(shards):,} shards"):
+        done = sum(1 for _ in on_ray(shards, task=nothing, workers=2, retries=0))
+    print(f"    {done / (time.perf_counter() - began_s):,.1f} shards a second, on 2 workers")
+    ray.shutdown()
+
+
+def nothing(row: dict[str, Any]) -> dict[str, Any]:
+    return {"name": pickle.loads(row["shard"]).name}
+
+
 def board(at: str, scans: int, workers: int) -> None:
     import ray
 
@@ -332,7 +359,7 @@ def board(at: str, scans: int, workers: int) -> None:
 
 
 ALL: dict[str, Callable[[str, int, int], None]] = {
-    each.__name__: each for each in (discovery, planning, commits, events, report, training, board)
+    each.__name__: each for each in (discovery, planning, handing, commits, events, report, training, board)
 }
 
 
