@@ -55,7 +55,8 @@ def _opening() -> str:
 
 Written by `python -m tests.benchmarks.sizing` from the model of `bfp submit --dry-run`
 (`platform/bfp/drivers/sizing.py`); a test holds the two in step. The plans are of the paper's form: sessions of
-{MODALITIES} modalities, 1 mm, {SIZE_PX} pixels, registered rigidly, no brain mask, no N4; ViT-L/14 by `jobs/pretrain.yaml` (`dinov2-long`, batches of 1,024).
+{MODALITIES} modalities, 1 mm, {SIZE_PX} pixels, registered rigidly, no brain mask, no N4; ViT-L/14 by
+`jobs/pretrain.yaml` (`dinov2-long`, batches of 1,024).
 
 **~ marks what goes beyond what was measured**: on two CPU cores, on one H100, with up to 2,000 scans and a store of
 18,736 stacks. All plans for clusters do. Run `bfp submit --dry-run` for yours, and look again after the first hour:
@@ -344,8 +345,9 @@ def _inference() -> str:
 {_table(["machine", *parameters], rows)}
 
 A session of {MODALITIES} modalities and {session.stacks} slices takes {session.seconds:.2f} s of a core before the
-model sees it. A GPU's rate follows from 64 stacks' crops through a ViT-L in 140 ms (A step of pretraining on a GPU), and is
-taken for ViT-S as well: ~{needed:.0f} CPUs keep one busy. Inference of raw scans wants CPUs, and one GPU for many."""
+model sees it. A GPU's rate follows from 64 stacks' crops through a ViT-L in 140 ms (A step of pretraining on a GPU),
+and is taken for ViT-S as well: ~{needed:.0f} CPUs keep one busy. Inference of raw scans wants CPUs, and one GPU for
+many."""
 
 
 def _limits() -> str:
