@@ -29,6 +29,7 @@ REGISTRATION_S = (
 DEEPBET_S = 4.0  # DESIGN, "Brain masks": a session's T1w
 N4_S = 1.6  # the median of sixteen real scans, 0.3 to 2.4 [README, One scan to slices]
 SERIES_S = 0.15  # a DICOM series to a NIfTI file [README, One scan to slices]
+SHARDS_RATE = 33.0  # a second that one driver handed out, of no work, to 2 workers [tests.campaigns.driver_load]
 BETWEEN_SHARDS_S = 0.15  # a worker waits for Ray Data [README, A whole ingest]
 DISCOVERY_S = 1.3e-4  # a scan, listing to shards, of a bucket [README, Listing a bucket]
 LONGEST_SHARD = 4.0  # times the mean: `cohorts.shards.LONGEST` [code]
@@ -342,14 +343,15 @@ def reading_cpus(stacks_s: float, *, size_px: int) -> float:
 
 
 def ingest_limits(
-    *, cpu_s_a_scan: float, stored_bytes_a_scan: float, requests: Requests, scans: int, cpus: int, nodes: int
+    whole: Ingest, *, scans: int, shards: int, requests: Requests, cpus: int, nodes: int
 ) -> dict[str, float]:
-    """How many scans a second each part of a cluster lets through; requests: of all of these scans."""
+    """How many scans a second each part of a cluster lets through. whole, shards, requests: of all of these scans."""
     return {
-        "CPUs": cpus / cpu_s_a_scan,
-        "nodes' network": nodes * NODE_RATE / (SCAN_BYTES + stored_bytes_a_scan),
+        "CPUs": cpus * scans / whole.cpu_s,
+        "nodes' network": nodes * NODE_RATE / (SCAN_BYTES + whole.size_bytes / scans),
         "GETs of the object store": GETS_RATE * scans / requests.gets,
         "PUTs of the object store": PUTS_RATE * scans / requests.puts,
+        "driver, which hands out shards": SHARDS_RATE * scans / shards,
     }
 
 
