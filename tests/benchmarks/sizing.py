@@ -397,7 +397,7 @@ DRIVER: list[Sequence[str]] = [
 ]
 
 DRIVER_NOTES = """Two cores, with five to ten times as much other work on them: seconds of the wall say little, and those
-of CPU are up to twice what a quiet machine takes (the summary before ran beside most of it: there the store's opening
+of CPU are up to twice what a quiet machine takes (the summary before ran beside most of it, where opening the store
 took 3.9 s of CPU). Memory is the most that the process had by then. Discovery of as many objects stands in
 tests/benchmarks/README.md, "Listing a bucket": 128 s and 1,146 MB.
 
