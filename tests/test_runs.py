@@ -19,6 +19,7 @@ import pytest
 
 from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Event, Journal, Run, RunFolder
+from bfp.runs import journal as journal_module
 from bfp.runs import run as run_module
 from bfp.storage import Place
 
@@ -342,6 +343,22 @@ def test_rows_that_could_not_be_written_are_written_next_time(bucket: Place, mon
     journal.append({"event": "note"})
     journal.flush()
     assert Journal(bucket / "events.jsonl").rows() == [{"event": "start"}, {"event": "note"}]
+
+
+def test_however_long_a_run_is_a_reader_finds_few_segments(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MOST_SEGMENTS", 4)
+    journal = Journal(bucket / "events.jsonl")
+    for number in range(10):
+        journal.append({"event": "note", "number": number}, {"event": "beat", "number": number})
+        journal.flush()
+        assert len(bucket.names()) <= 4
+    assert [row["number"] for row in Journal(bucket / "events.jsonl").rows()] == sorted([*range(10), *range(10)])
+    again = Journal(bucket / "events.jsonl")  # the next submission, which counts what the last one has left
+    for number in range(10, 13):
+        again.append({"event": "note", "number": number})
+        again.flush()
+        assert len(bucket.names()) <= 4
+    assert [row["number"] for row in again.rows() if row["event"] == "note"] == list(range(13))
 
 
 def test_a_segment_whose_writing_was_answered_to_nobody_counts_once(

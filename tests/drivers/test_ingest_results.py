@@ -55,7 +55,7 @@ def test_the_pairs_shown_are_those_that_moved_furthest_and_never_the_reference(m
     scans = many.scans()
     shifts = np.random.default_rng(0).permutation(scans.num_rows).astype(np.float32)
     moved = scans.set_column(scans.column_names.index("shift_mm"), "shift_mm", pa.array(shifts))
-    monkeypatch.setattr(SliceStore, "scans", lambda self: moved)
+    monkeypatch.setattr(SliceStore, "scans", lambda self, columns=None: moved.select(columns or moved.column_names))
     pairs: list[Pair] = []
     monkeypatch.setattr(ingest_results, "overlays", lambda found, axis: pairs.extend(found) or b"")
     pictures_of(many, folder=Place(str(tmp_path / "pictures")))

@@ -3,7 +3,7 @@
     python -m tests.specs.timm_table      writes platform/bfp/specs/backbones.json anew
 
 A backbone is a ViT of timm's own family (`vit_…` of its module vision_transformer); its facts are those of its default
-weights. The patch size stands in the name alone, and a model made on the meta device bears it out in the test.
+weights, and of a model made on the meta device, without weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE = Path(bfp.specs.__file__).with_name("backbones.json")
 
 
 def rows_of_timm() -> dict[str, dict[str, Any]]:
-    """One row a backbone, by name."""
+    """One row a backbone, by name: what its configuration tells."""
     from timm.models import get_pretrained_cfg, list_models
 
     rows = {}
@@ -34,10 +34,28 @@ def rows_of_timm() -> dict[str, dict[str, Any]]:
     return rows
 
 
+def sizes_of_timm(name: str) -> dict[str, int]:
+    """How large a backbone is; of all of them that takes a minute and a half."""
+    import torch
+    from timm.models import create_model
+
+    with torch.device("meta"):
+        vit = create_model(name, num_classes=0)
+    positions = vit.pos_embed.numel() if vit.pos_embed is not None else 0
+    linear = [layer for layer in vit.blocks[0].modules() if isinstance(layer, torch.nn.Linear)]
+    return {
+        "width": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "prefix": vit.num_prefix_tokens,
+        "block_products": sum(layer.in_features * layer.out_features for layer in linear),
+        "parameters": sum(each.numel() for each in vit.parameters()) - positions,
+    }
+
+
 def text_of(rows: dict[str, dict[str, Any]]) -> str:
     """The table as its file holds it: a line a backbone."""
     return "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()) + "\n}\n"
 
 
 if __name__ == "__main__":
-    FILE.write_text(text_of(rows_of_timm()))
+    FILE.write_text(text_of({name: {**row, **sizes_of_timm(name)} for name, row in rows_of_timm().items()}))

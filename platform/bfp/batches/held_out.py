@@ -19,7 +19,10 @@ def held_out(cohort: str, subject: str, *, share: float) -> bool:
 
 
 def is_held_out(rows: pa.Table, *, share: float) -> np.ndarray:
-    """The same for each row of a table with cohort and subject: bool (rows,)."""
-    keys = list(zip(rows["cohort"].to_pylist(), rows["subject"].to_pylist(), strict=True))
-    known = {key: held_out(*key, share=share) for key in set(keys)}
-    return np.array([known[key] for key in keys], dtype=bool)
+    """The same for each row of a table with cohort and subject: bool (rows,). A subject is asked of once."""
+    cohort, subject = (rows[name].dictionary_encode().combine_chunks() for name in ("cohort", "subject"))
+    pairs = np.asarray(cohort.indices).astype(np.int64) * len(subject.dictionary) + np.asarray(subject.indices)
+    known, which = np.unique(pairs, return_inverse=True)
+    cohorts, subjects = cohort.dictionary.to_pylist(), subject.dictionary.to_pylist()
+    asked = (divmod(pair, len(subjects)) for pair in known.tolist())
+    return np.array([held_out(cohorts[one], subjects[other], share=share) for one, other in asked], dtype=bool)[which]

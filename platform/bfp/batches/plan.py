@@ -77,6 +77,7 @@ def units_of(indices: Sequence[pa.Table]) -> Units:
     """
     columns = ("file", "row_group", "row")
     by_session = [(name, "ascending") for name in (*SESSION, *columns)]
+    indices = [index.select([*SESSION, *columns]) for index in indices]
     indices = [index.take(pc.sort_indices(index, sort_keys=by_session)) for index in indices]
     parts = [np.stack([index[name].to_numpy() for name in columns]).astype(np.int64) for index in indices]
     source = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])

@@ -26,11 +26,11 @@ from pydantic import ValidationError
 from bfp import __version__
 from bfp.cohorts import Session
 from bfp.cohorts.sessions import BRAIN
+from bfp.drivers import sizing
 from bfp.drivers.attempts import Lost, attempts
 from bfp.drivers.inputs import carried, recipe_of, sessions_of, wanted_modalities
 from bfp.drivers.plan import Capacity, Plan, capacity_here, memory_warnings
 from bfp.drivers.preparing import (
-    RAY_START_S,
     TRIED_AGAIN,
     check_available,
     cost_of,
@@ -71,7 +71,6 @@ FACTS = ("run", "bfp", "imaging", "encoder", "weights", "figures")  # of model.j
 SMALLER = "leave out the sessions whose scans are the largest"
 
 MODEL_GB = 1.3  # what a copy took beside its weights: ViT-S and ViT-B, 64 stacks of 224 pixels at a time
-CPU_RATE = 60e9  # operations a second of one CPU: ViT-S and ViT-B came to 77e9 to 84e9
 ROW_BYTES = 1000  # of a session beside its embedding
 
 
@@ -167,7 +166,7 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
     config = read_config(encoder)
     weights_bytes = (encoder / WEIGHTS).size()  # four a weight
     tokens = (preprocessing.size // backbones()[config["architecture"]].patch_px) ** 2
-    predicting = 2 * weights_bytes / 4 * tokens * cost.stacks / CPU_RATE
+    predicting = sizing.predicting_s(parameters=weights_bytes / 4, tokens=tokens, stacks=cost.stacks)
     workers = min(spec.compute.workers or cpus, cpus)
     embedding = 2 * 4 * config["num_features"] * (3 if embeds(told) else 1) if spec.embedding else 0
     seconds = max((cost.seconds + predicting) / cpus, cost.seconds / workers)
@@ -175,7 +174,7 @@ def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Sessi
         workers=workers,
         memory_gb=workers * worker_gb(preprocessing) + spec.compute.models * (MODEL_GB + weights_bytes / 1e9),
         size_bytes=2 * len(todo) * (ROW_BYTES + embedding),
-        seconds=RAY_START_S + seconds,
+        seconds=sizing.RAY_START_S + seconds,
     )
 
 

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bfp.cohorts import Session, Shard, plan_shards
 from bfp.cohorts.sessions import Key
+from bfp.drivers import sizing
 from bfp.drivers.attempts import Lost, attempts
 from bfp.drivers.inputs import carried, recipe_of, sessions_of
 from bfp.drivers.plan import Capacity, Plan, capacity_here, memory_warnings
 from bfp.drivers.preparing import (
-    RAY_START_S,
     TRIED_AGAIN,
     check_available,
     cost_of,
@@ -56,10 +56,6 @@ if TYPE_CHECKING:
     from bfp.imaging.stacks import Recipe
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
-
-# of scans with skull and noise, on one core
-COMPRESSED = 0.43  # what lz4 left of the channels that are not empty: 0.29 to 0.47 of ten real scans
-COMPRESSION_RATE = 900e6  # bytes of pixels a second
 
 SMALLER = "lower sessions_per_shard, whose files a worker holds beside the session it prepares"
 
@@ -140,14 +136,15 @@ class _Estimate(NamedTuple):
 
 def _estimate(spec: Ingest, todo: list[Shard], *, cpus: int) -> _Estimate:
     cost = cost_of([session for shard in todo for session in shard.sessions], spec.preprocessing)
-    slice_bytes, workers = spec.preprocessing.size**2, min(spec.compute.workers or cpus, cpus)
-    seconds = cost.seconds + 3 * cost.stacks * slice_bytes / COMPRESSION_RATE
+    workers = min(spec.compute.workers or cpus, cpus)
+    scans = sum(shard.scans for shard in todo)
+    told = sizing.ingest(cost, scans=scans, shards=len(todo), size_px=spec.preprocessing.size, workers=workers)
     return _Estimate(
-        scans=sum(shard.scans for shard in todo),
-        stacks=cost.stacks,
-        size_bytes=round(COMPRESSED * cost.filled * slice_bytes),
+        scans=scans,
+        stacks=told.stacks,
+        size_bytes=told.size_bytes,
         workers=workers,
-        seconds=RAY_START_S + seconds / workers,
+        seconds=told.seconds,
     )
 
 

@@ -35,6 +35,13 @@ SHOWN_PAIRS = 12
 SHOWN_PAIR_HEIGHT = 0.6  # above the ventricles' floor, where edges are plenty
 SHOWN_ROWS = 50
 
+HISTOGRAMS = (
+    ("Shift onto the reference", "shift_mm", "shift of the head's centre, mm", SUSPICIOUS_SHIFT_MM),
+    ("Foreground", "foreground", "share of the volume that is head", None),
+    ("Bias field", "bias_field_ratio", "95th percentile of the field over its 5th", None),
+)
+"""Title, column of `scans`, what it is, and from where on it is suspicious."""
+
 
 def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, snapshot: int | None) -> Results:
     """Figures and blocks; pictures are written into the run's folder."""
@@ -70,7 +77,7 @@ def results_of(spec: Ingest, run: Run, made: SliceStore, summary: Summary, *, sn
         blocks.append(_segmentations_table(summary))
     if summary.flagged:
         blocks.append(_flagged_table(summary))
-    blocks += _histograms(made.scans())
+    blocks += _histograms(made.scans([column for _, column, *_ in HISTOGRAMS]))
     if spec.pictures and made.totals.stacks:
         blocks += pictures_of(made, folder=run.folder / "pictures")
     blocks.append(Text("Methods", [_methods(spec, summary, brain_program=made.preprocessing.get(BRAIN_PROGRAM, []))]))
@@ -132,11 +139,7 @@ def _flagged_table(summary: Summary) -> Table:
 def _histograms(scans: pa.Table) -> list[Block]:
     return [
         Histogram(title, values, x_label, "scans", flag_above=flag)
-        for title, column, x_label, flag in (
-            ("Shift onto the reference", "shift_mm", "shift of the head's centre, mm", SUSPICIOUS_SHIFT_MM),
-            ("Foreground", "foreground", "share of the volume that is head", None),
-            ("Bias field", "bias_field_ratio", "95th percentile of the field over its 5th", None),
-        )
+        for title, column, x_label, flag in HISTOGRAMS
         if (values := [value for value in scans[column].to_pylist() if value is not None and np.isfinite(value)])
     ]
 
@@ -193,7 +196,7 @@ def _shown_sets(made: SliceStore) -> tuple[list[_Set], int]:
     for place, file in enumerate(files):  # of the first its first set, of the last its last
         sets = _sets(made.stack_index([file]))
         shown.append(sets[round(place / (len(files) - 1) * (len(sets) - 1))])
-    scans = made.scans()
+    scans = made.scans(Key._fields)
     sessions = scans.group_by(list(Key._fields)).aggregate([])
     return shown, scans.num_rows if made.form == "neighbours" else sessions.num_rows
 
@@ -254,7 +257,7 @@ def _pairs(made: SliceStore) -> list[Pair]:
 def _furthest(made: SliceStore) -> pa.Table:
     """The scans with the largest shifts that are not their session's reference, the first of its channels that is
     there: identity, modality, shift_mm and `row` in `scans`."""
-    scans = made.scans().select([*Key._fields, "modality", "shift_mm"])
+    scans = made.scans([*Key._fields, "modality", "shift_mm"])
     channel = pc.index_in(scans["modality"], pa.array(made.channels))
     shift_mm = pc.fill_null(scans["shift_mm"], 0.0)
     scans = scans.set_column(scans.column_names.index("shift_mm"), "shift_mm", shift_mm)

@@ -9,12 +9,12 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
 
 from bfp.cohorts import Session
 from bfp.cohorts.dicom import Series
 from bfp.drivers.attempts import Lost
 from bfp.drivers.inputs import slice_spacing_mm
+from bfp.drivers.sizing import Cost, Scans, preparing
 from bfp.errors import InputError, Reason
 from bfp.specs.clusters import EXAMPLE
 from bfp.specs.cohorts import Cohort
@@ -22,7 +22,6 @@ from bfp.specs.preprocessing import Preprocessing
 from bfp.specs.profile import Profile
 from bfp.words import counted, toml_list
 
-RAY_START_S = 15
 WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session
 DEEPBET_GB = 1.1  # that deepbet's networks and torch took beside it
 SERIES_GB = 0.4  # that the bytes of a 4-D scan took beside it, packed and unpacked: 130 million voxels of int16
@@ -35,38 +34,23 @@ SHOWN_CAUSES = 3  # a full disk is another for each file
 TRIED_AGAIN = "could not be read in full this time, or took too long; submit again to try again"
 
 
-class Cost(NamedTuple):
-    """What preparing sessions will come to. filled: the channels of all stacks that are not empty; seconds: of one
-    CPU, up to the stacks in memory."""
-
-    stacks: int
-    filled: int
-    seconds: float
-
-
 def cost_of(sessions: Sequence[Session], preprocessing: Preprocessing) -> Cost:
-    """From what heads are like and what was measured on scans with skull and noise, on one core, 1 mm and 224 pixels.
-
-    A scan gives 180 mm of slices; how many volumes it has is not known before it is opened (`estimate_warnings`).
-    Decoding and resampling one took 0.07 s, registering it 0.5 s, deepbet 4 s a session. N4 took 1.6 s
-    a scan (0.3 to 2.4 s on sixteen real ones, 6 to 32 times the rest of preparing them), of a 4-D one once. Converting
-    a DICOM series of 190 slices took 0.15 s.
-    """
+    """What preparing sessions comes to, by the figures of `sizing`."""
     with_scans = [session for session in sessions if session.scans]
     scans = sum(len(session.scans) for session in with_scans)
-    slices = round(180 / slice_spacing_mm(preprocessing))
-    if preprocessing.stacks.form == "neighbours":
-        registered = scans - len(with_scans) if preprocessing.brain == "given" else 0  # the mask's scan with each other
-        stacks, filled = slices * scans, 3 * slices * scans
-    else:
-        stacks, filled, registered = slices * len(with_scans), slices * scans, scans - len(with_scans)
-    if preprocessing.registration == "none":
-        registered = 0
-    masked = len(with_scans) if preprocessing.brain == "deepbet" else 0
-    corrected = scans if preprocessing.bias_field == "n4" else 0
-    converted = sum(isinstance(scan.file, Series) for session in with_scans for scan in session.scans)
-    seconds = 0.07 * scans + 0.15 * converted + 0.5 * registered + 4.0 * masked + 1.6 * corrected
-    return Cost(stacks, filled, seconds)
+    neighbours = preprocessing.stacks.form == "neighbours"
+    registered = scans - len(with_scans)
+    if preprocessing.registration == "none" or (neighbours and preprocessing.brain != "given"):
+        registered = 0  # of neighbours the brain mask's scan goes with each other
+    counts = Scans(
+        sessions=len(with_scans),
+        scans=scans,
+        registered=registered,
+        masked=len(with_scans) if preprocessing.brain == "deepbet" else 0,
+        corrected=scans if preprocessing.bias_field == "n4" else 0,
+        converted=sum(isinstance(scan.file, Series) for session in with_scans for scan in session.scans),
+    )
+    return preparing(counts, slice_spacing_mm=slice_spacing_mm(preprocessing), neighbours=neighbours)
 
 
 def estimate_warnings(preprocessing: Preprocessing) -> list[str]:

@@ -19,6 +19,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
+from bfp.drivers import pretrain_outlook as outlook
 from bfp.drivers.acquaintance import write_seen_by
 from bfp.drivers.plan import Capacity, Plan, capacity_here
 from bfp.drivers.pretrain_material import Material, material_of, probed_sessions, recipe_of
@@ -62,6 +63,7 @@ def plan(spec: Pretrain, *, capacity: Capacity | None = None) -> Plan:
     most = max(material.times(cohort) for cohort in material.order.cohorts.values())
     ahead_mb = 2 * WINDOW * batch_size * 3 * material.stores[0].size_px ** 2 / 1e6
     warnings = warnings_of(material.stores, spec.where)
+    training = outlook.of(spec, steps=material.steps, size_px=material.stores[0].size_px, gpus=capacity.gpus)
     if most > 1000:
         warnings.append(f"stacks are seen up to {most:,.0f} times: more data would serve better than more epochs")
     if not spec.encoder.startswith("random:") and not spec.ssl.freeze_backbone_epochs:
@@ -87,7 +89,8 @@ def plan(spec: Pretrain, *, capacity: Capacity | None = None) -> Plan:
                 f"{spec.compute.workers} × {counted(spec.compute.cpus_per_worker, 'CPU')}, of {capacity.cpus}",
             ),
             ("memory", f"{number_text(ahead_mb)} MB at the most for stacks read ahead; the network's is not known yet"),
-            ("time", _outlook(RunFolder(run), steps=material.steps, batch_size=batch_size)),
+            *([("checkpoints", training.checkpoints)] if training.checkpoints else []),
+            ("time", _time(RunFolder(run), steps=material.steps, batch_size=batch_size, before=training.time)),
         ],
         figures={
             "snapshots": [store.snapshot for store in material.stores],
@@ -95,6 +98,7 @@ def plan(spec: Pretrain, *, capacity: Capacity | None = None) -> Plan:
             "subjects": subjects,
             "subjects_held_out": held,
             "steps": material.steps,
+            **training.figures,
         },
         warnings=warnings,
     )
@@ -147,11 +151,11 @@ def execute(spec: Pretrain, run: Run) -> None:
     run.result(results.as_json())
 
 
-def _outlook(run: RunFolder, *, steps: int, batch_size: int) -> str:
-    """How long it will take, as far as that is known."""
+def _time(run: RunFolder, *, steps: int, batch_size: int, before: str) -> str:
+    """How long it will take, by its own last steps; before: what to say before the first."""
     rates = {row["step"]: row["value"] for row in run.metrics() if row["name"] == "samples_per_s"}
     if not rates:
-        return "not known before the first steps are done; it can be stopped and resumed at any moment"
+        return before
     left = steps - max(rates)
     if left <= 0:
         return "none for training, which is done"

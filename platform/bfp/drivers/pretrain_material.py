@@ -55,11 +55,8 @@ class Material:
     @property
     def subjects(self) -> tuple[int, int]:
         """How many training sees, and how many it does not."""
-        seen, wanted = (
-            {key for index in indices for key in zip(*(index[name].to_pylist() for name in SUBJECT), strict=True)}
-            for indices in (self.training, self.indices)
-        )
-        return len(seen), len(wanted) - len(seen)
+        seen, wanted = map(_subjects, (self.training, self.indices))
+        return seen, wanted - seen
 
     @property
     def batches(self) -> str:
@@ -77,6 +74,14 @@ class Material:
     def times(self, cohort: CohortShare) -> float:
         """How often training sees each stack of a cohort."""
         return self.steps * self.order.batch_size * cohort.share / cohort.stacks
+
+
+def _subjects(indices: tuple[pa.Table, ...]) -> int:
+    """How many there are in all; without a Python object for each stack, of which there may be a hundred million."""
+    import pyarrow as pa
+
+    each = [index.select(list(SUBJECT)).group_by(list(SUBJECT)).aggregate([]) for index in indices]
+    return pa.concat_tables(each).group_by(list(SUBJECT)).aggregate([]).num_rows if each else 0
 
 
 def material_of(spec: Pretrain, *, run: Place) -> Material:

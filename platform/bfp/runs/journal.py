@@ -8,11 +8,17 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from bfp.storage import Place
+
+MOST_SEGMENTS = 360
+"""So many are folded into the file: an hour of heartbeats. Who looks at a run reads all, and a week makes 60,000."""
+
+_READS_AT_ONCE = 16
 
 
 def utc_now() -> str:
@@ -31,10 +37,13 @@ class Journal:
         self._file = file
         self._pending: list[str] = []
         self._writing = threading.Lock()
-        self._segment = max(self._segments(), default=0)
+        there = self._segments()
+        self._segment = max(there, default=0)
+        self._unfolded = len(there)
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        self._pending.append(json.dumps(finite(row), ensure_ascii=False))
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Rows that belong together: on disk they are one write."""
+        self._pending += [json.dumps(finite(row), ensure_ascii=False) for row in rows]
         if self._file.is_local:
             self.flush()
 
@@ -42,18 +51,23 @@ class Journal:
         """Make everything appended so far visible to readers; what cannot be written waits for the next time."""
         with self._writing:
             self._write_pending()
+            if self._unfolded >= MOST_SEGMENTS:
+                self._fold()
 
     def fold(self) -> None:
         """Turn the segments into the one file."""
         with self._writing:
             self._write_pending()
-            if self._file.is_local or not self._segment:
-                return
-            segments = self._segments().values()
-            self._file.write(b"".join(line + b"\n" for line in self._lines(segments)))
-            for segment in segments:
-                segment.delete()
-            self._segment = 0
+            self._fold()
+
+    def _fold(self) -> None:
+        if self._file.is_local or not self._segment:
+            return
+        segments = self._segments().values()
+        self._file.write(b"".join(line + b"\n" for line in self._lines(segments)))
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            list(pool.map(Place.delete, segments))
+        self._segment = self._unfolded = 0
 
     def rows(self) -> list[dict[str, Any]]:
         """Every row that is visible, oldest first; a line cut short by a crash, or damaged, is left out."""
@@ -78,6 +92,7 @@ class Journal:
             self._segment += 1
             while not self._segment_place(self._segment).create(data):
                 self._segment += 1
+            self._unfolded += 1
         del self._pending[: len(lines)]  # what was appended meanwhile stays
 
     def _lines(self, segments: Iterable[Place]) -> list[bytes]:
@@ -86,7 +101,8 @@ class Journal:
         The same row stands in file and segment after a `fold` that was killed, and in two segments where a reply was
         lost. The file is read last: a segment that is gone by then was folded into it.
         """
-        parts = [segment.read_if_there() or b"" for segment in segments]
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            parts = [part or b"" for part in pool.map(Place.read_if_there, segments)]
         parts = [self._file.read_if_there() or b"", *parts]
         lines, known = list[bytes](), Counter[bytes]()
         for part in parts:

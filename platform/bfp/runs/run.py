@@ -138,8 +138,9 @@ class Run(RunFolder):
                 self._board = EventFile(self.folder / f"events.out.tfevents.{time.time_ns()}")
             self._board.add(step, values)
         now = utc_now()
-        for name, value in values.items():
-            self._metrics.append({"step": step, "name": name, "value": float(value), "time": now})
+        self._metrics.append(
+            *({"step": step, "name": name, "value": float(value), "time": now} for name, value in values.items())
+        )
         self._listener({"time": now, "event": "figures", "step": step, **values})
         if self._tracker is not None:
             self._tracker.add(step, values)

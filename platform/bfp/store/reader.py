@@ -187,9 +187,9 @@ class SliceStore:
         """One row per session (schemas.SESSIONS), those without a usable scan too."""
         return self._table("sessions", schemas.SESSIONS)
 
-    def scans(self) -> pa.Table:
-        """One row per scan in the store (schemas.SCANS)."""
-        return self._table("scans", schemas.SCANS)
+    def scans(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row per scan in the store (schemas.SCANS), or these columns of it: most of its bytes are matrices."""
+        return self._table("scans", schemas.SCANS if columns is None else _of_scans(columns))
 
     def rejected(self) -> pa.Table:
         """One row per scan left out (schemas.REJECTED)."""
@@ -334,6 +334,10 @@ class SliceStore:
                 raise
         _close(files.pop(place))
         return self._read(place, read)
+
+
+def _of_scans(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([schemas.SCANS.field(name) for name in columns])
 
 
 def pixels_of(table: pa.Table) -> np.ndarray:

@@ -33,6 +33,9 @@ QC_FIGURES = {
 """The figures of `scans` by which scans are compared; a middle half narrower than this counts as so wide."""
 
 
+SUMMARISED = ("cohort", "subject", "session", "modality", "volume", "stacks", "warnings", *QC_FIGURES)
+
+
 class ModalityRow(NamedTuple):
     """Scans of one modality in one cohort. Figures are medians over them; None where none is known."""
 
@@ -115,7 +118,7 @@ class Summary(NamedTuple):
 
 def summarise(store: SliceStore, *, cohorts: Collection[str] | None = None) -> Summary:
     """The summary of a store, or of some of its cohorts."""
-    tables = (store.scans(), store.label_maps(), store.rejected())
+    tables = (store.scans(SUMMARISED), store.label_maps(), store.rejected())
     scans, label_maps, rejected = (_of_cohorts(table, cohorts) for table in tables)
     groups = _groups(scans)
     flagged = _flagged(scans, groups)

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,6 +108,8 @@ class RayJobs:
                     return
                 raise _Broken("it was closed")
             except _Broken as error:
+                if not self._may_know(job):
+                    return
                 broken += 1
                 if broken > RECONNECTS:
                     raise InputError(
@@ -183,6 +185,12 @@ class RayJobs:
             answer.raise_for_status()
             found: dict[str, Any] = answer.json()
         return found
+
+    def _may_know(self, job: Job) -> bool:
+        """False where the cluster answers and knows nothing of the job: it was made anew."""
+        with suppress(InputError), self._telling():
+            return any(found.submission_id == job.id for found in self._jobs_api().list_jobs())
+        return True
 
     def _is_over(self, job: Job) -> bool:
         with self._telling():
