@@ -402,7 +402,7 @@ those of CPU are up to twice what a quiet machine takes. "Before" is what it was
 summary before ran beside the most other work, where opening the store took 3.9 s of CPU. Memory is the most that the
 process had by then. Discovery on a quieter machine: tests/benchmarks/README.md, "Listing a bucket".
 
-- *Ingest* wants a head of ~2 GB for 1,000,000 scans; all of it grows with the scans, nothing faster. On an object store
+- *Ingest* wants a head of ~2 GB for 1,000,000 scans; what it takes grows as the scans do. On an object store
 each of the two readings of all commits is 20,840 GETs, 16 at once: ~40 s at 30 ms.
 - *The journal* of a run on an object store gets a segment each 10 s. They are folded each hour (360), so that who
 looks at a run of a week reads 360 at the most and not 60,000.
