@@ -44,6 +44,7 @@ READ_RATE = 2.2e9  # pixels a second of CPU, the lesser of two [README, Reading 
 GROUP_STACKS = 15.0  # of a row group: 16, the last of a session fewer [code]
 FOOTER_BYTES = 143_361  # of a part of 2,880 stacks, written so: 192 row groups, ten columns
 OPEN_REQUESTS = 3  # pyarrow asks for the size, the last 64 KiB, and the rest of the footer
+TABLE_REQUESTS = 3  # of a small part: the size, the end with the footer, the columns
 FETCHES_AT_ONCE = 32  # `batches.reader.REMOTE_THREADS` [code]
 ANSWER_S = 0.03  # of an object store to one request: DESIGN, "Training reads the store"
 
@@ -148,14 +149,15 @@ def ingest_requests(*, scans: int, shards: int, rejecting: float = 0.3) -> Reque
     """From the cohort's listing to the snapshot; rejecting: the share of shards with a row of `rejected`.
 
     Of each shard: a look whether it is committed, its scans, a put of its stacks, of its scans and of what it rejects,
-    and its commit. At the end its table of scans is read twice (summary, report), four requests each.
+    and its commit. At the end its commit is read twice (before the summary and before the snapshot), its table of scans
+    four times (summary, histograms, two pictures), and of what it rejects once.
     """
     parts = 2 + rejecting
-    tables = 2 * (OPEN_REQUESTS + 1) + rejecting * (OPEN_REQUESTS + 1)
+    tables = (4 + rejecting) * TABLE_REQUESTS
     objects = shards * (parts + 1)
     lists = math.ceil(scans / PAGE_KEYS) + 3 * math.ceil(shards / PAGE_KEYS) + 3 * math.ceil(objects / PAGE_KEYS)
     puts = round(shards * (parts + 1)) + 4  # store.json, the sessions and their commit, the snapshot
-    return Requests(lists, round(scans + shards * (1 + tables)), puts, puts)
+    return Requests(lists, round(scans + shards * (1 + 2 + tables)), puts, puts)
 
 
 # predicting -----------------------------------------------------------------------------------------------------------
