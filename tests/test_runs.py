@@ -43,7 +43,7 @@ def test_a_run_that_ends_says_done_and_keeps_every_figure(tmp_path: Path) -> Non
     assert [(row["step"], row["value"]) for row in folder.metrics()] == [(1, 0.5), (2, None)]
     assert [event["event"] for event in folder.events()] == ["start", "phase", "progress", "warning", "end"]
     assert [event for event in heard if event["event"] != "figures"] == folder.events()
-    assert [event["loss"] for event in heard if event["event"] == "figures"][0] == 0.5
+    assert next(event for event in heard if event["event"] == "figures")["loss"] == 0.5
     assert not list((tmp_path / "a").glob("lease.*"))
 
 
