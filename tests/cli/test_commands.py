@@ -156,7 +156,7 @@ def test_wrong_input_is_one_message_exit_2_and_nothing_written(arguments, said, 
 
 
 def test_an_error_of_our_own_is_one_line_and_with_debug_a_traceback(capsys, small_driver, monkeypatch, tmp_path):
-    monkeypatch.setattr(drivers, "plan", lambda spec, cpus, profile: {}["absent"])
+    monkeypatch.setattr(drivers, "plan", lambda spec, capacity, profile: {}["absent"])
     spec = jobs.write_spec(tmp_path)
     answer = bfp(capsys, "submit", spec)
     assert answer.code == 1

@@ -153,13 +153,13 @@ def test_a_job_that_claims_more_gpus_than_there_are_is_refused_before_anything_i
     spec, claimed, small_driver, monkeypatch, tmp_path
 ):
     small_driver()
-    monkeypatch.setattr("bfp.drivers.plan.gpus_here", lambda: 1)
+    monkeypatch.setattr(sys.modules["bfp.drivers.plan"], "gpus_here", lambda: 1)
     file = tmp_path / "a.yaml"
     file.write_text(f"{spec}\nname: a\noutput: {tmp_path}/runs\n")
     with Local(cpus=8) as target, pytest.raises(InputError, match=f"{claimed}.* and this machine has 1"):
         target.plan(load(file))
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr("bfp.drivers.plan.gpus_here", lambda: 3)
+    monkeypatch.setattr(sys.modules["bfp.drivers.plan"], "gpus_here", lambda: 3)
     with Local(cpus=8) as target:
         assert target.plan(load(file)).rows
 
@@ -228,7 +228,7 @@ def test_a_store_that_lets_two_submitters_run_is_warned_of(small_driver, monkeyp
 
 
 def test_a_target_that_no_profile_names_is_refused():
-    with pytest.raises(InputError, match="--on cluster: no profile"):
+    with pytest.raises(InputError, match="--on cluster: no target has this name"):
         resolve("cluster")
     with pytest.raises(InputError, match="--detach"):
         resolve(None, detach=True)
