@@ -201,15 +201,15 @@ def test_a_failure_is_told_with_its_reason_and_exit_code(
 
 
 def test_what_the_driver_says_of_its_end_goes_before_what_the_operator_says(lab: Any) -> None:
-    here = lab()
     for outcome, error, exit_code in (("failed", JobFailed, 1), ("interrupted", Interrupted, 130)):
+        here = lab()
         here.remote.send(here.spec)
         here.operator.run()
         here.says({"event": "end", "outcome": outcome, "message": f"it {outcome}"})
         here.operator.end("FAILED", "Failed", reason="AppFailed", message=f"failed with exit code {exit_code}")
         with pytest.raises(error, match=f"it {outcome}"):
             here.follow()
-        here.kube.ask("DELETE", here.operator.path)
+    here = lab()
     here.remote.send(here.spec)
     here.operator.run()
     here.says({"event": "refused", "message": "cohorts[0].bids: nothing is there"})
