@@ -1,6 +1,6 @@
 """What a run on a Ray cluster of two nodes survives: its client, a node, the head killed; told to stop.
 
-    python -m pytest tests/campaigns/ray_cluster.py        about five minutes of two cores
+    python -m tests.campaigns.ray_cluster        several minutes of two cores; arguments are pytest's
 
 Each node is killed as a machine dies: all of its processes at once. What is left has to be the store, to the byte, or
 the encoder, to 1e-5, of a run that nothing disturbed.
@@ -9,6 +9,9 @@ the encoder, to 1e-5, of a run that nothing disturbed.
 from __future__ import annotations
 
 import signal
+import sys
+
+import pytest
 
 from tests.targets.test_ray_jobs import (
     PATIENCE_S,
@@ -90,3 +93,7 @@ def test_a_head_that_dies_is_followed_by_another_cluster_that_goes_on(lab: Lab) 
     assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint of step" in done.stderr
     assert_same_encoder(lab.run("last"), lab.reference())
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v", *sys.argv[1:]]))

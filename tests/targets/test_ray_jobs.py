@@ -1,7 +1,7 @@
 """`bfp submit --on NAME` on a real Ray cluster of two nodes: the bytes of an ingest here, and what is refused how.
 
 The nodes are raylets of this machine. What survives the death of which is a trial of its own, of many minutes:
-`python -m pytest tests/campaigns/ray_cluster.py`.
+`python -m tests.campaigns.ray_cluster`.
 """
 
 from __future__ import annotations

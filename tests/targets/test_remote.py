@@ -13,7 +13,7 @@ import pytest
 from bfp.drivers import Capacity
 from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.specs import load
-from bfp.specs.clusters import RayTarget
+from bfp.specs.clusters import KubeRayTarget, RayTarget
 from bfp.specs.paths import local_paths
 from bfp.targets import remote
 from bfp.targets.cluster import Check, Job
@@ -22,6 +22,7 @@ from bfp.targets.remote import Remote
 from tests.targets import makers
 
 RUN = "/data/runs/small"
+BELOW = ["cohorts=[{name: a, bids: /nowhere/b}]"]
 
 
 @dataclass
@@ -177,6 +178,16 @@ def test_paths_that_the_nodes_do_not_share_are_all_named(tmp_path: Path) -> None
         "/data",
     ):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("by", ["shared_paths", "volumes"])
+def test_a_shared_folder_that_is_not_here_leaves_the_plan_to_the_nodes(tmp_path: Path, by: str) -> None:
+    spec = load(makers.write_spec(tmp_path, output="/nowhere/runs", model="/nowhere/m"), overrides=BELOW)
+    settings: Any = {"target": "kuberay", "image": "bfp:1", by: ["/nowhere"]}
+    if by == "volumes":
+        settings[by] = [{"claim": "brains", "path": "/nowhere"}]
+    target = Remote("kube", KubeRayTarget.model_validate(settings), Script(), file="bfp.toml")
+    assert "/nowhere is not on this machine" in dict(target.plan(spec).rows)["plan"]
 
 
 def test_which_paths_a_spec_names() -> None:

@@ -23,9 +23,7 @@ RAY_START_S = 15.0  # DESIGN, "Quiet": import, start of Ray, the first line
 # scans to stacks: seconds of one core, of scans with skull and noise at 1 mm and 224 pixels ---------------------------
 
 SCAN_S = 0.07  # decode and resample: 0.054 with Ray and all, of 2 mm scans [README, A whole ingest]
-REGISTRATION_S = (
-    0.5  # rigid, of a scan onto its reference: within 0.8 s of CPU for three modalities [README, Inference]
-)
+REGISTRATION_S = 0.5  # rigid, of a scan: within 0.8 s of CPU for three modalities [README, Inference]
 DEEPBET_S = 4.0  # DESIGN, "Brain masks": a session's T1w
 N4_S = 1.6  # the median of sixteen real scans, 0.3 to 2.4 [README, One scan to slices]
 SERIES_S = 0.15  # a DICOM series to a NIfTI file [README, One scan to slices]
@@ -60,9 +58,7 @@ PEAK = 778e12  # operations a second of a product of large matrices
 UNCOMPILED = 0.76  # of the rate: 598 of 771 stacks a second of ViT-S, 130 of 172 of ViT-L (at a batch of 48)
 MEASURED_STACKS = 64  # of a GPU at once, ViT-L
 STATE_BYTES = 16  # a parameter: student, teacher and two moments of AdamW in float32 [code]
-GATHERS = (
-    7  # of all weights, 4 bytes each: teacher once; student twice forward, twice backward, its gradients twice [code]
-)
+GATHERS = 7  # of all weights, 4 bytes each: teacher once; student forward, backward and gradients twice each [code]
 
 # what a cluster and its store are thought to do -----------------------------------------------------------------------
 

@@ -196,9 +196,7 @@ class Remote:
 
     def _check_shared(self, spec: Spec) -> None:
         """Raise InputError for paths that lie on this machine alone."""
-        shared = list(self._settings.shared_paths)
-        if isinstance(self._settings, KubeRayTarget):
-            shared += [volume.path for volume in self._settings.volumes]
+        shared = self._shared()
         alone = {
             field: path for field, path in local_paths(spec).items() if not any(lies_in(path, root) for root in shared)
         }
@@ -213,11 +211,15 @@ class Remote:
 
     def _check_here(self, spec: Spec) -> None:
         """Raise StorageError where a shared folder is not there on this machine: nothing is wrong with that."""
-        for root in self._settings.shared_paths:
-            with suppress(StopIteration):
-                path = next(path for path in local_paths(spec).values() if lies_in(path, root))
-                if not place(root).path.is_dir():
-                    raise StorageError(f"{path}: {root} is not on this machine")
+        paths = local_paths(spec).values()
+        for root in self._shared():
+            if any(lies_in(path, root) for path in paths) and not place(root).path.is_dir():
+                raise StorageError(f"{root} is not on this machine")
+
+    def _shared(self) -> list[str]:
+        """The folders that every node sees; on Kubernetes those of the volumes too."""
+        volumes = self._settings.volumes if isinstance(self._settings, KubeRayTarget) else []
+        return [*self._settings.shared_paths, *(volume.path for volume in volumes)]
 
 
 def event_in(line: str) -> Event | None:
