@@ -13,7 +13,7 @@ from bfp.runs.tracking import Tracker
 from bfp.specs.clusters import LocalTarget
 from bfp.specs.profile import Profile
 from bfp.storage import Place
-from bfp.targets import local
+from bfp.targets.checks import check_tracking
 
 pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
 
@@ -79,7 +79,7 @@ def test_after_trouble_nothing_is_gathered_that_nobody_will_send() -> None:
 
 def test_a_client_that_is_not_installed_is_asked_for_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = Profile("bfp.toml", local=LocalTarget(mlflow="http://127.0.0.1:9"))
-    local.check_tracking(profile)
-    monkeypatch.setattr(local, "find_spec", lambda name: None)
+    check_tracking(profile)
+    monkeypatch.setattr("bfp.targets.checks.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"bfp\.toml: local\.mlflow: .* pip install 'bfp\[mlflow\]'"):
-        local.check_tracking(profile)
+        check_tracking(profile)

@@ -37,7 +37,7 @@ from bfp.metrics.calibration import calibration
 from bfp.metrics.measures import MEASURES
 from bfp.metrics.over_folds import difference, over_folds
 from bfp.metrics.paired import corrected_t, delong, plain_t, tested_beside
-from bfp.metrics.segmentation import DICE, HD95_MM, mean_over_sessions
+from bfp.metrics.segmentation import Overlap, columns_of
 
 FOLDS, ALIKE, AUROC, LEVEL = 5, 0.7, 0.85, 0.05
 FEATURES, SIGNAL, SHRINKAGE = 8, 0.45, 5.0
@@ -130,19 +130,23 @@ def _visit_of(design: Design) -> np.ndarray:
     return np.arange(len(design.whose)) - np.searchsorted(design.whose, design.whose)
 
 
-def overlapping(random: np.random.Generator, design: Design) -> dict[str, list[float | None]]:
-    """Values of the sessions: some structures are missed (Dice 0, no HD95), some are not there (neither)."""
+def overlapping(random: np.random.Generator, design: Design) -> tuple[np.ndarray, np.ndarray]:
+    """Some structures are missed (Dice 0, no HD95), some are not there (neither; a mask is a false alarm)."""
     alike = noise(random, design)
     missed, absent = random.random((2, len(alike))) < [[0.05], [0.1]]
-    dice = np.where(missed, 0, expit(1.2 + 0.7 * alike))
-    hd95_mm = np.where(missed, np.nan, np.exp(2 - 0.7 * alike))
-    return {
-        name: [None if out or np.isnan(value) else float(value) for value, out in zip(values, absent, strict=True)]
-        for name, values in (("Dice", dice), ("HD95", hd95_mm))
-    }
+    found = [
+        Overlap(
+            dice=None if out else 0.0 if nothing else expit(1.2 + 0.7 * of),
+            hd95_mm=None if out or nothing else np.exp(2 - 0.7 * of),
+            predicted_ml=0.0 if nothing else 1.0,
+            drawn_ml=0.0 if out else 1.0,
+        )
+        for of, nothing, out in zip(alike, missed, absent, strict=True)
+    ]
+    return design.classes, np.array([columns_of([each]) for each in found])
 
 
-MADE = {"classification": classified, "regression": aged, "survival": followed}
+MADE = {"classification": classified, "regression": aged, "survival": followed, "segmentation": overlapping}
 
 
 def intervals(seed: int, subjects: int) -> dict[tuple[str, str], Interval]:
@@ -150,7 +154,6 @@ def intervals(seed: int, subjects: int) -> dict[tuple[str, str], Interval]:
     random = np.random.default_rng(seed)
     design = designed(random, subjects=subjects)
     made = {task: make(random, design) for task, make in MADE.items()}
-    scores = overlapping(random, design)
     found = dict[tuple[str, str], Interval]()
     for way, units in ((OF_SUBJECTS, design.subjects), (OF_SESSIONS, design.sessions)):
         for task, (truth, said) in made.items():
@@ -162,15 +165,6 @@ def intervals(seed: int, subjects: int) -> dict[tuple[str, str], Interval]:
         of_patients = calibration(classes == 1, said[:, 1], subjects=units, seed=seed)
         found["calibration in the large", way] = of_patients.in_the_large
         found["calibration slope", way] = of_patients.slope
-        agreement = np.array([*scores.values()], dtype=np.float64).T  # None: NaN
-        for measure in (MEASURES["segmentation"].first, *MEASURES["segmentation"].further):
-            of_all = over_folds(
-                measure.figure, design.classes, agreement, folds=design.folds, subjects=units, seed=seed
-            )
-            found[f"{measure.label}, benchmark", way] = of_all.mean
-        for name, values in scores.items():
-            within = DICE if name == "Dice" else HD95_MM
-            found[f"{name}, fine-tuning", way] = mean_over_sessions(values, subjects=units, seed=seed, within=within)
     return found
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from bfp.cli.doctor import examine_cluster
 from bfp.drivers import Capacity
-from bfp.errors import InputError, Interrupted, JobFailed
+from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed
 from bfp.specs import load
 from bfp.specs.clusters import KubeRayTarget, RayTarget
 from bfp.specs.paths import local_paths
@@ -40,6 +41,9 @@ class Script:
 
     def nodes(self) -> int:
         return 3
+
+    def lent(self) -> Capacity | None:
+        return Capacity(64, 8, 512.0, "the cluster lab")
 
     def manifest(self, letter: Letter) -> str:
         return letter.run
@@ -160,6 +164,8 @@ def test_a_driver_reads_the_letter_that_was_sent(tmp_path: Path) -> None:
     sent = on(Script(), brain_program=command).letter(spec)
     found = read_letter(sent.environment())
     assert (found.spec, found.target, found.nodes, found.check) == (spec, "lab", 3, False)
+    assert Capacity(4, 0, 700.0, "there").up_to(found.lent) == Capacity(64, 8, 700.0, "there")
+    assert Capacity(4, 0, 700.0, "there").up_to(None) == Capacity(4, 0, 700.0, "there")
     assert found.profile().local.brain_program == command
     assert found.digest == sent.digest
     with pytest.raises(InputError, match="nothing was sent here"):
@@ -186,8 +192,19 @@ def test_a_shared_folder_that_is_not_here_leaves_the_plan_to_the_nodes(tmp_path:
     settings: Any = {"target": "kuberay", "image": "bfp:1", by: ["/nowhere"]}
     if by == "volumes":
         settings[by] = [{"claim": "brains", "path": "/nowhere"}]
-    target = Remote("kube", KubeRayTarget.model_validate(settings), Script(), file="bfp.toml")
+    script = Script(told=[say("checked", rows=[], warnings=[], bfp="1", python="3", ray="2")])
+    target = Remote("kube", KubeRayTarget.model_validate(settings), script, file="bfp.toml")
     assert "/nowhere is not on this machine" in dict(target.plan(spec).rows)["plan"]
+    points = {found.point: found.text for found in examine_cluster(target, spec)}
+    assert points["plan here"].startswith("made there")
+
+
+def test_a_run_whose_spec_is_damaged_is_said_here(tmp_path: Path) -> None:
+    spec = load(makers.write_spec(tmp_path, model=str(tmp_path / "model")), overrides=["cohorts=[{name: a, bids: .}]"])
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "spec.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DamagedFile, match=r"spec\.yaml: damaged"):
+        on(Script(), shared_paths=[str(tmp_path), str(Path.cwd())]).plan(spec)
 
 
 def test_which_paths_a_spec_names() -> None:

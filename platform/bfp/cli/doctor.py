@@ -15,7 +15,7 @@ from bfp import __version__
 from bfp.errors import InputError, JobFailed
 from bfp.specs import Spec
 from bfp.targets.cluster import Check, Verdict
-from bfp.targets.remote import Remote
+from bfp.targets.remote import UNSEEN, Remote
 from bfp.words import counted
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ def examine_cluster(target: Remote, spec: Spec | None) -> list[Check]:
     try:
         found += target.backend.checks()
         if spec is not None:
-            target.plan(spec)
-            found.append(Check("plan here", "ok", f"nothing stands against {spec.kind} {spec.name} as seen from here"))
+            rows = dict(target.plan(spec).rows)
+            clear = f"nothing stands against {spec.kind} {spec.name} as seen from here"
+            found.append(Check("plan here", "ok", rows.get(UNSEEN, clear)))
             found += _from_its_side(target.ask(spec))
     except InputError as error:
         found.append(Check("cluster", "fail", str(error)))

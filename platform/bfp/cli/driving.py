@@ -42,8 +42,8 @@ def drive() -> None:
     try:
         letter = read_letter(os.environ)
         _wait_for_the_dead(letter)
-        with joined_ray(nodes=letter.nodes, where=f"the cluster {letter.target}", tell=_note) as capacity:
-            with Local(joined=capacity, profile=letter.profile()) as target:
+        with joined_ray(nodes=letter.nodes, where=f"the cluster {letter.target}", tell=_note) as there:
+            with Local(joined=there.up_to(letter.lent), profile=letter.profile()) as target:
                 plan = target.plan(letter.spec)
                 if letter.check:
                     say({"event": "checked", "rows": plan.rows, "warnings": plan.warnings, **_versions()})

@@ -31,6 +31,13 @@ class Capacity:
     memory_gb: float
     where: str = "this machine"
 
+    def up_to(self, lent: Capacity | None) -> Capacity:
+        """With what of `lent` is not there yet."""
+        if lent is None:
+            return self
+        more = (max(self.cpus, lent.cpus), max(self.gpus, lent.gpus), max(self.memory_gb, lent.memory_gb))
+        return Capacity(*more, self.where)
+
 
 def capacity_here(cpus: int | None = None) -> Capacity:
     """What this machine lends. cpus: no more than so many; without it, those that this process may use."""

@@ -49,6 +49,9 @@ class Backend(Protocol):
     def nodes(self) -> int:
         """How many nodes Ray has to have before a run begins; 0 where whatever is there will do."""
 
+    def lent(self) -> Capacity | None:
+        """What a job gets by the profile alone, though nodes may join later; None where it gets what is there."""
+
     def manifest(self, letter: Letter) -> str:
         """What would be sent, as text, exactly; nothing is asked of the cluster."""
 

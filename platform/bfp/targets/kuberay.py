@@ -82,6 +82,9 @@ class KubeRay:
     def nodes(self) -> int:
         return first_nodes(self._settings)
 
+    def lent(self) -> Capacity:
+        return self.capacity()
+
     def manifest(self, letter: Letter) -> str:
         return as_yaml(ray_job(self._settings, letter))
 

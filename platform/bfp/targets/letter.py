@@ -1,8 +1,8 @@
 """The letter: all that a driver on a cluster is told, as two environment variables.
 
     BFP_SPEC     the resolved spec, as YAML
-    BFP_TARGET   JSON: the target's name, the version of bfp that sent it, what the cluster's machines have, and how
-                 many nodes are to be waited for
+    BFP_TARGET   JSON: the target's name, the version of bfp that sent it, what the cluster's machines have, how many
+                 nodes are to be waited for, and what the target lends in all
 
 It is the same for every kind of cluster, and the same command reads it there: `python -m bfp drive`.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from bfp import __version__
+from bfp.drivers import Capacity
 from bfp.errors import InputError
 from bfp.specs import Spec, dump, loads
 from bfp.specs.clusters import Cluster, LocalTarget
@@ -30,7 +31,8 @@ CHECKED = "#check"  # behind a run's folder: jobs that only make its plan
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """target: its name; local: what its machines have; nodes: how many Ray has to have before the run begins.
+    """target: its name; local: what its machines have; nodes: how many Ray has to have before the run begins; lent:
+    what the job gets in all, though not each node need be there yet, None: what is there.
 
     check: whether the driver only makes the plan there, for `bfp doctor`.
     """
@@ -39,6 +41,7 @@ class Letter:
     target: str
     local: LocalTarget
     nodes: int
+    lent: Capacity | None = None
     check: bool = False
 
     @property
@@ -58,6 +61,7 @@ class Letter:
             "bfp": __version__,
             "local": self.local.model_dump(mode="json", exclude_defaults=True),
             "nodes": self.nodes,
+            "lent": asdict(self.lent) if self.lent else None,
             "check": self.check,
         }
         return {**ENVIRONMENT, SPEC: dump(self.spec), TARGET: json.dumps(told, ensure_ascii=False)}
@@ -67,9 +71,9 @@ class Letter:
         return Profile(f"bfp.toml of the submitter, [{self.target}]", self.target, self.local)
 
 
-def letter(spec: Spec, *, target: str, settings: Cluster, nodes: int) -> Letter:
+def letter(spec: Spec, *, target: str, settings: Cluster, nodes: int, lent: Capacity | None = None) -> Letter:
     local = LocalTarget(brain_program=settings.brain_program, mlflow=settings.mlflow)
-    return Letter(spec, target, local, nodes)
+    return Letter(spec, target, local, nodes, lent)
 
 
 def read_letter(environment: Mapping[str, str]) -> Letter:
@@ -90,6 +94,7 @@ def read_letter(environment: Mapping[str, str]) -> Letter:
         target=told["name"],
         local=LocalTarget.model_validate(told["local"]),
         nodes=told["nodes"],
+        lent=Capacity(**told["lent"]) if told["lent"] else None,
         check=told["check"],
     )
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from bfp import drivers
 from bfp.drivers import Capacity, Plan
-from bfp.errors import InputError, Interrupted, JobFailed, StorageError
+from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Event, Listener, RunFolder
 from bfp.specs import Spec
 from bfp.specs.clusters import Cluster, KubeRayTarget
@@ -33,6 +33,7 @@ from bfp.targets.letter import Letter, letter
 STATE_EVERY_S = 2.0
 STOP_WAIT_S = 900.0  # a step of pretraining and its checkpoint
 PATIENCE = 15  # times that a cluster which did not answer is asked again, STATE_EVERY_S apart
+UNSEEN = "plan"  # the row of a plan that is left to the nodes
 KEPT_LINES = 30  # of what a driver says besides its events, shown where it ends without a word
 
 
@@ -68,9 +69,11 @@ class Remote:
                 check_same_spec(spec, text, run=run)
             self._check_here(spec)
             found = drivers.plan(spec, capacity=capacity, profile=self._profile)
+        except DamagedFile:
+            raise
         except StorageError as error:
             unseen = f"made there, before anything is written: what it reads cannot be looked at from here ({error})"
-            return Plan([place_there, ("plan", unseen)], {})
+            return Plan([place_there, (UNSEEN, unseen)], {})
         return Plan([place_there, *found.rows], found.figures, found.warnings)
 
     def manifest(self, spec: Spec) -> str:
@@ -78,7 +81,8 @@ class Remote:
         return self.backend.manifest(self.letter(spec))
 
     def letter(self, spec: Spec) -> Letter:
-        return letter(spec, target=self.name, settings=self._settings, nodes=self.backend.nodes())
+        nodes, lent = self.backend.nodes(), self.backend.lent()
+        return letter(spec, target=self.name, settings=self._settings, nodes=nodes, lent=lent)
 
     def ask(self, spec: Spec) -> dict[str, Any]:
         """What the driver finds where it would run: its plan, and versions. Raises InputError where it would refuse."""

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,17 +62,18 @@ class Slurm:
         self._log_of: dict[str, tuple[Path, str]] = {}  # and the run, by the job's number
 
     def capacity(self) -> Capacity:
-        settings = self._settings
+        settings, lent = self._settings, self.lent()
         memory_gb = settings.memory_gb or min(node.memory_gb for node in self._nodes())
-        return Capacity(
-            settings.nodes * settings.cpus_per_node,
-            settings.nodes * settings.gpus_per_node,
-            settings.nodes * memory_gb,
-            f"a job on {self._name}",
-        )
+        return replace(lent, memory_gb=settings.nodes * memory_gb)
 
     def nodes(self) -> int:
         return self._settings.nodes
+
+    def lent(self) -> Capacity:
+        """Without the memory, which the nodes tell."""
+        nodes = self._settings.nodes
+        cpus, gpus = nodes * self._settings.cpus_per_node, nodes * self._settings.gpus_per_node
+        return Capacity(cpus, gpus, 0.0, f"a job on {self._name}")
 
     def manifest(self, letter: Letter) -> str:
         environment = self._settings.environment or sys.prefix
