@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types schemas lock clean
+.PHONY: help demo test test-long lint types schemas lock clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
@@ -37,7 +37,12 @@ types: $(READY)
 # Two processes, each with a Ray of its own: half of the tests' time is waiting. A file stays in one of them.
 test: lint types
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+
+# What takes a minute or more: runs that are killed and go on, the whole chain in a bucket.
+test-long: $(READY)
+	@echo "==> pytest, long ones"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 # The published contracts, from the models, the Arrow schemas and the installed timm; tests hold them in step.
 schemas: $(READY)

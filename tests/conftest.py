@@ -22,6 +22,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+FIRST = ("tests/drivers/", "tests/test_readme.py", "tests/pretraining/test_loop.py", "tests/cli/", "tests/targets/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first: of two processes, none is left alone with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of trial data (`BFP_SHARED`, else `shared` beside the checkout)."""

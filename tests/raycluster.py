@@ -26,7 +26,7 @@ from typing import Self
 
 from tests.processes import below
 
-STARTS_WITHIN_S = 120
+STARTS_WITHIN_S = 300
 OBJECT_STORE_BYTES = 100_000_000
 NODE_PORTS = 20  # of a node, beside the 100 of its workers
 HEAD = 0

@@ -27,6 +27,7 @@ def bucket(s3_bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return there
 
 
+@pytest.mark.long
 def test_scans_become_predictions_without_leaving_the_bucket(bucket: str, tmp_path: Path) -> None:
     said = run_chain(bucket, cwd=tmp_path)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in said

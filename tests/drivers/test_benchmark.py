@@ -196,6 +196,7 @@ def test_adding_an_encoder_a_share_and_a_seed_computes_only_what_is_new(run, sto
     assert all(len(row["folds"].split(";")) == 6 for row in rows if row["cohort"] == "cross-validation")
 
 
+@pytest.mark.long
 def test_cells_have_the_cpus_that_the_extraction_had(stores, tmp_path):
     """On a Ray whose every CPU the workers of the extraction take."""
     holder = ray.remote(num_cpus=3)(_Holder).remote()  # of the four
@@ -227,6 +228,7 @@ def test_a_stopped_benchmark_goes_on_and_ends_as_if_undisturbed(run, stores, tmp
     assert rows_of(again) == rows_of(run)
 
 
+@pytest.mark.long
 def test_a_number_is_compared_by_its_error_and_less_is_better(stores, tmp_path):
     spec = a_spec(
         stores,
@@ -302,6 +304,7 @@ def test_somebody_learned_from_and_tested_in_an_outside_cohort_is_refused(tmp_pa
         execute(spec)
 
 
+@pytest.mark.long
 def test_a_site_that_alone_tells_the_class_is_warned_of(tmp_path):
     both = (
         make_labelled_store(tmp_path / "a", subjects=24, seed=4),

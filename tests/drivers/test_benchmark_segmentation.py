@@ -157,6 +157,7 @@ def test_an_encoder_costs_the_time_that_its_maps_took(run):
     assert by_name["the best grey threshold"]["extractions"] == 0
 
 
+@pytest.mark.long
 def test_adding_a_share_and_an_encoder_learns_only_what_is_new(run, stores, monkeypatch):
     asked = []
     seen = benchmark_segmentation.labels_seen

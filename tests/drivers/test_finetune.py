@@ -357,6 +357,7 @@ def test_the_methods_tell_by_what_loss_it_was_trained(store, tmp_path):
     assert "smoothed" not in of_numbers
 
 
+@pytest.mark.long
 def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_path):
     run = execute(a_spec(store, tmp_path, pooling="attention", training=SHORT, baselines=ALONE))
     assert {"auroc_frozen", "auroc_mean", "above_mean"} <= figures(run).keys()
@@ -380,6 +381,7 @@ def test_attention_on_a_frozen_encoder_keeps_the_heads_of_its_folds(store, tmp_p
         np.testing.assert_array_equal(head.logits(pooled[None]), head.logits(other[None]))
 
 
+@pytest.mark.long
 def test_a_run_keeps_to_its_snapshot_while_the_store_grows(tmp_path):
     growing = make_labelled_store(tmp_path / "grows", subjects=12)
     spec = a_spec(growing, tmp_path)
@@ -419,6 +421,7 @@ def test_what_is_wrong_is_said_by_the_plan_and_nothing_is_written(store, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_split_of_a_run_is_taken_by_another_whatever_its_seed(run, store, tmp_path):
     (tmp_path / "folds.csv").write_bytes((run / "folds.csv").read())
     spec = a_spec(store, tmp_path, seed=9, splits=str(tmp_path / "folds.csv"))

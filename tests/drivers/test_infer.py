@@ -219,6 +219,7 @@ def test_a_stopped_run_keeps_what_it_has_and_goes_on(model, bids, tmp_path):
     assert not (run / "pictures").exists()
 
 
+@pytest.mark.long
 def test_what_takes_too_long_is_tried_again_at_the_next_submit(model, bids, tmp_path):
     # A file that is broken at its start may be judged within any limit.
     run, events = execute(a_spec(model, bids, tmp_path, compute={"scan_timeout_s": 1e-6}))
@@ -236,6 +237,7 @@ def test_what_takes_too_long_is_tried_again_at_the_next_submit(model, bids, tmp_
     assert dict(infer.plan(spec).rows)["to do"] == "0 sessions; 5 are predicted already"
 
 
+@pytest.mark.long
 def test_more_rejections_than_allowed_fail_the_run_with_its_predictions_kept(model, bids, tmp_path):
     message = (
         r"1 of 12 scans \(8\.3%\) are rejected, more than max_rejected: 0\.05; the predictions of the others are kept"

@@ -274,6 +274,7 @@ def test_the_card_tells_data_preprocessing_recipe_figures_and_limits(folder: Pat
     assert "from a checkpoint" not in told
 
 
+@pytest.mark.long
 def test_an_encoder_is_exported_from_a_checkpoint_while_the_run_goes_on(
     folder: Path, ray_session: None, tmp_path: Path
 ) -> None:
@@ -363,6 +364,7 @@ def test_a_probe_that_cannot_be_made_after_all_leaves_a_whole_encoder_and_says_w
     assert "Not probed: its labels did not suffice." in (run.folder / "model" / "README.md").read().decode()
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights_but_not_without_its_checkpoints(
     folder: Path, undisturbed: RunFolder, tmp_path: Path
 ) -> None:
@@ -406,6 +408,7 @@ def test_a_run_that_never_came_to_a_whole_checkpoint_begins_again(folder: Path, 
         pretrain.plan(spec)
 
 
+@pytest.mark.long
 def test_a_finished_run_with_more_epochs_goes_on_and_keeps_its_encoder_until_there_is_a_new_one(
     folder: Path, ray_session: None, tmp_path: Path
 ) -> None:
@@ -452,6 +455,7 @@ def test_a_lost_worker_comes_back_and_ends_with_the_same_weights(folder: Path, u
     assert weights(run) == weights(undisturbed)
 
 
+@pytest.mark.long
 def test_a_worker_told_to_end_saves_the_step_it_is_at_and_nothing_is_done_again(
     folder: Path, undisturbed: RunFolder
 ) -> None:
@@ -511,6 +515,7 @@ with Run(place(spec.output) / spec.name, spec_yaml="", kind="pretrain", version=
 """
 
 
+@pytest.mark.long
 def test_a_driver_killed_in_training_is_followed_by_one_that_ends_with_the_same_weights(
     folder: Path, undisturbed: RunFolder
 ) -> None:
@@ -526,6 +531,7 @@ def test_a_driver_killed_in_training_is_followed_by_one_that_ends_with_the_same_
     assert weights(run) == weights(undisturbed)
 
 
+@pytest.mark.long
 def test_two_workers_learn_as_one_does(folder: Path, ray_session: None) -> None:
     """The same batches and draws; sums over workers are rounded in another order, so losses agree to some digits."""
     ssl = {**spec_for(folder, "same").ssl.model_dump(), "drop_path": 0.0}  # which is drawn among a worker's own samples

@@ -112,6 +112,7 @@ def test_figures_are_logged_at_their_steps_and_at_the_last(tmp_path):
     assert {"flop_utilisation", "host_memory_peak_mb"} <= set(logged[5])
 
 
+@pytest.mark.long
 def test_a_run_made_to_collapse_is_named_as_such(tmp_path):
     recipe = make_recipe(steps=40, centring="softmax", centre_momentum=1.0, koleo_weight=0.0)  # a centre that stays
     schedules = dataclasses.replace(recipe.schedules, learning_rate=1e-2, momentum=(0.9, 0.9))

@@ -35,7 +35,7 @@ def clients(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def impatience(*, patience_s: float) -> Iterator[None]:
+def impatience(*, patience_s: float, limit_s: float = LIMIT_S) -> Iterator[None]:
     """Waits and time limits a hundredth of the usual ones, so that thousands of faults take minutes."""
     before = {
         (module, name): getattr(module, name)
@@ -47,7 +47,7 @@ def impatience(*, patience_s: float) -> Iterator[None]:
     }
     patience.PATIENCE_S = patience.FIRST_CONTACT_S = patience_s
     patience.FIRST_WAIT_S, patience.LONGEST_WAIT_S = 0.002, 0.1
-    s3.CONNECT_TIMEOUT_S = s3.REQUEST_TIMEOUT_S = LIMIT_S
+    s3.CONNECT_TIMEOUT_S = s3.REQUEST_TIMEOUT_S = limit_s
     try:
         yield
     finally:
@@ -56,11 +56,11 @@ def impatience(*, patience_s: float) -> Iterator[None]:
 
 
 @contextmanager
-def faulty(gateway: Gateway, *, patience_s: float = 60) -> Iterator[FaultProxy]:
+def faulty(gateway: Gateway, *, patience_s: float = 60, limit_s: float = LIMIT_S) -> Iterator[FaultProxy]:
     """A proxy before the gateway, to which the clients of this process lead; it deals nothing until it has a plan."""
     with (
-        FaultProxy(gateway.endpoint, hold_s=5 * LIMIT_S).serving() as proxy,
-        impatience(patience_s=patience_s),
+        FaultProxy(gateway.endpoint, hold_s=5 * limit_s).serving() as proxy,
+        impatience(patience_s=patience_s, limit_s=limit_s),
         clients({**gateway.environment(), "AWS_ENDPOINT_URL": proxy.endpoint}),
     ):
         yield proxy

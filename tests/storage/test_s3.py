@@ -159,7 +159,7 @@ def test_what_no_try_mends_is_said_at_once_and_why(
     ask: object, s3_gateway: Gateway, s3_bucket: str, stranger: Keys
 ) -> None:
     file, own = Place(s3_bucket) / "refusals/x", s3_gateway.environment()
-    with faulty(s3_gateway) as proxy:
+    with faulty(s3_gateway, limit_s=60) as proxy:  # no answer that is late is asked for again
         before = repeats()
         proxy.plan = from_on(1, Fault.EXPIRED)
         assert "the credentials have expired; renew them" in asked(ask, file)
@@ -229,6 +229,7 @@ def test_a_named_profile_says_who_asks_and_where(
         assert [entry.place for entry in file.parent.files()] == [file]
 
 
+@pytest.mark.long
 def test_a_listing_of_many_pages_is_in_order_and_leaves_nothing_out(s3_bucket: str) -> None:
     import s3fs
 

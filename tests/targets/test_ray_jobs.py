@@ -28,12 +28,13 @@ from bfp.storage import place
 from tests.cohorts.makers import write_bids
 from tests.conftest import CHECKOUT
 from tests.raycluster import RayCluster
+from tests.test_readme import commands
 
 pytest.importorskip("aiohttp_cors", reason="Ray's job client is not installed: pip install 'bfp[cluster]'")
 
 SUBJECTS = 12
 STEPS = 60
-PATIENCE_S = 300
+PATIENCE_S = 900
 
 
 class Lab:
@@ -174,14 +175,18 @@ def warnings_of(run: RunFolder) -> list[str]:
     return [str(event["message"]) for event in run.events() if event["event"] == "warning"]
 
 
-def test_an_ingest_on_the_cluster_writes_the_bytes_that_one_here_writes(lab: Lab) -> None:
-    done = lab.bfp("submit", lab.ingest("there", "store-there"), "--on", "lab", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["status"]["outcome"] == "done"
+def test_the_readmes_commands_make_a_store_on_the_cluster_with_the_bytes_of_one_made_here(lab: Lab) -> None:
+    lab.ingest("ingest", "store-there")
+    shown = [command for command in commands() if "--on lab" in command]
+    assert shown == ["bfp doctor ingest.yaml --on lab", "bfp submit ingest.yaml --on lab"]
+    for command in shown:
+        done = lab.bfp(*command.split()[1:])
+        assert done.returncode == 0, done.stdout + done.stderr
     assert bytes_of(lab.folder / "store-there") == bytes_of(lab.folder / "store")
     assert "target" in done.stderr
     assert "4 CPUs" in done.stderr
     assert "preparing" in done.stderr
+    assert json.loads(lab.bfp("status", "runs/ingest", "--on", "lab", "--json").stdout)["job"]["stage"] == "done"
 
 
 def test_what_cannot_be_reached_or_is_not_let_in_is_said_before_anything_is_sent(lab: Lab) -> None:
