@@ -12,12 +12,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from bfp.cli.display import Display, event_line
-from bfp.cli.jobs import Finished, plan_lines
+from bfp.cli.jobs import Finished, finished, plan_lines
 from bfp.cli.looking import status_text
 from bfp.cli.output import grid, shown, write
 from bfp.cli.runs import Status, status_of
 from bfp.drivers.plan import Plan
-from bfp.errors import InputError, Interrupted
+from bfp.errors import InputError, Interrupted, JobFailed
 from bfp.runs import RunFolder
 from bfp.specs import Spec
 from bfp.storage import Place, place
@@ -57,6 +57,11 @@ def follow_run(sent: OnCluster, target: Remote) -> Finished:
         raise Interrupted(
             f"no longer followed; the run goes on on {sent.on}. To stop it: bfp stop {shown(sent.run)} --on {sent.on}"
         ) from None
+    if not done:  # what the run came to is in its folder too
+        run = RunFolder(sent.run)
+        if run.spec_text() is None:
+            raise JobFailed(f"job {sent.job.id} is done, and its last word did not come through; see {sent.run}")
+        return finished(run)
     status = Status(**done["status"])
     return Finished(status._replace(run=place(str(status.run))), done["figures"], place(done["report"]))
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
-from bfp.errors import InputError, JobFailed
+from bfp.cli.output import write
+from bfp.errors import InputError, Interrupted, JobFailed
+from bfp.runs import Event
 from bfp.specs import Spec
 from bfp.targets.cluster import Check, Verdict
 from bfp.targets.remote import UNSEEN, Remote
@@ -58,8 +60,9 @@ def examine() -> list[Check]:
 def examine_cluster(target: Remote, spec: Spec | None) -> list[Check]:
     """Look at every point of a cluster, from here and, where a spec is given, from the nodes' side too.
 
-    For that a job of its own is sent, which plans the spec there, writes nothing but a probe beside its output, and is
-    gone: versions, CPUs and GPUs against what the spec claims, inputs, and whether the output can be written.
+    For that a job of its own is sent, which plans the spec there and writes nothing but a probe beside its output (on
+    SLURM the log of a job too): versions, CPUs and GPUs against what the spec claims, inputs, and whether the output
+    can be written.
     """
     found: list[Check] = []
     try:
@@ -68,15 +71,26 @@ def examine_cluster(target: Remote, spec: Spec | None) -> list[Check]:
             rows = dict(target.plan(spec).rows)
             clear = f"nothing stands against {spec.kind} {spec.name} as seen from here"
             found.append(Check("plan here", "ok", rows.get(UNSEEN, clear)))
-            found += _from_its_side(target.ask(spec))
-    except InputError as error:
+            found += _from_its_side(target.ask(spec, listener=_told))
+    except (InputError, JobFailed, Interrupted) as error:
         found.append(Check("cluster", "fail", str(error)))
     return found
 
 
+def _told(event: Event) -> None:
+    """What the job of a check waits for."""
+    if event["event"] == "note":
+        write([f"  {event['message']}"], stderr=True)
+
+
 def _from_its_side(told: dict[str, Any]) -> Iterator[Check]:
     """What the driver found where it would run."""
-    yield Check("bfp there", "ok", f"{told['bfp']} on Python {told['python']}, Ray {told['ray']}")
+    there = f"{told['bfp']} on Python {told['python']}, Ray {told['ray']}"
+    here = platform.python_version()
+    if told["python"].rpartition(".")[0] == here.rpartition(".")[0]:
+        yield Check("bfp there", "ok", there)
+    else:
+        yield Check("bfp there", "warn", f"{there}; Python {here} here", "what differs may differ in a digit")
     yield Check("plan there", "ok", "; ".join(f"{label} {text}" for label, text in told["rows"]))
     for warning in told["warnings"]:
         yield Check("plan there", "warn", warning)

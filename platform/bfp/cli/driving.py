@@ -42,19 +42,20 @@ def drive() -> None:
     try:
         letter = read_letter(os.environ)
         _wait_for_the_dead(letter)
-        with joined_ray(nodes=letter.nodes, where=f"the cluster {letter.target}", tell=_note) as there:
-            with Local(joined=there.up_to(letter.lent), profile=letter.profile()) as target:
-                plan = target.plan(letter.spec)
-                if letter.check:
-                    say({"event": "checked", "rows": plan.rows, "warnings": plan.warnings, **_versions()})
-                    return
-                say({"event": "planned", "rows": plan.rows, "warnings": plan.warnings})
-                run = target.submit(letter.spec, listener=_listener(letter))
-            done = plain(finished(run))
+        with (
+            joined_ray(nodes=letter.nodes, where=f"the cluster {letter.target}", tell=_note) as there,
+            Local(joined=there.up_to(letter.lent), profile=letter.profile()) as target,
+        ):
+            plan = target.plan(letter.spec)
+            if letter.check:
+                say({"event": "checked", "rows": plan.rows, "warnings": plan.warnings, **_versions()})
+                return
+            say({"event": "planned", "rows": plan.rows, "warnings": plan.warnings})
+            run = target.submit(letter.spec, listener=_listener(letter))
     except InputError as error:
         say({"event": "refused", "message": str(error)})
         raise
-    say({"event": "finished", **done})
+    say({"event": "finished", **plain(finished(run))})
 
 
 def _listener(letter: Letter) -> Listener:

@@ -62,7 +62,10 @@ class Backend(Protocol):
         """Send it. Where the same attempt is there already, since somebody else has just sent it: that one."""
 
     def lines(self, job: Job, *, follow: bool) -> Iterator[str]:
-        """What the driver has written so far; with `follow`, waits for it to begin, and for more until it has ended."""
+        """What the driver has written so far; with `follow`, waits for it to begin, and for more until it has ended.
+
+        Where a job that its cluster took up again starts anew, there is an event `begins`.
+        """
 
     def stop(self, job: Job) -> None:
         """Ask the driver to stop, and see to it that nothing of the job is left."""

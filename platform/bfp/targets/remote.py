@@ -84,11 +84,18 @@ class Remote:
         nodes, lent = self.backend.nodes(), self.backend.lent()
         return letter(spec, target=self.name, settings=self._settings, nodes=nodes, lent=lent)
 
-    def ask(self, spec: Spec) -> dict[str, Any]:
+    def ask(self, spec: Spec, *, listener: Listener) -> dict[str, Any]:
         """What the driver finds where it would run: its plan, and versions. Raises InputError where it would refuse."""
         asked = replace(self.letter(spec), nodes=0, check=True)
-        job = self.backend.send(asked, attempt=len(self.backend.jobs(asked.run)) + 1)
-        return self.follow(asked.run, job, listener=lambda event: None)
+        job = self._send(asked)
+        try:
+            told = self.follow(asked.run, job, listener=listener)
+        except KeyboardInterrupt:
+            self.backend.stop(job)
+            raise Interrupted(f"job {job.id}, which only checks, was told to end") from None
+        if not told:
+            raise JobFailed(f"job {job.id} is done, and what it found did not come through: ask again")
+        return told
 
     # sending, following, stopping ------------------------------------------------------------------------------------
 
@@ -97,10 +104,11 @@ class Remote:
 
         Raises InputError where the run goes on with another spec.
         """
-        wanted = self.letter(spec)
+        return self._send(self.letter(spec))
+
+    def _send(self, wanted: Letter) -> Job:
         before = self.backend.jobs(wanted.run)
-        going = next((job for job in before if job.stage not in OVER), None)
-        job = going or self.backend.send(wanted, attempt=len(before) + 1)
+        job = _going(before) or self.backend.send(wanted, attempt=len(before) + 1)
         if job.digest != wanted.digest:
             raise InputError(
                 f"{wanted.run}: this run is going on on {self.name} with another spec (job {job.id}); wait for it, or "
@@ -109,17 +117,17 @@ class Remote:
         return job
 
     def job(self, run: str) -> Job:
-        """The latest attempt at a run. Raises InputError where the cluster knows of none."""
+        """The attempt at a run that goes on, or else the latest. Raises InputError where the cluster knows of none."""
         found = self.backend.jobs(run)
         if not found:
             raise InputError(
                 f"{run}: {self.name} knows of no job of this run; it was never sent there, or the cluster was made "
                 "anew since: submit it again to go on where it stopped"
             )
-        return found[-1]
+        return _going(found) or found[-1]
 
     def follow(self, run: str, job: Job, *, listener: Listener) -> dict[str, Any]:
-        """Hear the run to its end; what the driver says of it at the end (`bfp drive`).
+        """Hear the run to its end; what the driver says of it at the end (`bfp drive`), {} where that was not heard.
 
         Raises what a run on this machine would: InputError where the driver refused, having written nothing; JobFailed;
         Interrupted where it was asked to stop.
@@ -135,13 +143,15 @@ class Remote:
                 finished = event
             elif event["event"] == "refused":
                 raise InputError(str(event["message"]))
+            elif event["event"] == "begins":  # again, where its cluster has put it back into the queue
+                ended = {}
             elif event["event"] != "planned":
-                # A job that its cluster has put back in the queue begins again.
                 ended = event if event["event"] in ("start", "end") else ended
                 listener(event)
         if finished is not None:
             return finished
-        return self._say_the_end(self._now(run, job), ended, besides)
+        self._say_the_end(self._now(run, job), ended, besides)
+        return {}
 
     def lines(self, run: str, *, follow: bool) -> Iterator[str]:
         """What the driver of the latest attempt has written; with `follow`, to its end."""
@@ -152,11 +162,19 @@ class Remote:
         job = self.job(run)
         if job.stage in OVER:
             raise InputError(f"{run}: nobody runs it on {self.name} now (job {job.id} is {job.stage})")
-        self.backend.stop(job)
-        until = time.monotonic() + STOP_WAIT_S
+        others = [other for other in self.backend.jobs(run) if other.stage not in OVER and other.id != job.id]
+        for each in (*others, job):  # first those that would begin when it ends
+            self.backend.stop(each)
+        until, was = time.monotonic() + STOP_WAIT_S, job.stage
         while (now := self._now(run, job)).stage not in OVER:
+            if now.stage == "waiting" and was == "running":  # it was on its way back into the queue when it was told
+                self.backend.stop(now)
+            was = now.stage
             if time.monotonic() > until:
-                raise JobFailed(f"{run}: job {job.id} has not stopped within {STOP_WAIT_S / 60:.0f} minutes")
+                raise JobFailed(
+                    f"{run}: job {job.id} has not stopped within {STOP_WAIT_S / 60:.0f} minutes; look at "
+                    f"`bfp logs {run} --on {self.name}`, and end it by the cluster's own means"
+                )
             time.sleep(STATE_EVERY_S)
         return now
 
@@ -184,8 +202,10 @@ class Remote:
             time.sleep(STATE_EVERY_S)
         yield from self.backend.lines(now, follow=True)
 
-    def _say_the_end(self, job: Job, ended: Event, besides: deque[str]) -> dict[str, Any]:
-        """Raise what the end of a job without a last word comes to."""
+    def _say_the_end(self, job: Job, ended: Event, besides: deque[str]) -> None:
+        """Raise what the end of a job without a last word comes to, unless it is done."""
+        if job.stage == "done" or ended.get("outcome") == "done":
+            return
         if ended.get("outcome") == "interrupted" or job.stage == "stopped":
             raise Interrupted(str(ended.get("message") or f"stopped (job {job.id}); submit the same again to go on"))
         if ended.get("outcome") == "failed":
@@ -224,6 +244,12 @@ class Remote:
         """The folders that every node sees; on Kubernetes those of the volumes too."""
         volumes = self._settings.volumes if isinstance(self._settings, KubeRayTarget) else []
         return [*self._settings.shared_paths, *(volume.path for volume in volumes)]
+
+
+def _going(jobs: list[Job]) -> Job | None:
+    """The one that runs, or else the first of those that wait."""
+    going = sorted((job for job in jobs if job.stage not in OVER), key=lambda job: job.stage != "running")
+    return going[0] if going else None
 
 
 def event_in(line: str) -> Event | None:

@@ -11,6 +11,7 @@ these can have begun, since jobs of one name wait for one another.
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ from bfp.targets.slurm_words import AGAIN, ENDS, GOING, WAITING, WAITS, End, wai
 
 ASKED_EVERY_S = 5.0  # at the most, of the controller; logs are looked at more often
 LOOKED_EVERY_S = 0.5
+PATIENCE = 60  # times on end that a controller which does not answer is asked again
 TIMEOUT_S = 60.0
 LAST_LINE_WAIT_S = 10.0  # a network file system shows what another node wrote after a few seconds
 LAST_BYTES = 65_536
@@ -96,14 +98,34 @@ class Slurm:
         if first is not None and first.id != mine:
             self._call("scancel", mine)
             return first
-        return next(job for job in there if job.id == mine)
+        sent = next((job for job in there if job.id == mine), None)
+        if sent is None:
+            self._call("scancel", mine)
+            raise InputError(
+                f"--on {self._name}: job {mine} was taken and cannot be found again by its name and comment, by which "
+                "bfp knows its jobs: something of this cluster rewrites them; ask whoever runs it (it was cancelled)"
+            )
+        return sent
 
     def lines(self, job: Job, *, follow: bool) -> Iterator[str]:
-        """The log is opened anew for each look: a network file system shows what is new to who opens it."""
+        """The log is opened anew for each look: a network file system shows what is new to who opens it. A controller
+        that is busy or restarts does not end it, and what a job waits for that went back into the queue is told."""
         log, run = self._log_of[job.id]
-        read, over_s = 0, None
+        read, over_s, silent, told = 0, None, 0, job.said
         while True:
-            over = self._is_over(run, job.id) if follow else True
+            try:
+                now = self._now(run, job) if follow else job._replace(stage="done")
+                silent = 0
+            except InputError:
+                silent += 1
+                if silent > PATIENCE:
+                    raise
+                time.sleep(ASKED_EVERY_S)
+                continue
+            over = now.stage in OVER
+            if now.stage == "waiting" and now.said not in ("", told):
+                told = now.said
+                yield json.dumps({"event": "note", "message": told}, ensure_ascii=False)
             new = _from(log, read)
             # A line is whole once it ends; of a job that is over, the last one also as it is.
             whole = len(new) if over else new.rfind(b"\n") + 1
@@ -111,13 +133,13 @@ class Slurm:
             yield from new[:whole].decode(errors="replace").splitlines()
             if over and not whole:
                 over_s = over_s or time.monotonic()
-                if not follow or not read or _has_ended(log) or time.monotonic() - over_s > LAST_LINE_WAIT_S:
+                if not follow or _has_ended(log) or time.monotonic() - over_s > LAST_LINE_WAIT_S:
                     return
             if not whole:
                 time.sleep(LOOKED_EVERY_S)
 
     def stop(self, job: Job) -> None:
-        """What waits is taken out of the queue; what runs is told to save and to end, and told again breaks off."""
+        """What waits is taken out of the queue; what runs is told to save and to end, for which it has ten minutes."""
         _, run = self._log_of[job.id]
         now = next((found for found in self._ask(run) if found.id == job.id), job)
         running = now.stage == "running"
@@ -128,7 +150,8 @@ class Slurm:
         yield Check("SLURM", "ok", self._call("sbatch", "--version").strip())
         try:
             yield from self._check_partition()
-            said = self._call("sbatch", "--test-only", *resources(self._settings), text="#!/bin/bash\n", both=True)
+            asked = [*resources(self._settings), *self._settings.options]
+            said = self._call("sbatch", "--test-only", *asked, text="#!/bin/bash\n", both=True)
             yield Check("job", "ok", said.strip().removeprefix("sbatch: "))
         except InputError as error:
             yield Check("job", "fail", "SLURM would not take it", str(error))
@@ -189,8 +212,8 @@ class Slurm:
             end = ENDS["LAUNCH_FAILED"] if reason == "JobLaunchFailure" else end
         return Job(number, end.stage, end.said, code, digest)
 
-    def _is_over(self, run: str, number: str) -> bool:
-        return next((job.stage in OVER for job in self.jobs(run) if job.id == number), True)
+    def _now(self, run: str, job: Job) -> Job:
+        return next((found for found in self.jobs(run) if found.id == job.id), job._replace(stage="failed"))
 
     def _check_partition(self) -> Iterator[Check]:
         settings, nodes = self._settings, self._nodes()
@@ -334,14 +357,14 @@ def _from(log: Path, offset: int) -> bytes:
         with log.open("rb") as file:
             file.seek(offset)
             return file.read()
-    except FileNotFoundError:
+    except OSError:  # not there yet, or a network file system that is being put right: nothing new so far
         return b""
 
 
 def _end_of(log: Path) -> str:
     try:
         return _from(log, max(0, log.stat().st_size - LAST_BYTES)).decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 

@@ -31,7 +31,7 @@ refuse() {
 }
 
 heard() { # what has been asked for; a wish of the user's is above all else
-    if [ -z "$told" ] || [ "$1" = stop ]; then told=$1 told_at=$SECONDS; fi
+    if [ -z "$told" ] || { [ "$1" = stop ] && [ "$told" != stop ]; }; then told=$1 told_at=$SECONDS; fi
     to "$driver" TERM
 }
 trap 'heard limit' USR1
@@ -232,7 +232,8 @@ goes_on() { # whether a job whose driver ended with $1 goes back into the queue
 }
 
 finish() { # end whatever is left of this start, and the job with $1
-    trap '' USR1 USR2 TERM
+    trap '' USR1 TERM
+    trap 'told=stop' USR2
     to "$driver" KILL
     exec 9>&-
     end_ray
@@ -252,6 +253,7 @@ finish() { # end whatever is left of this start, and the job with $1
 
 main() {
     echo "bfp: job $SLURM_JOB_ID of spec $digest begins on $SLURM_JOB_NODELIST"
+    tell begins "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"
     if [ "$(idle_starts)" -ge 3 ]; then
         refuse "job $SLURM_JOB_ID has started three times on end and come no further: a step may take longer than the \
 time limit, or a node may be ill; look at its log, give it a longer time_h, and submit the same again to go on"
@@ -269,7 +271,7 @@ time limit, or a node may be ill; look at its log, give it a longer time_h, and 
     head=$(sed -n 's/.*Local node IP: *\([0-9.a-fA-F:]*\).*/\1/p' "$temp/ray.txt" | head -n 1):$first
 
     if [ "$nodes" -gt 1 ]; then
-        # srun is given nothing secret but on standard input
+        # Ray's token goes over standard input; the storage's credentials are in the environment, as for the driver.
         exec 9> >(exec srun --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --ntasks-per-node=1 --relative=1 \
             --cpus-per-task="$cpus" --mem=0 --export=ALL --input=all --unbuffered --kill-on-bad-exit=0 --quiet \
             bash -c "$(declare -p head cpus gpus container environment shared_paths deaf \
@@ -299,6 +301,7 @@ time limit, or a node may be ill; look at its log, give it a longer time_h, and 
         if [ -n "$lost_at" ] && [ $((SECONDS - lost_at)) -gt 30 ]; then to "$driver" KILL; fi
         # What could not be saved in time is done again from what was saved before.
         if [ "$told" = limit ] && [ $((SECONDS - told_at)) -gt $((warning_s - 10)) ]; then to "$driver" KILL; fi
+        if [ "$told" = stop ] && [ $((SECONDS - told_at)) -gt 600 ]; then to "$driver" KILL; fi
         pause
     done
     wait "$driver"

@@ -21,8 +21,10 @@ STOP = "USR2"  # the signal of `bfp stop` to the job's shell
 # What a job and the ways to find it again rest on; bfp says it itself.
 OWN_OPTIONS = (
     *("array", "comment", "dependency", "error", "export", "input", "job-name", "no-requeue", "nodes", "ntasks"),
-    *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap"),
+    *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap", "hold", "wait", "test-only"),
 )
+OTHER_OPTIONS = ("no", "time-min")
+CHECK_H = 0.25
 
 
 def script(letter: Letter, settings: SlurmTarget, *, environment: str, logs: str) -> str:
@@ -38,9 +40,9 @@ def script(letter: Letter, settings: SlurmTarget, *, environment: str, logs: str
             *lines,
             "",
             f"# Made by bfp {__version__} for {letter.target}.",
-            *(f"{name}={value}" for name, value in _settings(letter, settings, environment, logs).items()),
             'unset "${!RAY_@}"',  # what a site or a shell has set for another Ray
             *(f"export {name}={shlex.quote(value)}" for name, value in told.items()),
+            *(f"{name}={value}" for name, value in _settings(letter, settings, environment, logs).items()),
             "",
             BODY.read_text(encoding="utf-8"),
         ]
@@ -49,7 +51,7 @@ def script(letter: Letter, settings: SlurmTarget, *, environment: str, logs: str
 
 def options(letter: Letter, settings: SlurmTarget, *, logs: str) -> list[str]:
     """What a job asks for, as options of sbatch."""
-    clash = [option for option in settings.options if option.removeprefix("--").partition("=")[0] in OWN_OPTIONS]
+    clash = [option for option in settings.options if _is_own(option)]
     if clash:
         raise InputError(f"[{letter.target}] options: {', '.join(clash)}: bfp sets this itself; leave it out")
     name = job_name(letter.run)
@@ -59,12 +61,25 @@ def options(letter: Letter, settings: SlurmTarget, *, logs: str) -> list[str]:
         f"--output={_no_pattern(logs)}/{_no_pattern(name)}-%j.log",
         "--open-mode=append",
         "--dependency=singleton",  # of two jobs of one run the second waits
-        *resources(settings),
+        *resources(_for_a_check(settings) if letter.check else settings),
         f"--signal=B:USR1@{settings.warning_s}",
-        "--requeue" if settings.requeue else "--no-requeue",
+        "--requeue" if settings.requeue and not letter.check else "--no-requeue",
         "--export=HOME,USER,PATH",  # no secret of who submits is kept by SLURM
         *settings.options,
     ]
+
+
+def _is_own(option: str) -> bool:
+    """Whether it is one of OWN_OPTIONS, which sbatch takes abbreviated too."""
+    name = option.removeprefix("--").partition("=")[0]
+    return any(own == name or (own.startswith(name) and name not in OTHER_OPTIONS) for own in OWN_OPTIONS)
+
+
+def _for_a_check(settings: SlurmTarget) -> SlurmTarget:
+    """A plan needs one node and some minutes; a partition for GPUs may take no job that asks for none."""
+    return settings.model_copy(
+        update={"nodes": 1, "gpus_per_node": min(1, settings.gpus_per_node), "time_h": min(CHECK_H, settings.time_h)}
+    )
 
 
 def resources(settings: SlurmTarget) -> list[str]:
@@ -107,11 +122,11 @@ def _settings(letter: Letter, settings: SlurmTarget, environment: str, logs: str
     return {
         "digest": letter.digest,
         "log": f'{log}"$SLURM_JOB_ID".log',
-        "nodes": str(settings.nodes),
+        "nodes": str(1 if letter.check else settings.nodes),
         "cpus": str(settings.cpus_per_node),
-        "gpus": str(settings.gpus_per_node),
+        "gpus": str(min(1, settings.gpus_per_node) if letter.check else settings.gpus_per_node),
         "warning_s": str(settings.warning_s),
-        "requeue": str(int(settings.requeue)),
+        "requeue": str(int(settings.requeue and not letter.check)),
         "environment": shlex.quote(environment),
         "container": shlex.quote(settings.container or ""),
         "shared_paths": _array(settings.shared_paths),

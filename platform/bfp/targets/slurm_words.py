@@ -196,8 +196,8 @@ _REFUSED: list[tuple[str, Callable[[str], str]]] = [
     (
         "Socket timed out",
         lambda name: (
-            f"--on {name}: SLURM's controller answered too late, and may have taken the job all the same: "
-            "submit the same again, which finds it"
+            f"--on {name}: SLURM's controller answered too late; of a job that was just being sent it may have taken "
+            "it all the same: submit the same again, which finds it"
         ),
     ),
 ]
