@@ -71,7 +71,7 @@ def _measured() -> str:
     rows = [
         ("decode and resample a scan", f"{sizing.SCAN_S} s of a core", "A whole ingest"),
         ("register a scan rigidly", f"{sizing.REGISTRATION_S} s of a core", "Inference"),
-        ("deepbet, a session", f"{sizing.DEEPBET_S:g} s of two cores", "DESIGN, brain masks"),
+        ("deepbet, a session", f"at most {sizing.DEEPBET_S:g} CPU seconds", "DESIGN, brain masks: 4 s of two cores"),
         ("N4, a scan", f"{sizing.N4_S} s of a core (0.3 to 2.4)", "One scan to slices"),
         ("a DICOM series to NIfTI", f"{sizing.SERIES_S} s of a core", "One scan to slices"),
         ("a worker's wait between two shards", f"{sizing.BETWEEN_SHARDS_S} s", "A whole ingest"),

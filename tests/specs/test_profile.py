@@ -145,7 +145,7 @@ def test_every_other_table_is_a_cluster_of_its_kind(tmp_path: Path) -> None:
             "  lab.address: ray://head:10001\n    the address of the",
         ),
         ('[lab]\ntarget = "ray"\naddress = "http://me:pw@head"', "no user or password may stand here"),
-        ('[lab]\ntarget = "ray"\naddress = "http://head"\ntoken = {}', "  lab.token: {}\n    name one place: {env = "),
+        ('[lab]\ntarget = "ray"\naddress = "http://head"\ntoken = {}', "  lab.token\n    name one place: {env = "),
         ('[lab]\ntarget = "ray"\naddress = "http://head"\nnamespace = "x"', "  lab.namespace: x\n    no such field"),
         (
             '[a]\ntarget = "slurm"\nshared_paths = ["data"]',
@@ -165,6 +165,15 @@ def test_what_is_wrong_with_a_cluster_is_said_with_its_field(tmp_path: Path, tex
     with pytest.raises(SpecError) as caught:
         profile_for(tmp_path / "ingest.yaml")
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ['token = "hunter2"', 'token = {value = "hunter2"}', 'api_key = "hunter2"'])
+def test_a_secret_where_a_reference_belongs_is_not_shown(tmp_path: Path, line: str) -> None:
+    write(tmp_path / "bfp.toml", f'[lab]\ntarget = "ray"\naddress = "http://head"\n{line}\n')
+    with pytest.raises(SpecError) as caught:
+        profile_for(tmp_path / "ingest.yaml")
+    assert f"lab.{line.split()[0]}" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD", "PROXY"])

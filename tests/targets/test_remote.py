@@ -121,6 +121,45 @@ def test_an_end_that_is_not_good_raises_what_a_run_here_would(
         follow(script)
 
 
+def test_what_an_earlier_start_ended_with_does_not_speak_for_the_next() -> None:
+    lines = [
+        say("begins"),
+        say("end", outcome="interrupted", message="at step 100"),
+        say("begins"),
+        "Ray did not start",
+    ]
+    script = Script([Job("job-1", "running")], lines, Job("job-1", "failed", "its driver failed"))
+    with pytest.raises(JobFailed, match="ended without a word: its driver failed"):
+        follow(script)
+
+
+def test_a_job_that_is_done_is_no_failure_where_its_last_word_was_not_heard() -> None:
+    script = Script([Job("job-1", "running")], [say("phase", phase="listing")], Job("job-1", "done"))
+    assert follow(script)[0] == {}
+
+
+def test_of_two_jobs_of_a_run_the_one_that_runs_is_meant_and_stop_ends_both() -> None:
+    script = Script([Job("job-1", "running"), Job("job-2", "waiting")])
+    assert on(script).job(RUN).id == "job-1"
+    stopped: list[str] = []
+
+    def stop(job: Job) -> None:
+        stopped.append(job.id)
+        script.known = [each if each.id != job.id else each._replace(stage="stopped") for each in script.known]
+
+    script.stop = stop  # type: ignore[method-assign]
+    assert on(script).stop(RUN).stage == "stopped"
+    assert stopped == ["job-2", "job-1"]
+
+
+def test_a_check_of_another_spec_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    script = Script(told=[say("checked", rows=[], warnings=[], bfp="1", python="3.12.1", ray="2")])
+    target = on(script, shared_paths=[str(tmp_path)])
+    assert target.ask(load(makers.write_spec(tmp_path)), listener=print)["bfp"] == "1"
+    with pytest.raises(InputError, match="going on on lab with another spec"):
+        target.ask(load(makers.write_spec(tmp_path, seed=3)), listener=print)
+
+
 def test_a_job_that_its_cluster_has_forgotten_has_failed() -> None:
     script = Script([Job("job-1", "running")], [], Job("job-2", "running"))
     with pytest.raises(JobFailed, match="does not know of it any more: it was made anew"):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,22 @@ def script_of(spec: Spec, of: SlurmTarget, *, logs: str = "/data/logs") -> str:
 
 def asked(text: str) -> list[str]:
     return [line.removeprefix("#SBATCH ").strip('"') for line in text.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_a_check_asks_for_one_node_for_minutes_and_does_not_come_back(tmp_path):
+    of = settings(nodes=4, gpus_per_node=8, cpus_per_node=16, time_h=36.0)
+    letter = replace(letters.letter(spec_in(tmp_path), target="lab", settings=of, nodes=4), check=True)
+    text = script(letter, of, environment="/data/env", logs="/data/logs")
+    options = asked(text)
+    for option in ("--nodes=1", "--gpus-per-node=1", "--cpus-per-task=16", "--time=0-00:15:00", "--no-requeue"):
+        assert option in options
+    assert {"nodes=1", "gpus=1", "requeue=0"} <= set(text.splitlines())
+
+
+@pytest.mark.parametrize("option", ["--arr=1-3", "--job=x", "--dep=", "--out=/x", "--sig=B:USR1@9", "--wait"])
+def test_what_bfp_sets_itself_is_refused_under_a_short_name_too(tmp_path, option):
+    with pytest.raises(InputError, match=f"options: {option}: bfp sets this itself"):
+        script_of(spec_in(tmp_path), settings(options=[option]))
 
 
 def in_bash(code: str, *, prelude: str = PRELUDE, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -261,7 +278,7 @@ def test_a_job_goes_back_into_the_queue_when_its_time_is_over_or_others_go_befor
 
 def test_a_container_gets_the_folders_that_it_needs(tmp_path):
     of = settings(container="/data/bfp.sif", shared_paths=["/data", "/scans"], gpus_per_node=1)
-    told = script_of(spec_in(tmp_path), of).partition(BODY.read_text())[0].partition("\nexport ")[0]
+    told = script_of(spec_in(tmp_path), of).partition(BODY.read_text())[0]
     shown = in_bash(
         'make_room t; printf "%s " "${run[@]}"; cat "$temp/token"; stat -c " %a" "$temp/token"; end_ray',
         prelude=told + "\n",

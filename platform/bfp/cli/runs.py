@@ -116,7 +116,8 @@ def stop_run(run: RunFolder) -> str:
         raise InputError(f"{run.folder}: nobody runs it now (it is {run.outcome()})")
     if holder["host"] != socket.gethostname():
         raise InputError(
-            f"{run.folder}: it runs on {holder['host']}; stop it there (process {holder['pid']}), or with Ctrl-C"
+            f"{run.folder}: it runs on {holder['host']} (process {holder['pid']}); stop it there, or where it was sent "
+            f"to a cluster with `bfp stop {run.folder} --on NAME`"
         )
     os.kill(holder["pid"], signal.SIGINT)
     deadline = time.monotonic() + STOP_WAIT_S

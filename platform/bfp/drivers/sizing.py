@@ -24,7 +24,7 @@ RAY_START_S = 15.0  # DESIGN, "Quiet": import, start of Ray, the first line
 
 SCAN_S = 0.07  # decode and resample: 0.054 with Ray and all, of 2 mm scans [README, A whole ingest]
 REGISTRATION_S = 0.5  # rigid, of a scan: within 0.8 s of CPU for three modalities [README, Inference]
-DEEPBET_S = 4.0  # DESIGN, "Brain masks": a session's T1w
+DEEPBET_S = 8.0  # CPU seconds at the most: 4 s of two cores [DESIGN, "Brain masks"]; a session's T1w
 N4_S = 1.6  # the median of sixteen real scans, 0.3 to 2.4 [README, One scan to slices]
 SERIES_S = 0.15  # a DICOM series to a NIfTI file [README, One scan to slices]
 SHARDS_RATE = 33.0  # a second that one driver handed out, of no work, to 2 workers [tests.campaigns.driver_load]
@@ -124,11 +124,13 @@ class Ingest(NamedTuple):
 
 
 def ingest(cost: Cost, *, scans: int, shards: int, size_px: int, workers: int) -> Ingest:
-    """Of so many workers, of one CPU each. It ends no sooner than the longest shard, of at most LONGEST_SHARD means."""
+    """Of so many workers, of one CPU each. It ends no sooner than the longest shard, of at most LONGEST_SHARD means,
+    nor than one driver has handed out all of them."""
     compression_s = 3 * cost.stacks * size_px**2 / COMPRESSION_RATE
     cpu_s = cost.seconds + compression_s + BETWEEN_SHARDS_S * shards
     longest_s = min(max(math.log(max(shards, 1)), 1.0), LONGEST_SHARD) * cpu_s / max(shards, 1)
-    seconds = RAY_START_S + DISCOVERY_S * scans + max(cpu_s / max(workers, 1), longest_s)
+    working_s = max(cpu_s / max(workers, 1), longest_s, shards / SHARDS_RATE)
+    seconds = RAY_START_S + DISCOVERY_S * scans + working_s
     return Ingest(cost.stacks, round(COMPRESSED * cost.filled * size_px**2), cpu_s, seconds)
 
 

@@ -56,6 +56,7 @@ class Profile:
         near = difflib.get_close_matches(name, [LOCAL, *self.clusters], n=1)
         known = f"{self.file} has {', '.join([LOCAL, *self.clusters])}" if self.clusters else f"none in {self.file}"
         hint = f"the nearest is {near[0]}" if near else "`bfp init profile` writes one to begin with"
+        hint += "; a command on a spec reads the profile beside that, one on a run that of the working directory"
         raise InputError(f"--on {name}: no target has this name ({known}); {hint}")
 
 
@@ -112,7 +113,12 @@ def _target(name: str, table: Any, file: Path) -> tuple[Any, list[Problem]]:
     folders = Folders(spec=str(file.absolute().parent), working=os.getcwd())
     found, problems = check(Document(str(file), table), model, folders)
     return found, [
-        # A value of `env` that is refused may be a secret: it is not shown.
-        Problem(None, f"{name}.{entry.path}", None if entry.path.startswith("env") else entry.found, entry.expected)
+        # A value that is refused here may be a secret: it is not shown.
+        Problem(None, f"{name}.{entry.path}", None if _may_be_secret(entry.path) else entry.found, entry.expected)
         for entry in problems
     ]
+
+
+def _may_be_secret(path: str) -> bool:
+    """Of a value at this path: of `env`, of a token, or of a field that is called like one."""
+    return path.startswith("env") or re.search(r"token|secret|password|passwd|credential|key", path.lower()) is not None

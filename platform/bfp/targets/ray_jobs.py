@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,10 @@ from bfp.targets.letter import COMMAND, Letter, run_digest
 
 STOP_GRACE_S = 600  # Ray gives a driver 3 s to end; a step of pretraining and its checkpoint take longer
 TIMEOUT_S = 10.0
-RECONNECTS = 30  # times that a broken connection is made again before a second line came
+ANSWER_S = 60.0  # of the Jobs API, which may have a package to unpack first
+QUIET_S = 60.0  # a log that is silent for so long is asked for anew: its connection may have died without a word
+RECONNECTS = 30  # times on end that a cluster which does not answer is asked again
+MOST_NODES = "10000"  # without it Ray tells of a hundred
 STAGES: dict[str, Stage] = {
     "PENDING": "waiting",
     "RUNNING": "running",
@@ -93,9 +96,9 @@ class RayJobs:
             with self._telling():
                 yield from self._jobs_api().get_job_logs(job.id).splitlines()
             return
-        heard, broken = 0, 0
+        heard, silent = 0, 0
         while True:
-            skip, rest = heard, ""
+            skip, rest, why = heard, "", "it was closed"
             try:
                 with closing(self._chunks(job)) as chunks:
                     for chunk in chunks:
@@ -103,23 +106,28 @@ class RayJobs:
                         for line in whole:
                             skip -= 1
                             if skip < 0:
-                                heard, broken = heard + 1, 0
+                                heard += 1
                                 yield line
-                if rest and skip <= 0:
-                    yield rest
-                if self._is_over(job):
-                    return
-                raise _Broken("it was closed")
             except _Broken as error:
-                if not self._may_know(job):
-                    return
-                broken += 1
-                if broken > RECONNECTS:
+                why, rest = str(error), ""
+            try:
+                stage = self._stage(job)
+                silent = 0
+            except InputError as error:
+                silent += 1
+                if silent > RECONNECTS:
                     raise InputError(
-                        f"{self._settings.address}: the connection broke {broken} times on end ({error}); where the "
-                        "cluster is up the job goes on by itself: submit the same again to follow it, or to go on"
+                        f"{self._settings.address}: the cluster did not answer {silent} times on end ({why}); where it "
+                        "is up the job goes on by itself: submit the same again to follow it, or to go on"
                     ) from error
                 time.sleep(1.0)
+                continue
+            if stage is None:  # the cluster was made anew
+                return
+            if stage in OVER:
+                yield from self._rest(job, heard)
+                return
+            time.sleep(1.0)
 
     def stop(self, job: Job) -> None:
         with self._telling():
@@ -167,13 +175,25 @@ class RayJobs:
                 os.environ.pop(name, None)
             from ray.job_submission import JobSubmissionClient
 
+            class Client(JobSubmissionClient):
+                """Which gives up on an answer that does not come: Ray's waits for ever."""
+
+                def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:
+                    return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **more})
+
             for name in ("job.sdk", "dashboard_sdk"):
                 logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
-            self._client = JobSubmissionClient(self._settings.address, headers=self._headers())
+            self._client = Client(self._settings.address, headers=self._headers())
         return self._client
 
     def _nodes(self) -> list[dict[str, Any]]:
-        alive = {"detail": "1", "filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"}
+        alive = {
+            "detail": "1",
+            "limit": MOST_NODES,
+            "filter_keys": "state",
+            "filter_predicates": "=",
+            "filter_values": "ALIVE",
+        }
         found: list[dict[str, Any]] = self._get("/api/v0/nodes", alive)["data"]["result"]["result"]
         return found
 
@@ -189,18 +209,19 @@ class RayJobs:
             found: dict[str, Any] = answer.json()
         return found
 
-    def _may_know(self, job: Job) -> bool:
-        """False where the cluster answers and knows nothing of the job: it was made anew."""
-        with suppress(InputError), self._telling():
-            return any(found.submission_id == job.id for found in self._jobs_api().list_jobs())
-        return True
-
-    def _is_over(self, job: Job) -> bool:
+    def _stage(self, job: Job) -> Stage | None:
+        """None where the cluster answers and knows nothing of the job: it was made anew."""
         with self._telling():
-            return _job(self._jobs_api().get_job_info(job.id)).stage in OVER
+            found = [_job(each) for each in self._jobs_api().list_jobs() if each.submission_id == job.id]
+        return found[0].stage if found else None
+
+    def _rest(self, job: Job, heard: int) -> list[str]:
+        """The lines of a job that is over behind those that were heard."""
+        with self._telling():
+            return str(self._jobs_api().get_job_logs(job.id)).splitlines()[heard:]
 
     def _chunks(self, job: Job) -> Generator[str, None, None]:
-        """The log from its beginning, as it grows. Raises _Broken where the connection does before the job is over."""
+        """The log from its beginning, as it grows. Raises _Broken where the connection does, or is silent."""
         import aiohttp
 
         loop = asyncio.new_event_loop()
@@ -209,7 +230,7 @@ class RayJobs:
                 tail = self._jobs_api().tail_job_logs(job.id)
             while True:
                 try:
-                    yield loop.run_until_complete(anext(tail))
+                    yield loop.run_until_complete(asyncio.wait_for(anext(tail), QUIET_S))
                 except StopAsyncIteration:
                     return
                 except (RuntimeError, OSError, aiohttp.ClientError) as error:
@@ -244,10 +265,15 @@ class RayJobs:
 
     def _tell_status(self, status: int, error: Exception) -> None:
         address = self._settings.address
-        if status == 401:
+        if status == 401 and self._settings.token is None:
             raise InputError(
                 f"{address}: the cluster {self._name} asks for a token (401), and none was sent: name where it is "
                 f'found in bfp.toml, [{self._name}] token = {{env = "RAY_AUTH_TOKEN"}}'
+            ) from error
+        if status == 401:
+            raise InputError(
+                f"{address}: what answers for the cluster {self._name} does not take the token that was sent (401): it "
+                "may be a proxy that wants another login; ask whoever runs the cluster"
             ) from error
         if status == 403:
             raise InputError(

@@ -5,6 +5,7 @@ Pure: from the target's settings and the letter to text. Nothing secret stands i
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -21,9 +22,8 @@ STOP = "USR2"  # the signal of `bfp stop` to the job's shell
 # What a job and the ways to find it again rest on; bfp says it itself.
 OWN_OPTIONS = (
     *("array", "comment", "dependency", "error", "export", "input", "job-name", "no-requeue", "nodes", "ntasks"),
-    *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap", "hold", "wait", "test-only"),
+    *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap", "wait", "test-only"),
 )
-OTHER_OPTIONS = ("no", "time-min")
 CHECK_H = 0.25
 
 
@@ -72,7 +72,7 @@ def options(letter: Letter, settings: SlurmTarget, *, logs: str) -> list[str]:
 def _is_own(option: str) -> bool:
     """Whether it is one of OWN_OPTIONS, which sbatch takes abbreviated too."""
     name = option.removeprefix("--").partition("=")[0]
-    return any(own == name or (own.startswith(name) and name not in OTHER_OPTIONS) for own in OWN_OPTIONS)
+    return any(own.startswith(name) for own in OWN_OPTIONS)
 
 
 def _for_a_check(settings: SlurmTarget) -> SlurmTarget:
@@ -128,7 +128,7 @@ def _settings(letter: Letter, settings: SlurmTarget, environment: str, logs: str
         "warning_s": str(settings.warning_s),
         "requeue": str(int(settings.requeue and not letter.check)),
         "environment": shlex.quote(environment),
-        "container": shlex.quote(settings.container or ""),
+        "container": shlex.quote(os.path.expanduser(settings.container or "")),
         "shared_paths": _array(settings.shared_paths),
         "modules": _array(settings.modules),
         "secrets_file": shown_secrets,
