@@ -30,6 +30,7 @@ from tests.conftest import CHECKOUT
 from tests.raycluster import RayCluster
 from tests.test_readme import commands
 
+pytestmark = pytest.mark.long  # a cluster of two nodes beside the Ray of other tests
 pytest.importorskip("aiohttp_cors", reason="Ray's job client is not installed: pip install 'bfp[cluster]'")
 
 SUBJECTS = 12
