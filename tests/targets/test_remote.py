@@ -256,5 +256,8 @@ def test_which_paths_a_spec_names() -> None:
     )
     assert local_paths(ingest)["cohorts[0].glob"] == "/d/*.nii"
     assert "cohorts[0].pattern" not in local_paths(ingest)
+    by_uri = load(jobs / "finetune.yaml", overrides=["output=file:///d/runs", "store=s3://b/store"])
+    assert local_paths(by_uri)["output"] == "/d/runs"
+    assert "store" not in local_paths(by_uri)
     started = load(jobs / "pretrain.yaml", overrides=["encoder=timm:vit_large_patch14_dinov2@/w/l.safetensors"])
     assert local_paths(started)["encoder"] == "/w/l.safetensors"

@@ -12,7 +12,7 @@ _NO_PATHS = {"pattern"}  # a regular expression may begin with a slash
 
 
 def local_paths(spec: Spec) -> dict[str, str]:
-    """The paths by the dotted names of their fields: `cohorts[0].bids`, `encoder`. URIs are none."""
+    """The paths by the dotted names of their fields: `cohorts[0].bids`, `encoder`. URIs are none, but for file:///…"""
     return {dotted_path(path): found for path, found in _walk((), spec.model_dump(mode="json", by_alias=True))}
 
 
@@ -27,5 +27,6 @@ def _walk(path: Path, value: Any) -> Iterator[tuple[Path, str]]:
     elif isinstance(value, str):
         # An encoder is written timm:<name>@<file> or meta:<file>; every other path stands by itself.
         named = value.partition("@")[2] if value.startswith("timm:") else value.removeprefix("meta:")
+        named = named.removeprefix("file://")
         if named.startswith("/"):
             yield path, named
