@@ -442,18 +442,21 @@ def _add_node(found: Kube) -> None:
 def _add_kueue(found: Kube) -> None:
     group, anything = "kueue.x-k8s.io", {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     for plural, (kind, scope) in KUEUE_KINDS.items():
-        version = {"name": "v1beta1", "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}
+        versions = [
+            {"name": name, "served": True, "storage": newest, "schema": {"openAPIV3Schema": anything}}
+            for name, newest in (("v1beta2", True), ("v1beta1", False))
+        ]
         crd = {
             "metadata": {"name": f"{plural}.{group}"},
             "spec": {
                 "group": group,
                 "scope": scope,
                 "names": {"plural": plural, "singular": kind.lower(), "kind": kind},
-                "versions": [version],
+                "versions": versions,
             },
         }
         found.make("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
-    wait_until(lambda: found.ask("GET", f"/apis/{group}/v1beta1/namespaces/default/workloads").ok)
+    wait_until(lambda: found.ask("GET", f"/apis/{group}/v1beta2/namespaces/default/workloads").ok)
 
 
 def _free_port() -> int:
