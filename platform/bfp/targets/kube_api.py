@@ -67,7 +67,8 @@ def instant_ns(written: str) -> int | None:
     if found is None:
         return None
     second, fraction, zone = found.groups()
-    return round(datetime.fromisoformat(second + zone).timestamp()) * 1_000_000_000 + int((fraction or "0").ljust(9, "0"))
+    second_s = round(datetime.fromisoformat(second + zone).timestamp())
+    return second_s * 1_000_000_000 + int((fraction or "").ljust(9, "0"))
 
 
 def as_second(time_ns: int) -> str:

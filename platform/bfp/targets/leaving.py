@@ -7,9 +7,9 @@ tells the driver nothing. What a pod runs first (its preStop hook) therefore is 
     worker      asks on that port whether the head is leaving too. If so, waits until it has left, since a step that is
     submitter   being saved needs its workers; if not, leaves at once: Ray goes on without it
 
-Nothing here is Ray's, and nothing has to be asked of Kubernetes. Of the head who follows knows the name of a Service,
-which is deleted with the Ray cluster, before its pods are: it is found by the connection that Ray has to it. The driver hears a second signal as the first one
-(`stopping`): the operator sends its own.
+Nothing here is Ray's, and nothing has to be asked of Kubernetes. Of the head, who follows knows the name of a Service,
+which is deleted with the Ray cluster, before its pods are: it is found by the connection that Ray has to it. The driver
+hears a second signal as the first one (`stopping`): the operator sends its own.
 """
 
 from __future__ import annotations
