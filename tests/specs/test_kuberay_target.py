@@ -45,9 +45,8 @@ def told(tmp_path: Path, text: str) -> str:
             "lab.head.node_selector: {a: b, c: d}\n    other nodes than those of `spot_selector`: a head that",
         ),
         (
-            'spot_tolerations = [{key = "spot", operator = "Equal", value = "a"}]\n'
-            + 'head = {tolerations = [{key = "gpu"}, {key = "spot", effect = "NoSchedule"}]}',
-            "lab.head.tolerations[1]: {key: spot, effect: NoSchedule}\n    none of `spot_tolerations`: a head that",
+            'spot_tolerations = [{key = "spot"}]\nhead.tolerations = [{key = "gpu"}, {key = "spot", value = ""}]',
+            "lab.head.tolerations[1]: {key: spot, value: ''}\n    none of `spot_tolerations`: a head that",
         ),
         (
             "shared_memory_gb = 16",

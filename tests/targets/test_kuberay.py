@@ -272,7 +272,7 @@ def test_what_pods_wait_for_is_told(lab: Any) -> None:
         here.remote.letter(here.spec).digest,
     )
     here.operator.tell(head, {"waiting": {"reason": "ContainerCreating"}})
-    here.operator.warn("FailedMount", 'persistentvolumeclaim "brains" not found', pod=head)
+    here.operator.warn("FailedMount", 'claim "brains" not found', pod=head)
     assert (
         here.job.said == f'{head} cannot start (FailedMount): persistentvolumeclaim "brains" not found; see `volumes`'
     )
