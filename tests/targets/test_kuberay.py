@@ -273,9 +273,7 @@ def test_what_pods_wait_for_is_told(lab: Any) -> None:
     )
     here.operator.tell(head, {"waiting": {"reason": "ContainerCreating"}})
     here.operator.warn("FailedMount", 'claim "brains" not found', pod=head)
-    assert (
-        here.job.said == f'{head} cannot start (FailedMount): persistentvolumeclaim "brains" not found; see `volumes`'
-    )
+    assert here.job.said == f'{head} cannot start (FailedMount): claim "brains" not found; see `volumes`'
     here.operator.tell(head, {"running": {}}, last={"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
     assert here.job.said == f"{head} was killed for want of memory: raise head.memory_gb"
 
@@ -430,9 +428,7 @@ def test_what_has_replaced_a_job_meanwhile_is_left_alone(lab: Any) -> None:
     here.remote.send(here.spec)
     new = here.operator.job["metadata"]
     here.backend._delete(old)
-    here.backend._await_the_end(
-        old["metadata"]["name"], old["metadata"]["labels"]["bfp/run"], uid=old["metadata"]["uid"]
-    )
+    here.backend._await_the_end(here.operator.name, old["metadata"]["labels"]["bfp/run"], uid=old["metadata"]["uid"])
     assert here.operator.job["metadata"]["uid"] == new["uid"]
     assert "deletionTimestamp" not in here.operator.job["metadata"]
 
@@ -757,6 +753,7 @@ def test_status_logs_stop_and_exit_codes_of_the_command_line(
         assert run(asked) == 1
     assert "no site has labels" in capsys.readouterr().err
     here.kube.ask("DELETE", here.operator.path)
+    here.operator.delete_pods()
     assert run([*asked, "--detach"]) == 0
     here.operator.run()
     with looking_after(here.operator, (lambda job: job["spec"].get("suspend"), here.operator.suspend)):
