@@ -370,7 +370,6 @@ class Kubelet:
         self._changed = threading.Condition()
 
     def write(self, pod: str, *texts: str, time_of: str | None = None) -> None:
-        """time_of: to the nanosecond, with a time zone."""
         with self._changed:
             lines = self._lines.setdefault(pod, [])
             for text in texts:
@@ -393,7 +392,8 @@ class Kubelet:
                 found, at = self._lines.get(pod, [])[at:], len(self._lines.get(pod, []))
                 over = not follow or pod in self._ended
             for written, text in found:
-                if not since or datetime.fromisoformat(written[:19] + written[29:]) >= datetime.fromisoformat(since):
+                second = datetime.fromisoformat(written).replace(microsecond=0)
+                if not since or second >= datetime.fromisoformat(since):
                     yield f"{written} {text}\n"
             if over and at >= len(self._lines.get(pod, [])):
                 return

@@ -231,7 +231,6 @@ class KubeApi:
         timeouts_s: tuple[float, float],
     ) -> Any:
         from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import SSLError
 
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:
@@ -249,9 +248,18 @@ class KubeApi:
         except ApiException as error:
             if error.status:
                 raise _refused(error) from error
-            if UNTRUSTED in str(error.reason):
-                raise InputError(f"{self._where}: {self.server}: {str(error.reason).strip()}") from error
-            raise SSLError(str(error.reason)) from error  # a handshake broken off, as any connection may be
+            raise self._of_tls(error) from error
+        except AttributeError as error:  # the client decodes the body of an answer that there was none of
+            if not isinstance(error.__context__, ApiException):
+                raise
+            raise self._of_tls(error.__context__) from error
+
+    def _of_tls(self, error: Any) -> Exception:
+        """What a failure of TLS is: final where the certificate is not trusted, else a connection that broke."""
+        from urllib3.exceptions import SSLError
+
+        said = str(error.reason).strip()
+        return InputError(f"{self._where}: {self.server}: {said}") if UNTRUSTED in said else SSLError(said)
 
     @property
     def _client(self) -> Any:
