@@ -25,6 +25,7 @@ from bfp.specs.clusters import KubeRayTarget
 from bfp.specs.profile import read_profile
 from bfp.targets import kube_api, kuberay, kuberay_checks, kuberay_log, remote
 from bfp.targets.cluster import Job
+from bfp.targets.kube_api import Refused
 from bfp.targets.kuberay import KubeRay
 from bfp.targets.kuberay_manifest import as_yaml, first_nodes, job_name, ray_job
 from bfp.targets.letter import letter
@@ -608,6 +609,8 @@ def test_a_wrong_token_is_told(lab: Any, kubernetes: Kube, tmp_path: Path, monke
     file.write_text(kubernetes.kubeconfig.read_text().replace("tok-alice", "stale"))
     monkeypatch.setenv("KUBECONFIG", str(file))
     assert "does not know who we are (401): the credentials of the kubeconfig have expired" in told(lab(who="alice"))
+    nobody = Refused(403, "Forbidden", 'rayjobs.ray.io is forbidden: User "system:anonymous" cannot list resource')
+    assert "does not know who we are (403): " in lab(who="alice").backend._in_words(nobody), "a login that has expired"
     assert "context nobody of " in told(lab(who="nobody"))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     assert f"{tmp_path}/none" in told(lab(who="alice"))
