@@ -451,11 +451,15 @@ def test_a_job_is_stopped_by_suspending_it_and_sent_again(lab: Any) -> None:
     here.operator.run()
     heard: list[Job] = []
 
+    def look() -> None:
+        wait_until(lambda: here.operator.job["status"].get("jobDeploymentStatus") == "Suspended")
+        heard.append(here.job)
+
     def suspend() -> None:
-        watching = threading.Timer(1.0, lambda: heard.append(here.job))
-        watching.start()
+        looking = threading.Thread(target=look)
+        looking.start()
         here.operator.suspend(save_s=6.0)
-        watching.join()
+        looking.join()
 
     with looking_after(here.operator, (lambda job: job["spec"].get("suspend"), suspend)):
         assert here.remote.stop(here.run).stage == "stopped"
