@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ class Operator:
         self._namespace = namespace
         self.name = name
         self.attempt = 0
+        self.replaced = 0
 
     @property
     def path(self) -> str:
@@ -211,7 +213,7 @@ class Operator:
 
     @property
     def submitter(self) -> str:
-        return f"{self.name}-s{self.attempt}"
+        return f"{self.name}-s{self.attempt}{'x' * self.replaced}"
 
     def say(self, **status: Any) -> None:
         """Write to the RayJob's status; "" takes a field away, as the operator's Go leaves it out."""
@@ -237,6 +239,13 @@ class Operator:
             self._make_pod(self.submitter, spec["submitterPodTemplate"], {"job-name": self.name})
         if running:
             self.tell(self.submitter, {"running": {}})
+
+    def replace_submitter(self) -> str:
+        """The Kubernetes Job's part where the submitter's node is gone; the name of the one that is new."""
+        self.replaced += 1
+        self._make_pod(self.submitter, self.job["spec"]["submitterPodTemplate"], {"job-name": self.name})
+        self.tell(self.submitter, {"running": {}})
+        return self.submitter
 
     def tell(self, pod: str, state: dict[str, Any], *, last: dict[str, Any] | None = None) -> None:
         """What the kubelet says about the first container of a pod."""
@@ -264,29 +273,42 @@ class Operator:
         self._kube.kubelet.end(self.submitter)
         self.say(jobStatus=job, jobDeploymentStatus=deployment, **status)
 
-    def delete_pods(self) -> None:
-        for pod in self._kube.get(f"/api/v1/namespaces/{self._namespace}/pods")["items"]:
-            if pod["metadata"]["name"].startswith(self.name):
-                path = f"/api/v1/namespaces/{self._namespace}/pods/{pod['metadata']['name']}"
-                self._kube.ask("DELETE", path, gracePeriodSeconds="0")
+    def pods(self) -> list[str]:
+        """The paths of its pods, those that end included."""
+        folder = f"/api/v1/namespaces/{self._namespace}/pods"
+        names = [pod["metadata"]["name"] for pod in self._kube.get(folder)["items"]]
+        return [f"{folder}/{name}" for name in names if name.startswith(self.name)]
 
-    def suspend(self) -> None:
+    def delete_pods(self, *, save_s: float = 0.0) -> None:
+        """Delete them; they are gone when they have saved, which their kubelets wait for."""
+        for path in self.pods() if save_s else []:
+            self._kube.ask("DELETE", path)
+        time.sleep(save_s)
+        for path in self.pods():
+            self._kube.ask("DELETE", path, gracePeriodSeconds="0")
+
+    def suspend(self, *, save_s: float = 0.0) -> None:
+        """The Ray cluster's object is gone at once and the status says so; the pods follow."""
         self.say(jobDeploymentStatus="Suspending")
-        self.end("", "Suspended")
-        self.delete_pods()
+        self.say(jobStatus="", jobDeploymentStatus="Suspended", rayClusterName="")
+        self.delete_pods(save_s=save_s)
+        self._kube.kubelet.end(self.submitter)
 
-    def collect(self) -> bool:
-        """The garbage collector's part in a deletion in the foreground; whether there was one."""
+    def collect(self, *, save_s: float = 0.0) -> bool:
+        """The garbage collector's part in a deletion; whether there was one. The pods end after what owns them."""
         answer = self._kube.ask("GET", self.path)
         if answer.ok and answer.json()["metadata"].get("deletionTimestamp"):
             self._kube.patch(self.path, {"metadata": {"finalizers": None}})
+            self.delete_pods(save_s=save_s)
             return True
         return False
 
-    def warn(self, reason: str, message: str) -> None:
+    def warn(self, reason: str, message: str, *, pod: str = "") -> None:
+        """An event of the RayJob, or of a pod."""
+        about = {"kind": "Pod", "name": pod} if pod else {"kind": "RayJob", "name": self.name}
         event = {
             "metadata": {"generateName": "event-", "namespace": self._namespace},
-            "involvedObject": {"kind": "RayJob", "namespace": self._namespace, "name": self.name},
+            "involvedObject": {"namespace": self._namespace, **about},
             "type": "Warning",
             "reason": reason,
             "message": message,
@@ -342,6 +364,7 @@ class Kubelet:
         self.port = 0
         self.breaks_after: list[int] = []
         self.asked = 0
+        self.dead: set[str] = set()  # the pods whose node does not answer
         self._lines: dict[str, list[tuple[str, str]]] = {}
         self._ended: set[str] = set()
         self._changed = threading.Condition()
@@ -369,7 +392,8 @@ class Kubelet:
                 found, at = self._lines.get(pod, [])[at:], len(self._lines.get(pod, []))
                 over = not follow or pod in self._ended
             for written, text in found:
-                if written[:19] >= since[:19]:
+                second = datetime.fromisoformat(written).replace(microsecond=0)
+                if not since or second >= datetime.fromisoformat(since):
                     yield f"{written} {text}\n"
             if over and at >= len(self._lines.get(pod, [])):
                 return
@@ -390,6 +414,9 @@ def kubelet(folder: Path) -> Iterator[Kubelet]:
             asked = urlsplit(self.path)
             pod, query = asked.path.split("/")[3], parse_qs(asked.query)
             found.asked += 1
+            if pod in found.dead:
+                self.send_error(500)
+                return
             breaks = found.breaks_after.pop(0) if found.breaks_after else None
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
@@ -442,18 +469,21 @@ def _add_node(found: Kube) -> None:
 def _add_kueue(found: Kube) -> None:
     group, anything = "kueue.x-k8s.io", {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     for plural, (kind, scope) in KUEUE_KINDS.items():
-        version = {"name": "v1beta1", "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}
+        versions = [
+            {"name": name, "served": True, "storage": newest, "schema": {"openAPIV3Schema": anything}}
+            for name, newest in (("v1beta2", True), ("v1beta1", False))
+        ]
         crd = {
             "metadata": {"name": f"{plural}.{group}"},
             "spec": {
                 "group": group,
                 "scope": scope,
                 "names": {"plural": plural, "singular": kind.lower(), "kind": kind},
-                "versions": [version],
+                "versions": versions,
             },
         }
         found.make("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
-    wait_until(lambda: found.ask("GET", f"/apis/{group}/v1beta1/namespaces/default/workloads").ok)
+    wait_until(lambda: found.ask("GET", f"/apis/{group}/v1beta2/namespaces/default/workloads").ok)
 
 
 def _free_port() -> int:

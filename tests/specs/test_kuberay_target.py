@@ -45,6 +45,10 @@ def told(tmp_path: Path, text: str) -> str:
             "lab.head.node_selector: {a: b, c: d}\n    other nodes than those of `spot_selector`: a head that",
         ),
         (
+            'spot_tolerations = [{key = "spot"}]\nhead.tolerations = [{key = "gpu"}, {key = "spot", value = ""}]',
+            "lab.head.tolerations[1]: {key: spot, value: ''}\n    none of `spot_tolerations`: a head that",
+        ),
+        (
             "shared_memory_gb = 16",
             "lab.head.memory_gb\n    more than shared_memory_gb, 16, which is a part of it",
         ),

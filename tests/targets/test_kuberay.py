@@ -23,8 +23,9 @@ from bfp.errors import BfpError, InputError, Interrupted, JobFailed
 from bfp.specs import Spec, load
 from bfp.specs.clusters import KubeRayTarget
 from bfp.specs.profile import read_profile
-from bfp.targets import kube_api, kuberay, remote
+from bfp.targets import kube_api, kuberay, kuberay_checks, kuberay_log, remote
 from bfp.targets.cluster import Job
+from bfp.targets.kube_api import Refused
 from bfp.targets.kuberay import KubeRay
 from bfp.targets.kuberay_manifest import as_yaml, first_nodes, job_name, ray_job
 from bfp.targets.letter import letter
@@ -37,7 +38,7 @@ pytest.importorskip("kubernetes", reason="the client of Kubernetes is not instal
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = itertools.count(1)
-KUEUE = "/apis/kueue.x-k8s.io/v1beta1/namespaces"
+KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces"
 DONE = {"event": "finished", "status": {}, "figures": {}, "report": "x"}
 
 
@@ -63,6 +64,10 @@ class Lab:
         self.run = self.spec.folder
         self.operator = Operator(kube, self.namespace, job_name(self.run))
 
+    def stopping(self) -> KubeRay:
+        """Of a profile that has lost its queue meanwhile."""
+        return KubeRay("lab", self.settings.model_copy(update={"queue": None}), file="bfp.toml")
+
     @property
     def job(self) -> Job:
         (found,) = self.backend.jobs(self.run)
@@ -83,6 +88,7 @@ def lab(kubernetes: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setenv("KUBECONFIG", str(kubernetes.kubeconfig))
     monkeypatch.setattr(kuberay, "LOOK_S", 1.0)
     monkeypatch.setattr(kuberay, "POLL_S", 0.1)
+    monkeypatch.setattr(kuberay_log, "POLL_S", 0.1)
     monkeypatch.setattr(kube_api, "PAUSE_S", 0.1)
     monkeypatch.setattr(remote, "STATE_EVERY_S", 0.1)
     return lambda **fields: Lab(kubernetes, tmp_path, **fields)
@@ -97,7 +103,7 @@ def with_seed(spec: Spec, seed: int) -> Spec:
 
 def test_everything_in_infra_is_taken_by_a_real_api_server(kubernetes: Kube) -> None:
     files = sorted((ROOT / "infra/kuberay").glob("*.yaml"), key=lambda file: file.stem != "namespace")
-    assert {file.stem for file in files} == {"autoscaler", "kueue", "namespace", "network-policy", "rbac"}
+    assert {file.stem for file in files} == {"kueue", "namespace", "network-policy", "rbac"}
     for file in files:
         kubernetes.apply(list(yaml.safe_load_all(file.read_text())))
     policies = kubernetes.get("/apis/networking.k8s.io/v1/namespaces/bfp/networkpolicies")["items"]
@@ -266,6 +272,9 @@ def test_what_pods_wait_for_is_told(lab: Any) -> None:
         None,
         here.remote.letter(here.spec).digest,
     )
+    here.operator.tell(head, {"waiting": {"reason": "ContainerCreating"}})
+    here.operator.warn("FailedMount", 'claim "brains" not found', pod=head)
+    assert here.job.said == f'{head} cannot start (FailedMount): claim "brains" not found; see `volumes`'
     here.operator.tell(head, {"running": {}}, last={"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
     assert here.job.said == f"{head} was killed for want of memory: raise head.memory_gb"
 
@@ -282,6 +291,46 @@ def test_every_line_is_heard_once_although_the_connection_breaks(lab: Any) -> No
     threading.Timer(2, lambda: here.operator.end("SUCCEEDED", "Complete")).start()
     assert list(here.backend.lines(here.job, follow=True)) == texts
     assert list(here.backend.lines(here.job, follow=False)) == texts
+
+
+def test_a_log_s_times_are_instants_in_whatever_zone_a_node_is(lab: Any) -> None:
+    here = lab()
+    here.remote.send(here.spec)
+    here.operator.run()
+    here.kube.kubelet.breaks_after += [3, 2]
+    times = ("01:00:09.100000000+01:00", "00:00:09.200000000Z", "01:00:10.000000000+01:00", "19:00:11.000000000-05:00")
+    for day, time_of in zip(("01", "01", "01", "00"), times, strict=True):
+        written = f"2026-01-{day}T{time_of}" if day != "00" else f"2025-12-31T{time_of}"
+        here.kube.kubelet.write(here.operator.submitter, f"at {time_of}", time_of=written)
+    threading.Timer(2, lambda: here.operator.end("SUCCEEDED", "Complete")).start()
+    assert list(here.backend.lines(here.job, follow=True)) == [f"at {time_of}" for time_of in times]
+
+
+def test_a_pod_on_a_dead_node_is_given_up_for_the_one_in_its_place(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kuberay_log, "GIVEN_UP_S", 1.0)
+    here = lab()
+    here.remote.send(here.spec)
+    here.operator.run()
+    kubelet, first = here.kube.kubelet, here.operator.submitter
+    kubelet.write(first, "begun", "step 1", "step 1")
+    heard: list[str] = []
+
+    def dies() -> None:
+        wait_until(lambda: len(heard) == 3)
+        kubelet.dead.add(first)
+        kubelet.breaks_after += [0] * 3
+        kubelet.end(first)
+        kubelet.write(here.operator.replace_submitter(), "begun", "step 1", "step 1", "step 1", "step 2")
+        wait_until(lambda: len(heard) == 5)
+        here.operator.end("SUCCEEDED", "Complete")
+
+    thread = threading.Thread(target=dies)
+    thread.start()
+    for text in here.backend.lines(here.job, follow=True):
+        if not text.startswith('{"event": "note"'):
+            heard.append(text)
+    thread.join()
+    assert heard == ["begun", "step 1", "step 1", "step 1", "step 2"]
 
 
 def test_a_job_beside_the_head_is_read_there(lab: Any) -> None:
@@ -379,7 +428,8 @@ def test_what_has_replaced_a_job_meanwhile_is_left_alone(lab: Any) -> None:
     here.kube.ask("DELETE", here.operator.path)
     here.remote.send(here.spec)
     new = here.operator.job["metadata"]
-    here.backend._replace(old)
+    here.backend._delete(old)
+    here.backend._await_the_end(here.operator.name, old["metadata"]["labels"]["bfp/run"], uid=old["metadata"]["uid"])
     assert here.operator.job["metadata"]["uid"] == new["uid"]
     assert "deletionTimestamp" not in here.operator.job["metadata"]
 
@@ -399,8 +449,22 @@ def test_a_job_is_stopped_by_suspending_it_and_sent_again(lab: Any) -> None:
     here = lab()
     here.remote.send(here.spec)
     here.operator.run()
-    with looking_after(here.operator, (lambda job: job["spec"].get("suspend"), here.operator.suspend)):
+    heard: list[Job] = []
+
+    def look() -> None:
+        wait_until(lambda: here.operator.job["status"].get("jobDeploymentStatus") == "Suspended")
+        heard.append(here.job)
+
+    def suspend() -> None:
+        looking = threading.Thread(target=look)
+        looking.start()
+        here.operator.suspend(save_s=6.0)
+        looking.join()
+
+    with looking_after(here.operator, (lambda job: job["spec"].get("suspend"), suspend)):
         assert here.remote.stop(here.run).stage == "stopped"
+        assert here.operator.pods() == [], "stopped is what has no pods left"
+    assert [(job.stage, job.said) for job in heard] == [("running", "its pods save and end")]
     with pytest.raises(InputError, match="nobody runs it"):
         here.remote.stop(here.run)
     with pytest.raises(Interrupted, match="stopped"):
@@ -408,6 +472,47 @@ def test_a_job_is_stopped_by_suspending_it_and_sent_again(lab: Any) -> None:
     with looking_after(here.operator, (lambda job: job["metadata"].get("deletionTimestamp"), here.operator.collect)):
         assert here.remote.send(here.spec).stage == "waiting"
     assert "suspend" not in here.operator.job["spec"]
+
+
+def test_the_next_attempt_is_sent_when_the_pods_of_the_last_have_gone(lab: Any) -> None:
+    here = lab()
+    here.remote.send(here.spec)
+    here.operator.run()
+    here.kube.ask("DELETE", here.operator.path, {"propagationPolicy": "Background"})
+    saving = threading.Thread(target=here.operator.delete_pods, kwargs={"save_s": 4.0})
+    saving.start()
+    began = time.monotonic()
+    job = here.remote.send(here.spec)
+    assert (job.stage, here.operator.pods()) == ("waiting", []), f"sent after {time.monotonic() - began:.1f} s"
+    saving.join()
+
+
+def test_a_job_that_the_driver_refuses_is_not_tried_again(lab: Any) -> None:
+    here = lab()
+    here.remote.send(here.spec)
+    here.operator.run()
+    here.says({"event": "refused", "message": "cohorts[0].bids: nothing is there"})
+    with pytest.raises(InputError, match="nothing is there"):
+        here.follow()
+    assert here.operator.job["spec"]["suspend"] is True
+    here.operator.suspend()
+    assert here.job[1:4] == ("failed", "the driver refused it: cohorts[0].bids: nothing is there", 2)
+
+
+def test_a_job_that_kueue_has_not_seen_yet_is_not_stopped_and_then_run(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = lab(queue="team")
+    local_queue(here, "team")
+    job = here.remote.send(here.spec)
+    threading.Timer(1.0, lambda: workload(here, "QuotaReserved", "False", "")).start()
+    here.stopping().stop(job)
+    assert here.kube.get(f"{KUEUE}/{here.namespace}/workloads/w")["spec"]["active"] is False
+    here.kube.ask("DELETE", f"{KUEUE}/{here.namespace}/workloads/w")
+    monkeypatch.setattr(kuberay, "WORKLOAD_WAIT_S", 0.5)
+    here.stopping().stop(job)
+    here.operator.collect()
+    assert here.backend.jobs(here.run) == []
 
 
 def test_a_job_in_a_queue_is_stopped_through_kueue_which_would_wake_it_again(lab: Any) -> None:
@@ -433,7 +538,7 @@ def test_a_job_in_a_queue_is_stopped_through_kueue_which_would_wake_it_again(lab
 
 def test_with_the_role_alone_a_user_can_submit_watch_and_stop_and_nothing_else(lab: Any) -> None:
     stranger = lab(who="alice")
-    with pytest.raises(InputError, match=r"not allowed \(403\).*User \"alice\" cannot create.*infra/kuberay/rbac.yaml"):
+    with pytest.raises(InputError, match=r"not allowed \(403\).*User \"alice\" cannot get.*infra/kuberay/rbac.yaml"):
         stranger.backend.send(stranger.remote.letter(stranger.spec), attempt=1)
     here = lab(who="alice")
     grant(here)
@@ -477,14 +582,14 @@ def grant(here: Lab) -> None:
 
 
 def local_queue(here: Lab, name: str) -> None:
-    document = {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "LocalQueue", "metadata": {"name": name}}
+    document = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": name}}
     here.kube.make(f"{KUEUE}/{here.namespace}/localqueues", document)
 
 
 def workload(here: Lab, kind: str, status: str, message: str) -> None:
     """What Kueue makes of the job."""
     document = {
-        "apiVersion": "kueue.x-k8s.io/v1beta1",
+        "apiVersion": "kueue.x-k8s.io/v1beta2",
         "kind": "Workload",
         "metadata": {"name": "w", "labels": {"kueue.x-k8s.io/job-uid": here.operator.job["metadata"]["uid"]}},
         "spec": {"active": True},
@@ -508,6 +613,8 @@ def test_a_wrong_token_is_told(lab: Any, kubernetes: Kube, tmp_path: Path, monke
     file.write_text(kubernetes.kubeconfig.read_text().replace("tok-alice", "stale"))
     monkeypatch.setenv("KUBECONFIG", str(file))
     assert "does not know who we are (401): the credentials of the kubeconfig have expired" in told(lab(who="alice"))
+    nobody = Refused(403, "Forbidden", 'rayjobs.ray.io is forbidden: User "system:anonymous" cannot list resource')
+    assert "does not know who we are (403): " in lab(who="alice").backend._in_words(nobody), "a login that has expired"
     assert "context nobody of " in told(lab(who="nobody"))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     assert f"{tmp_path}/none" in told(lab(who="alice"))
@@ -555,6 +662,7 @@ def test_a_cluster_without_kueue_is_told(lab: Any, monkeypatch: pytest.MonkeyPat
 
 def test_a_cluster_without_kuberay_is_told(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kuberay, "GROUP", "other.example.org")
+    monkeypatch.setattr(kuberay_checks, "GROUP", "other.example.org")
     here = lab()
     assert "does not know of RayJobs (404): who runs the cluster installs KubeRay 1.5.1 or newer" in told(here)
     assert [check.verdict for check in here.backend.checks()][-1] == "fail"
@@ -642,7 +750,7 @@ def test_status_logs_stop_and_exit_codes_of_the_command_line(
         (lambda job: job["metadata"].get("deletionTimestamp"), here.operator.collect),
         (
             lambda job: not job.get("status"),
-            lambda: (here.operator.delete_pods(), here.operator.run(), here.says(done)),
+            lambda: (here.operator.run(), here.says(done)),
         ),
         (
             lambda job: job.get("status", {}).get("jobStatus") == "RUNNING",
@@ -652,6 +760,7 @@ def test_status_logs_stop_and_exit_codes_of_the_command_line(
         assert run(asked) == 1
     assert "no site has labels" in capsys.readouterr().err
     here.kube.ask("DELETE", here.operator.path)
+    here.operator.delete_pods()
     assert run([*asked, "--detach"]) == 0
     here.operator.run()
     with looking_after(here.operator, (lambda job: job["spec"].get("suspend"), here.operator.suspend)):

@@ -168,11 +168,16 @@ def test_a_job_ends_and_gives_back_its_nodes() -> None:
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
-def test_a_check_is_tried_once_under_a_name_of_its_own() -> None:
-    sent = letter_of(load(CATALOGUE[0]), target())
-    run, check = ray_job(target(), sent), ray_job(target(), replace(sent, check=True))
+def test_a_check_is_tried_once_on_a_head_alone_under_a_name_of_its_own() -> None:
+    settings = target(workers={"gpu": {"gpus": 8, "count": 4, "max_count": 9}})
+    sent = letter_of(load(CATALOGUE[0]), settings)
+    run, check = ray_job(settings, sent), ray_job(settings, replace(sent, check=True))
     assert check["spec"]["backoffLimit"] == 0
+    assert check["spec"]["ttlSecondsAfterFinished"] == 0
     assert check["metadata"]["name"] != run["metadata"]["name"]
+    (group,) = check["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"]) == (0, 0)
+    assert "enableInTreeAutoscaling" not in check["spec"]["rayClusterSpec"], "or Ray would make workers after all"
 
 
 def test_workers_go_to_spot_nodes_and_the_head_never_does() -> None:
@@ -189,6 +194,11 @@ def test_workers_go_to_spot_nodes_and_the_head_never_does() -> None:
     for other in (head, gpu, submitter):
         assert "nodeSelector" not in other["spec"]
         assert "tolerations" not in other["spec"]
+    for stays in (head, submitter):
+        required = stays["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        expression = {"key": "capacity", "operator": "NotIn", "values": ["SPOT"]}
+        assert required == {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    assert "affinity" not in cpu["spec"]
 
 
 def test_the_head_is_left_to_the_driver_where_there_are_cpus_elsewhere() -> None:
@@ -229,7 +239,7 @@ def test_secrets_are_referred_to_and_pods_get_what_they_ask_for() -> None:
     )
     for container in ray_containers(job(settings)):
         assert container["envFrom"] == [{"configMapRef": {"name": "storage"}}, {"secretRef": {"name": "s3"}}]
-        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert container["resources"]["requests"] == {**container["resources"]["limits"], "ephemeral-storage": "20G"}
     worker = ray_containers(job(settings))[1]
     assert worker["resources"]["limits"]["amd.com/gpu"] == "2"
 

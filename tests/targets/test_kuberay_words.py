@@ -66,6 +66,63 @@ def test_a_job_that_was_asked_to_stop_is_stopped_when_nothing_of_it_is_left() ->
     assert job_of(job(status=STARTING, deletionTimestamp="2026-01-01T00:00:00Z")).stage == "stopped"
 
 
+def test_a_job_runs_until_its_pods_are_gone_whatever_the_operator_says() -> None:
+    suspended = {"jobDeploymentStatus": "Suspended"}
+    stopped = job(status=suspended, suspend=True, annotations={"bfp/stopped": "true"})
+    refused = job(status=suspended, suspend=True, annotations={"bfp/refused": "no site"})
+    deleted = job(status=STARTING, deletionTimestamp="2026-01-01T00:00:00Z")
+    saving = pod("h", phase="Running")
+    saving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    for found, last in ((stopped, "stopped"), (refused, "failed"), (deleted, "stopped")):
+        going = job_of(found, Around([saving], None, []))
+        assert (going.stage, going.said) == ("running", "its pods save and end")
+        assert job_of(found, Around([pod("s", phase="Succeeded")], None, [])).stage == last
+    complete = job(status={"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"})
+    assert job_of(complete, Around([saving], None, [])).stage == "stopped", "`keep_min` keeps its cluster"
+
+
+def test_a_refused_job_says_why() -> None:
+    asked = {"bfp/refused": "no site has labels"}
+    ending = job_of(job(status={"jobDeploymentStatus": "Suspending"}, suspend=True, annotations=asked))
+    assert (ending.stage, ending.said) == (
+        "waiting",
+        "the driver refused it, and it is not tried again: no site has labels",
+    )
+    over = job_of(job(status={"jobDeploymentStatus": "Suspended"}, suspend=True, annotations=asked))
+    assert over[1:4] == ("failed", "the driver refused it: no site has labels", 2)
+
+
+def test_one_reason_of_the_operator_s_has_two_meanings() -> None:
+    status = {"jobDeploymentStatus": "Failed", "reason": "JobDeploymentStatusTransitionGracePeriodExceeded"}
+    ended = "The RayJob submitter finished at 2026-01-01 but the ray job did not reach terminal state within 30s"
+    assert job_of(job(status={**status, "message": ended})).said.startswith("its submitter has ended, and Ray does not")
+    late = "JobDeploymentStatus does not transition to Complete or Failed within the grace period"
+    assert job_of(job(status={**status, "message": late})).said.startswith("Ray says that it has ended, and its")
+
+
+def test_a_job_that_somebody_has_suspended_by_hand_is_told() -> None:
+    found = job(status={"jobDeploymentStatus": "Suspended"}, suspend=True, labels={})
+    assert job_of(found).said.startswith("somebody has suspended it: it goes on when `suspend` of its RayJob is false")
+
+
+def test_what_keeps_a_pod_from_being_made_on_its_node_is_told_while_it_waits() -> None:
+    event = {
+        "type": "Warning",
+        "reason": "FailedMount",
+        "message": 'claim "brains" not found\nmore',
+        "involvedObject": {"kind": "Pod", "name": "w"},
+    }
+    other = {**event, "involvedObject": {"kind": "Pod", "name": "somebody-else"}}
+    said = job_of(job(status=STARTING), Around([pod("w", "cpu", phase="Pending")], None, [other, event])).said
+    assert said == 'w cannot start (FailedMount): claim "brains" not found; see `volumes`'
+    sandbox = {**event, "reason": "FailedCreatePodSandBox", "message": "no address left"}
+    said = job_of(job(status=STARTING), Around([pod("w", "cpu", phase="Pending")], None, [sandbox])).said
+    assert said == "w cannot start (FailedCreatePodSandBox): no address left"
+    assert job_of(job(status=STARTING), Around([pod("w", "cpu", phase="Running")], None, [event])).said == (
+        "its Ray cluster is starting"
+    )
+
+
 @pytest.mark.parametrize(
     ("pods", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from bfp.errors import InputError
 from bfp.targets import leaving
-from bfp.targets.leaving import drivers, follow, lead, leave
+from bfp.targets.leaving import drivers, follow, lead, leave, peer
 
 # It takes a moment to save, tells how often it was asked, and waits to be asked.
 DRIVER = """
@@ -56,7 +57,10 @@ def within(work: Callable[[], None]) -> tuple[threading.Thread, list[float]]:
     return thread, ended
 
 
-def test_all_wait_until_the_driver_has_saved(driver: Callable[[], subprocess.Popen[str]]) -> None:
+def test_all_wait_until_the_driver_has_saved(
+    driver: Callable[[], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaving, "ASK_S", 60.0)  # a machine that is busy begins late
     process, port = driver(), 31_900 + os.getpid() % 90
     followers = [within(lambda: follow("127.0.0.1", wait_s=30, port=port)) for _ in range(3)]
     lead(wait_s=30, port=port)
@@ -97,9 +101,44 @@ def test_a_driver_that_does_not_end_is_waited_for_no_longer_than_said(
     process.wait()
 
 
-def test_who_follows_knows_the_head_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "bound", "dialled", "address"),
+    [
+        (socket.AF_INET, "127.0.0.2", "127.0.0.2", "127.0.0.2"),
+        (socket.AF_INET6, "::1", "::1", "::1"),
+        (socket.AF_INET, "127.0.0.3", "::ffff:127.0.0.3", "127.0.0.3"),  # as Ray's gRPC has it
+    ],
+)
+def test_the_head_is_known_by_ray_s_connection_to_it(
+    family: socket.AddressFamily, bound: str, dialled: str, address: str
+) -> None:
+    with socket.create_server((bound, 0), family=family) as head:
+        port = head.getsockname()[1]
+        assert peer(port) == ""
+        with socket.create_connection((dialled, port)), head.accept()[0]:
+            assert peer(port) == address
+
+
+def test_a_worker_waits_for_a_head_whose_name_is_gone(
+    driver: Callable[[], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaving, "ASK_S", 60.0)
+    process = driver()
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "FQ_RAY_IP": "deleted.invalid"}
+    with socket.create_server(("127.0.0.1", 0)) as gcs, socket.create_connection(gcs.getsockname()), gcs.accept()[0]:
+        monkeypatch.setattr(leaving, "GCS_PORT", gcs.getsockname()[1])
+        thread, ended = within(lambda: leave("worker", wait_s=30, environment=pod, port=31_989))
+        lead(wait_s=30, port=31_989)
+        left = time.monotonic()
+        thread.join(timeout=30)
+    assert ended[0] > left - 0.5, "not before the driver has saved"
+    process.wait()
+
+
+def test_without_a_connection_who_follows_knows_the_head_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(leaving, "follow", lambda head, **_: asked.append(head))
+    monkeypatch.setattr(leaving, "SOCKETS", ())
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     leave("worker", wait_s=1, environment={**pod, "FQ_RAY_IP": "head.bfp.svc"})
     leave("submitter", wait_s=1, environment={**pod, "RAY_DASHBOARD_ADDRESS": "head.bfp.svc.cluster.local:8265"})

@@ -204,6 +204,11 @@ class Toleration(Strict):
             raise Misfit(Clash("value", 'goes with operator = "Equal"; "Exists" tolerates every value', ("operator",)))
         return self
 
+    def meets(self, other: Toleration) -> bool:
+        """Whether there are taints that both tolerate."""
+        value = "Exists" in (self.operator, other.operator) or (self.value or "") == (other.value or "")
+        return self.key == other.key and value and (None in (self.effect, other.effect) or self.effect == other.effect)
+
 
 class Pods(Strict):
     """What a pod of the Ray cluster asks for."""
@@ -273,7 +278,9 @@ class KubeRayTarget(ClusterTarget):
     priority_class: DnsLabel | None = Field(
         None, description="With a queue the WorkloadPriorityClass, else the PriorityClass of the pods."
     )
-    head: Pods = Field(default_factory=Pods, description="The head, with the driver; never on spot nodes.")
+    head: Pods = Field(
+        default_factory=Pods, description="The head, with the driver; never on nodes of `spot_selector`."
+    )
     workers: dict[DnsLabel, WorkerGroup] = Field(
         default_factory=lambda: {"cpu": WorkerGroup()},
         min_length=1,
@@ -294,7 +301,10 @@ class KubeRayTarget(ClusterTarget):
     shared_memory_gb: Positive = Field(4.0, description="/dev/shm of a pod, of its memory: Ray's object store, GB.")
     spill_gb: Positive = Field(20.0, description="Disk of a pod for Ray's temporary files and what it spills, GB.")
     deadline_h: float = Field(
-        72.0, gt=0, le=8760, description="A job that takes longer is ended, hours; it resumes when sent again."
+        72.0,
+        gt=0,
+        le=8760,
+        description="An attempt that takes longer is ended, hours; it resumes when sent again.",
     )
     retries: int = Field(2, ge=0, le=10, description="How often a new cluster takes up a job that failed.")
     keep_min: float = Field(
@@ -355,7 +365,15 @@ class KubeRayTarget(ClusterTarget):
         if self.spot_selector and self.spot_selector.items() <= self.head.node_selector.items():
             lost = "other nodes than those of `spot_selector`: a head that is taken away ends the job"
             clashes.append(Clash("head.node_selector", lost, ("spot_selector",)))
-        return clashes
+        return clashes + [
+            Clash(
+                f"head.tolerations[{number}]",
+                "none of `spot_tolerations`: a head that is taken away ends the job",
+                ("spot_tolerations",),
+            )
+            for number, toleration in enumerate(self.head.tolerations)
+            if any(toleration.meets(spot) for spot in self.spot_tolerations)
+        ]
 
     def _memory(self) -> list[Clash]:
         pods = {"head": self.head, **{f"workers.{name}": group for name, group in self.workers.items()}}

@@ -5,7 +5,8 @@
     cluster      what a kind of cluster has to offer for that
     ray_jobs     a Ray cluster that is up
     kuberay      Kubernetes with the KubeRay operator: kuberay_manifest is what is sent, kuberay_words what the cluster
-                 says about it, kube_api the API server, leaving how its pods end
+                 says about it, kuberay_log what its driver says, kuberay_checks what `bfp doctor` looks at, kube_api
+                 the API server, leaving how its pods end
     slurm        a SLURM cluster: slurm_script is what is sent, slurm_job.sh what it does, slurm_words what SLURM says
     letter       all that a driver there is told
     ray_there    the Ray that it joins

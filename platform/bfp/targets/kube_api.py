@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,6 +32,10 @@ CONNECT_S, READ_S = 5.0, 30.0
 QUIET_S = 300.0  # a log may be silent; a connection that has died silently is found after so long
 
 TOO_MANY, SERVER_ERRORS = 429, (500, 502, 503, 504)
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+
+# As a kubelet writes it: to the nanosecond, without zeros at the end, in the time zone of its node.
+_WRITTEN = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 
 
 class Refused(Exception):
@@ -49,10 +55,25 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a pod's log and when it was written, as the kubelet puts it."""
+    """A line of a pod's log and when it was written, nanoseconds since 1970 (UTC)."""
 
-    time: str
+    time_ns: int
     text: str
+
+
+def instant_ns(written: str) -> int | None:
+    """The instant of a kubelet's timestamp, nanoseconds since 1970 (UTC); None where it is none."""
+    found = _WRITTEN.fullmatch(written)
+    if found is None:
+        return None
+    second, fraction, zone = found.groups()
+    second_s = round(datetime.fromisoformat(second + zone).timestamp())
+    return second_s * 1_000_000_000 + int((fraction or "").ljust(9, "0"))
+
+
+def as_second(time_ns: int) -> str:
+    """The second of an instant, as the API server takes it."""
+    return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class KubeApi:
@@ -120,11 +141,15 @@ class KubeApi:
             time.sleep(min(PAUSE_S, wait_s))
 
     def log(self, path: str, query: Mapping[str, str]) -> Iterator[Line]:
-        """The lines of a pod's log. Raises Broken where the connection does."""
+        """The lines of a pod's log. Raises Broken where the connection does.
+
+        What has no time is the kubelet's own word and not the pod's.
+        """
         with closing(self._stream(path, {**query, "timestamps": "true"}, read_s=QUIET_S)) as lines:
             for line in lines:
                 written, _, text = line.partition(" ")
-                yield Line(written, text)
+                if (time_ns := instant_ns(written)) is not None:
+                    yield Line(time_ns, text)
 
     # inside ----------------------------------------------------------------------------------------------------------
 
@@ -221,9 +246,20 @@ class KubeApi:
                 _request_timeout=timeouts_s,
             )
         except ApiException as error:
-            if not error.status:  # a certificate that is not trusted
-                raise InputError(f"{self._where}: {self.server}: {str(error.reason).strip()}") from error
-            raise _refused(error) from error
+            if error.status:
+                raise _refused(error) from error
+            raise self._of_tls(error) from error
+        except AttributeError as error:  # the client decodes the body of an answer that there was none of
+            if not isinstance(error.__context__, ApiException):
+                raise
+            raise self._of_tls(error.__context__) from error
+
+    def _of_tls(self, error: Any) -> Exception:
+        """What a failure of TLS is: final where the certificate is not trusted, else a connection that broke."""
+        from urllib3.exceptions import SSLError
+
+        said = str(error.reason).strip()
+        return InputError(f"{self._where}: {self.server}: {said}") if UNTRUSTED in said else SSLError(said)
 
     @property
     def _client(self) -> Any:

@@ -7,8 +7,9 @@
     ├── workers        a group for each of `workers`: preprocessing, training
     └── submitter      a pod that hands the job to the head and passes on what it prints
 
-Every pod meets the restricted profile of the Pod Security Standards, asks for what it is limited to, and, before it is
-taken away, lets the driver save (`leaving`). Ray's token is made by KubeRay, one for each cluster (`authOptions`).
+Every pod meets the restricted profile of the Pod Security Standards, asks for what it is limited to and for the disk
+that Ray spills to, and, before it is taken away, lets the driver save (`leaving`). Ray's token is made by KubeRay, one
+for each cluster (`authOptions`).
 
 The letter goes into the container's environment and not into `runtimeEnvYAML`, which KubeRay puts between double quotes
 on a shell's command line: a `$` of a spec, as regular expressions have them, would be the shell's. What the kubelet
@@ -32,7 +33,7 @@ from bfp.targets.letter import COMMAND, SPEC, Letter, run_digest
 
 GROUP, VERSION, PLURAL, KIND = "ray.io", "v1", "rayjobs", "RayJob"
 NAME_LENGTH = 47  # the operator's own limit: the names of a cluster, its service and its pods are made of it
-RUN, SPEC_DIGEST, STOPPED = "bfp/run", "bfp/spec", "bfp/stopped"
+RUN, SPEC_DIGEST, STOPPED, REFUSED = "bfp/run", "bfp/spec", "bfp/stopped", "bfp/refused"
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 HEAD, WORKER, SUBMITTER = "ray-head", "ray-worker", "ray-job-submitter"
 
@@ -79,10 +80,11 @@ def ray_job(settings: KubeRayTarget, letter: Letter) -> dict[str, Any]:
         "authOptions": {"mode": "token"},
         "headGroupSpec": _head(settings, environment, labels),
         "workerGroupSpecs": [
-            _workers(name, group, settings, environment, labels) for name, group in settings.workers.items()
+            _workers(name, group, settings, environment, labels, check=letter.check)
+            for name, group in settings.workers.items()
         ],
     }
-    if settings.autoscaled:
+    if settings.autoscaled and not letter.check:
         cluster["enableInTreeAutoscaling"] = True
         cluster["autoscalerOptions"] = {
             "securityContext": SECURE_CONTAINER,
@@ -93,7 +95,7 @@ def ray_job(settings: KubeRayTarget, letter: Letter) -> dict[str, Any]:
         "submissionMode": settings.mode,
         "jobId": name,
         "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": round(settings.keep_min * 60),
+        "ttlSecondsAfterFinished": 0 if letter.check else round(settings.keep_min * 60),
         "activeDeadlineSeconds": round(settings.deadline_h * 3600),
         "backoffLimit": 0 if letter.check else settings.retries,
         "rayClusterSpec": cluster,
@@ -153,6 +155,7 @@ def _head(settings: KubeRayTarget, environment: dict[str, str], labels: dict[str
     }
     template = _template(settings, settings.head, container, labels)
     template["metadata"]["annotations"] = STAYS
+    template["spec"] |= _off_spot(settings)
     # The autoscaler beside it makes and ends pods; nothing else here speaks to Kubernetes.
     template["spec"]["automountServiceAccountToken"] = settings.autoscaled
     start = {"num-cpus": str(settings.head.cpus if works else 0), "num-gpus": "0", "dashboard-host": "0.0.0.0"}
@@ -160,8 +163,16 @@ def _head(settings: KubeRayTarget, environment: dict[str, str], labels: dict[str
 
 
 def _workers(
-    name: str, group: WorkerGroup, settings: KubeRayTarget, environment: dict[str, str], labels: dict[str, str]
+    name: str,
+    group: WorkerGroup,
+    settings: KubeRayTarget,
+    environment: dict[str, str],
+    labels: dict[str, str],
+    *,
+    check: bool,
 ) -> dict[str, Any]:
+    """A group; of a check it has no pods, which the head makes alone."""
+    count = 0 if check else group.count
     gpus = {group.gpu_resource: str(group.gpus)} if group.gpus else {}
     container = _ray_container(WORKER, "worker", settings, _without_letter(environment), group, gpus)
     template = _template(settings, group, container, labels)
@@ -171,8 +182,8 @@ def _workers(
     start = {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)}
     return {
         "groupName": name,
-        "replicas": group.count,
-        "minReplicas": group.count,
+        "replicas": count,
+        "minReplicas": count,
         "maxReplicas": group.most,
         "rayStartParams": {**start, **_start_memory(settings, group)},
         "template": template,
@@ -189,7 +200,7 @@ def _submitter(settings: KubeRayTarget, labels: dict[str, str]) -> dict[str, Any
     }
     template = _template(settings, settings.head, container, labels)
     template["spec"].pop("volumes")
-    return {**template, "spec": {**template["spec"], "restartPolicy": "Never"}}
+    return {**template, "spec": {**template["spec"], **_off_spot(settings), "restartPolicy": "Never"}}
 
 
 def _template(settings: KubeRayTarget, pods: Pods, container: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
@@ -227,7 +238,7 @@ def _ray_container(
         "image": settings.image,
         "env": [{"name": key, "value": _literal(value)} for key, value in {**stop, **environment}.items()],
         **({"envFrom": references} if references else {}),
-        "resources": {"requests": size, "limits": size},
+        "resources": {"requests": {**size, "ephemeral-storage": _quantity(settings.spill_gb)}, "limits": size},
         "securityContext": SECURE_CONTAINER,
         "lifecycle": _lifecycle(role),
         "volumeMounts": [
@@ -244,6 +255,15 @@ def _ray_container(
 def _head_works(settings: KubeRayTarget) -> bool:
     """The head is left to the driver wherever others have CPUs to lend that are not there for GPUs."""
     return not any(group.most and not group.gpus for group in settings.workers.values())
+
+
+def _off_spot(settings: KubeRayTarget) -> dict[str, Any]:
+    """What keeps a pod from nodes that can be taken away, by their labels; a taint does so by itself."""
+    if not settings.spot_selector:
+        return {}
+    without = [{"key": key, "operator": "NotIn", "values": [value]} for key, value in settings.spot_selector.items()]
+    required = {"nodeSelectorTerms": [{"matchExpressions": without}]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
 
 
 def _ray_memory_gb(settings: KubeRayTarget, pods: Pods) -> float:

@@ -1,7 +1,9 @@
 """What a Kubernetes cluster says about a RayJob, in words: its stage, what it waits for, why it ended.
 
 Objects in, a `Job` out; nothing is asked here. A RayJob tells little by itself: Kueue says why it is not admitted, the
-events of the operator say what it refuses, the pods say what keeps them from running.
+events of the operator say what it refuses, the pods and their events say what keeps them from running.
+
+A RayJob is suspended, or deleted, long before its pods are gone: until then the driver saves, and it runs.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bfp.targets.cluster import Job, Stage
-from bfp.targets.kuberay_manifest import QUEUE, SPEC_DIGEST, STOPPED
+from bfp.targets.kuberay_manifest import QUEUE, REFUSED, SPEC_DIGEST, STOPPED
 
 Object = Mapping[str, Any]
+
+GRACE_OVER = "JobDeploymentStatusTransitionGracePeriodExceeded"  # one reason of two, which the message tells apart
+SUBMITTER_ENDED = "submitter finished"
 
 # https://ray-project.github.io/kuberay: JobDeploymentStatus, JobStatus, JobFailedReason. {} is the operator's message.
 FAILED_BECAUSE = {
@@ -21,20 +26,23 @@ FAILED_BECAUSE = {
     "SubmissionFailed": "the job could not be handed to Ray: {}; its log says more",
     "DeadlineExceeded": "it took longer than `deadline_h` lets it: submit the same again to go on where it stopped",
     "PreRunningDeadlineExceeded": "its Ray cluster was not there in time: {}",
-    "JobDeploymentStatusTransitionGracePeriodExceeded": "Ray says that it has ended, and its submitter has not: {}",
+    GRACE_OVER: "Ray says that it has ended, and its submitter has not: {}",
     "JobStatusCheckTimeoutExceeded": "the operator has lost sight of the head: it was taken away, or a network policy "
     "keeps the operator from port 8265 (infra/kuberay/network-policy.yaml): {}",
     "ValidationFailed": "KubeRay's operator refuses it: {}; is it older than 1.5.1?",
 }
 STAGES: dict[str, Stage] = {"SUCCEEDED": "done", "STOPPED": "stopped", "FAILED": "failed"}
 ENDED = ("Complete", "Failed", "ValidationFailed")
-TAKEN_UP_S = 60
+UNMADE = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of a pod that is no failure yet
+OVER_PHASES = ("Succeeded", "Failed")
+SAVING = "its pods save and end"
+REFUSED_CODE = 2  # of a driver that has started nothing
 
 _EXIT_CODE = re.compile(r"exit code (-?[0-9]+)")
 
 
 class Around(NamedTuple):
-    """What belongs to a RayJob: its Ray cluster's pods and that of its submitter, its Kueue workload, its events."""
+    """What belongs to a RayJob: the pods of its run, its Kueue workload, its events and those of pods that wait."""
 
     pods: Sequence[Object]
     workload: Object | None
@@ -52,7 +60,7 @@ def job_of(found: Object, around: Around = ALONE) -> Job:
 
 
 def stage_of(found: Object) -> Stage:
-    """What a RayJob is at, by itself."""
+    """What a RayJob is at, by itself; whether its pods are gone is not looked at."""
     status = found.get("status") or {}
     deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
     if found["metadata"].get("deletionTimestamp"):
@@ -61,8 +69,11 @@ def stage_of(found: Object) -> Stage:
         return STAGES.get(job, "done")
     if deployment in ENDED:
         return "failed"
-    if was_stopped(found) and found["spec"].get("suspend") and deployment in ("Suspended", ""):
-        return "stopped"
+    if found["spec"].get("suspend") and deployment in ("Suspended", ""):
+        if refusal_of(found) is not None:
+            return "failed"
+        if was_stopped(found):
+            return "stopped"
     if deployment == "Running" and job not in ("", "PENDING"):
         return "running"
     return "waiting"
@@ -73,8 +84,31 @@ def was_stopped(found: Object) -> bool:
     return STOPPED in found["metadata"].get("annotations", {})
 
 
+def refusal_of(found: Object) -> str | None:
+    """What the driver said that refused the job, where somebody has heard it."""
+    said: str | None = found["metadata"].get("annotations", {}).get(REFUSED)
+    return said
+
+
+def is_live(pod: Object) -> bool:
+    """Whether a pod has not ended yet, though it may be about to."""
+    return (pod.get("status") or {}).get("phase") not in OVER_PHASES
+
+
+def waits(pod: Object) -> bool:
+    """Whether a pod is yet to run."""
+    return (pod.get("status") or {}).get("phase", "Pending") == "Pending"
+
+
 def _state(found: Object, around: Around) -> tuple[Stage, str, int | None]:
     status, stage = found.get("status") or {}, stage_of(found)
+    refused = refusal_of(found)
+    ended = status.get("jobDeploymentStatus") in ENDED and not found["metadata"].get("deletionTimestamp")
+    if stage in ("stopped", "failed") and not ended and any(is_live(pod) for pod in around.pods):
+        return "running", SAVING, None
+    if stage == "failed" and refused is not None:
+        return stage, f"the driver refused it: {refused}", REFUSED_CODE
+    pods = _present(found, around.pods)
     message = str(status.get("message") or "")
     exit_code = _EXIT_CODE.search(message)
     if stage == "done":
@@ -82,7 +116,9 @@ def _state(found: Object, around: Around) -> tuple[Stage, str, int | None]:
     if stage == "failed":
         reason = str(status.get("reason") or status.get("jobDeploymentStatus") or "")
         because = FAILED_BECAUSE.get(reason, f"{reason}: {{}}")
-        killed = next(_killed(around.pods), "")
+        if reason == GRACE_OVER and SUBMITTER_ENDED in message:
+            because = "its submitter has ended, and Ray does not say that the job has; was the head taken away? {}"
+        killed = next(_killed(pods), "")
         said = because.format(_first_line(message) or next(_warnings(around.events), "") or "nothing is said")
         return stage, "; ".join(filter(None, [said, killed])), int(exit_code[1]) if exit_code else None
     if stage == "waiting":
@@ -95,12 +131,20 @@ def _waits_for(found: Object, around: Around) -> str:
     deployment = status.get("jobDeploymentStatus", "")
     if was_stopped(found):
         return "it is being stopped: the driver saves what it has"
+    if (refused := refusal_of(found)) is not None:
+        return f"the driver refused it, and it is not tried again: {refused}"
     if deployment in ("Suspending", "Suspended", "") and found["spec"].get("suspend"):
         return _of_kueue(found, around)
     if deployment == "Retrying":
         because = _first_line(str(status.get("message") or "")) or "see its log"
         return f"it failed ({because}); a new Ray cluster takes it up"
-    said = next(_troubles(around.pods), "") or next(_of_cluster(status), "") or next(_warnings(around.events), "")
+    pods = _present(found, around.pods)
+    said = (
+        next(_troubles(pods), "")
+        or next(_unmade(pods, around.events), "")
+        or next(_of_cluster(status), "")
+        or next(_warnings(around.events), "")
+    )
     if said:
         return said
     if deployment == "":
@@ -113,7 +157,9 @@ def _waits_for(found: Object, around: Around) -> str:
 
 
 def _of_kueue(found: Object, around: Around) -> str:
-    queue = found["metadata"].get("labels", {}).get(QUEUE, "")
+    queue = found["metadata"].get("labels", {}).get(QUEUE)
+    if queue is None:
+        return "somebody has suspended it: it goes on when `suspend` of its RayJob is false; `bfp stop` ends it"
     if around.workload is None:
         said = next(_warnings(around.events), "")
         return said or f"the queue {queue}: Kueue has not looked at it yet; is Kueue there, and does it know RayJob?"
@@ -136,6 +182,30 @@ def _of_cluster(status: Object) -> Iterator[str]:
             yield _quota(f"{entry.get('reason', '')}: {entry.get('message', '')}")
     if cluster.get("reason"):
         yield _quota(str(cluster["reason"]))
+
+
+def _present(found: Object, pods: Sequence[Object]) -> list[Object]:
+    """The pods of a job's present Ray cluster, and of its submitter."""
+    cluster = (found.get("status") or {}).get("rayClusterName", "")
+    return [
+        pod
+        for pod in pods
+        if not pod["metadata"].get("deletionTimestamp")
+        and (
+            pod["metadata"]["labels"].get("ray.io/cluster", cluster) == cluster
+            or "job-name" in pod["metadata"]["labels"]
+        )
+    ]
+
+
+def _unmade(pods: Sequence[Object], events: Sequence[Object]) -> Iterator[str]:
+    """What keeps a pod that a node has taken from being made there."""
+    waiting = {pod["metadata"]["name"] for pod in pods if waits(pod)}
+    for event in sorted(events, key=_when, reverse=True):
+        name, reason = event.get("involvedObject", {}).get("name"), event.get("reason")
+        if name in waiting and reason in UNMADE:
+            remedy = "" if reason == "FailedCreatePodSandBox" else "; see `volumes`"
+            yield f"{name} cannot start ({reason}): {_first_line(event.get('message', ''))}{remedy}"
 
 
 def _troubles(pods: Sequence[Object]) -> Iterator[str]:
@@ -190,11 +260,14 @@ def _killed(pods: Sequence[Object]) -> Iterator[str]:
 
 
 def _warnings(events: Sequence[Object]) -> Iterator[str]:
-    """What was warned of, the latest first."""
-    when = lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or "")  # noqa: E731
-    for event in sorted(events, key=when, reverse=True):
-        if event.get("type") == "Warning":
+    """What was warned of, the latest first; pods speak for themselves."""
+    for event in sorted(events, key=_when, reverse=True):
+        if event.get("type") == "Warning" and event.get("involvedObject", {}).get("kind") != "Pod":
             yield _quota(f"{event.get('reason', '')}: {_first_line(event.get('message', ''))}")
+
+
+def _when(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _quota(said: str) -> str:

@@ -7,8 +7,9 @@ tells the driver nothing. What a pod runs first (its preStop hook) therefore is 
     worker      asks on that port whether the head is leaving too. If so, waits until it has left, since a step that is
     submitter   being saved needs its workers; if not, leaves at once: Ray goes on without it
 
-Nothing here is Ray's, and nothing has to be asked of Kubernetes. The driver hears a second signal as the first one
-(`stopping`): the operator sends its own.
+Nothing here is Ray's, and nothing has to be asked of Kubernetes. Of the head, who follows knows the name of a Service,
+which is deleted with the Ray cluster, before its pods are: it is found by the connection that Ray has to it. The driver
+hears a second signal as the first one (`stopping`): the operator sends its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,6 +31,10 @@ LEAVE_WAIT_S = 630
 ASK_S = 10.0  # the head is told to leave at the same time, and starts Python first
 LAST_WORDS_S = 3.0  # for what the driver said last to reach the submitter
 POLL_S = 0.2
+GCS_PORT, DASHBOARD_PORT = 6379, 8265  # of the head: each worker and each submitter has a connection there
+SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+ESTABLISHED = "01"
+V4_IN_V6 = bytes(10) + b"\xff\xff"
 DRIVE = ["-m", "bfp", "drive"]
 
 
@@ -39,9 +45,10 @@ def leave(role: str, *, wait_s: float, environment: Mapping[str, str], port: int
     if role == "head":
         lead(wait_s=wait_s, port=port)
     elif role == "worker":
-        follow(environment.get("FQ_RAY_IP", ""), wait_s=wait_s, port=port)
+        follow(peer(GCS_PORT) or environment.get("FQ_RAY_IP", ""), wait_s=wait_s, port=port)
     elif role == "submitter":
-        follow(environment.get("RAY_DASHBOARD_ADDRESS", "").rpartition(":")[0], wait_s=wait_s, port=port)
+        name = environment.get("RAY_DASHBOARD_ADDRESS", "").rpartition(":")[0]
+        follow(peer(DASHBOARD_PORT) or name, wait_s=wait_s, port=port)
     else:
         raise InputError(f"bfp leave {role}: head, worker or submitter; it is what a pod runs before it ends")
 
@@ -73,6 +80,27 @@ def follow(head: str, *, wait_s: float, port: int = PORT) -> None:
                 return
         except OSError:
             time.sleep(POLL_S)
+
+
+def peer(port: int) -> str:
+    """The address of who is at the other end of this pod's connection to a port; "" where there is none."""
+    for file in SOCKETS:
+        with suppress(OSError):
+            for line in file.read_text().splitlines()[1:]:
+                _, _, remote, state = line.split()[:4]
+                address, _, number = remote.partition(":")
+                if state == ESTABLISHED and int(number, 16) == port:
+                    return _address(address)
+    return ""
+
+
+def _address(written: str) -> str:
+    """An address as Linux writes it there: words of 32 bits, each as this machine has it in memory."""
+    words = [int(written[at : at + 8], 16) for at in range(0, len(written), 8)]
+    packed = struct.pack(f"={len(words)}I", *words)
+    if len(packed) == 16 and packed.startswith(V4_IN_V6):
+        packed = packed[len(V4_IN_V6) :]
+    return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed)
 
 
 def drivers() -> list[int]:

@@ -1,0 +1,154 @@
+"""What `bfp doctor --on NAME` looks at on Kubernetes: the API server, the operator, our rights, what the profile names.
+
+Nothing is made there but questions about ourselves (reviews, which are not kept), and no secret is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+from bfp.specs.clusters import KubeRayTarget
+from bfp.targets.cluster import Check
+from bfp.targets.kube_api import KubeApi, Refused
+from bfp.targets.kuberay_manifest import GROUP, KIND, PLURAL, VERSION
+
+# What a user needs (infra/kuberay/rbac.yaml), as (group, resource, verb), and what for.
+RIGHTS = (
+    ("ray.io", "rayjobs", "create", "submit"),
+    ("ray.io", "rayjobs", "get", "submit and status"),
+    ("ray.io", "rayjobs", "watch", "submit and logs"),
+    ("ray.io", "rayjobs", "patch", "stop"),
+    ("ray.io", "rayjobs", "delete", "submit again"),
+    ("", "pods", "list", "status"),
+    ("", "pods", "get", "logs"),
+    ("", "pods/log", "get", "logs"),
+    ("", "events", "list", "status"),
+)
+QUEUE_RIGHTS = (
+    ("kueue.x-k8s.io", "localqueues", "get", "submit"),
+    ("kueue.x-k8s.io", "workloads", "list", "status"),
+    ("kueue.x-k8s.io", "workloads", "patch", "stop"),
+)
+
+
+def checks(api: KubeApi, settings: KubeRayTarget, *, kueue: Callable[[], str | None]) -> Iterator[Check]:
+    """Every point. kueue: finds the path of Kueue's API. Raises Refused where not even this may be asked."""
+    version = api.get("/version")
+    yield Check("reachable", "ok", f"{api.server} lets us in: Kubernetes {version['gitVersion']}")
+    yield _who(api)
+    operator = _operator(api)
+    yield operator
+    if operator.verdict == "fail":
+        return
+    rights = (*RIGHTS, *(QUEUE_RIGHTS if settings.queue else ()))
+    lacking = [f"{verb} {resource} ({use})" for group, resource, verb, use in rights
+               if not _may(api, settings.namespace, verb, group, resource)]  # fmt: skip
+    where = f"the namespace {settings.namespace}"
+    if lacking:
+        remedy = f"is {where} yours? who runs the cluster grants infra/kuberay/rbac.yaml there"
+        yield Check("rights", "fail", f"may not, in {where}: {', '.join(lacking)}", remedy)
+    else:
+        yield Check("rights", "ok", f"all that submit, status, logs and stop need, in {where}")
+    yield from _references(api, settings, kueue)
+    yield from _gpus(api, settings)
+
+
+def _who(api: KubeApi) -> Check:
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    try:
+        found = api.create("/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
+    except Refused:  # since Kubernetes 1.28
+        return Check("who we are", "ok", "the API server takes our credentials; it does not say for whom")
+    return Check("who we are", "ok", str(found["status"]["userInfo"]["username"]))
+
+
+def _operator(api: KubeApi) -> Check:
+    install = "who runs the cluster installs KubeRay 1.5.1 or newer (infra/guides/kubernetes.md)"
+    try:
+        served = api.get(f"/apis/{GROUP}/{VERSION}")
+    except Refused as error:
+        if error.status != 404:
+            raise
+        return Check("KubeRay", "fail", "the cluster does not know of RayJobs", install)
+    if PLURAL not in [found["name"] for found in served["resources"]]:
+        return Check("KubeRay", "fail", f"{GROUP}/{VERSION} has no RayJobs", install)
+    if not _knows_tokens(api):
+        return Check("KubeRay", "fail", "its RayJob knows no authOptions: it is older than 1.5.1", install)
+    return Check("KubeRay", "ok", f"{KIND} of {GROUP}/{VERSION}, with tokens (1.5.1 or newer)")
+
+
+def _knows_tokens(api: KubeApi) -> bool:
+    for path in (f"/openapi/v3/apis/{GROUP}/{VERSION}", "/openapi/v2"):
+        try:
+            return "authOptions" in json.dumps(api.get(path))
+        except Refused:
+            continue
+    return True  # it does not publish what it knows
+
+
+def _references(api: KubeApi, settings: KubeRayTarget, kueue: Callable[[], str | None]) -> Iterator[Check]:
+    """Whether what the profile names is there. Of a secret that is asked by name only where we may read it, which
+    nobody needs; it is never read."""
+    core = "/api/v1"
+    named = [
+        ("service_account", core, "serviceaccounts", [settings.service_account]),
+        ("config_maps", core, "configmaps", settings.config_maps),
+        ("volumes", core, "persistentvolumeclaims", [volume.claim for volume in settings.volumes]),
+    ]
+    if settings.queue:
+        named.append(("queue", kueue() or "", "localqueues", [settings.queue]))
+    for field, group, resource, names in named:
+        for name in names:
+            yield _reference(api, settings.namespace, field, group, resource, name)
+    for field, names in (("secrets", settings.secrets), ("image_pull_secrets", settings.image_pull_secrets)):
+        for name in names:
+            unseen = "cannot be seen from here, as it should be"
+            yield Check(field, "ok", f"{name}: {unseen}; a pod that lacks it says so in `bfp status`")
+
+
+def _reference(api: KubeApi, namespace: str, field: str, group: str, resource: str, name: str) -> Check:
+    if not group:
+        return Check(field, "fail", f"{name}: Kueue is not there", "install Kueue, or leave `queue` out")
+    try:
+        found = api.find(f"{group}/namespaces/{namespace}/{resource}/{name}")
+    except Refused as error:
+        if error.status != 403:
+            raise
+        return Check(field, "warn", f"{name}: cannot be seen: {error.message}")
+    if found is None:
+        return Check(field, "fail", f"{name}: not in the namespace {namespace}", f"make it there, or set `{field}`")
+    return Check(field, "ok", name)
+
+
+def _gpus(api: KubeApi, settings: KubeRayTarget) -> Iterator[Check]:
+    wanted = {group.gpu_resource for group in settings.workers.values() if group.gpus}
+    if not wanted:
+        return
+    try:
+        nodes = api.items("/api/v1/nodes")
+    except Refused:
+        yield Check("GPUs", "ok", "the nodes cannot be seen from here; `bfp status` says if none takes a pod")
+        return
+    for resource in sorted(wanted):
+        most = max((int(node["status"].get("allocatable", {}).get(resource, 0)) for node in nodes), default=0)
+        needs = max(group.gpus for group in settings.workers.values() if group.gpu_resource == resource)
+        if most >= needs:
+            yield Check("GPUs", "ok", f"nodes have up to {most} of {resource}, a pod needs {needs}")
+        else:
+            remedy = "lower `gpus` and raise `count`; a cluster that grows may have such a node later"
+            yield Check("GPUs", "warn", f"nodes have up to {most} of {resource}, a pod needs {needs}", remedy)
+
+
+def _may(api: KubeApi, namespace: str, verb: str, group: str, resource: str) -> bool:
+    kind, _, inner = resource.partition("/")
+    asked = {"namespace": namespace, "verb": verb, "group": group, "resource": kind}
+    if inner:
+        asked["subresource"] = inner
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": asked},
+    }
+    found = api.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+    return bool(found["status"]["allowed"])
