@@ -33,6 +33,7 @@ from bfp.targets.letter import Letter, letter
 STATE_EVERY_S = 2.0
 STOP_WAIT_S = 900.0  # a step of pretraining and its checkpoint
 PATIENCE = 15  # times that a cluster which did not answer is asked again, STATE_EVERY_S apart
+FORGOTTEN = "the cluster does not know of it any more: it was made anew, or somebody has deleted the job"
 UNSEEN = "plan"  # the row of a plan that is left to the nodes
 KEPT_LINES = 30  # of what a driver says besides its events, shown where it ends without a word
 
@@ -176,13 +177,13 @@ class Remote:
                     f"`bfp logs {run} --on {self.name}`, and end it by the cluster's own means"
                 )
             time.sleep(STATE_EVERY_S)
-        return now
+        return now._replace(stage="stopped") if now.said == FORGOTTEN else now  # it never began, and is deleted
 
     # inside ----------------------------------------------------------------------------------------------------------
 
     def _now(self, run: str, job: Job) -> Job:
         """The job as it is now; failed where the cluster has forgotten it."""
-        forgotten = job._replace(stage="failed", said="the cluster does not know of it any more: it was made anew")
+        forgotten = job._replace(stage="failed", said=FORGOTTEN)
         for attempt in range(PATIENCE):
             try:
                 return next((found for found in self.backend.jobs(run) if found.id == job.id), forgotten)
