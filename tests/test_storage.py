@@ -108,7 +108,7 @@ def test_of_many_processes_that_create_a_file_one_wins_each_time(tmp_path: Path)
     racers = [context.Process(target=_race, args=(str(tmp_path), number, 50, results)) for number in range(4)]
     for racer in racers:
         racer.start()
-    wins = [results.get(timeout=30) for _ in racers]
+    wins = [results.get(timeout=300) for _ in racers]
     for racer in racers:
         racer.join()
     assert [sum(turn) for turn in zip(*wins, strict=True)] == [1] * 50

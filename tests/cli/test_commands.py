@@ -380,7 +380,7 @@ def test_no_colours_reach_a_file(capsys, output):
 def in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
     """A command line in a process of its own, `bfp` in it put for this one's."""
     main = f"{sys.executable} -c 'from bfp.cli import main; main()'"
-    return subprocess.run(command.replace("bfp", main, 1), shell=True, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command.replace("bfp", main, 1), shell=True, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")

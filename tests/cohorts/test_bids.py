@@ -360,7 +360,7 @@ def test_many_tables_of_sessions_are_read_at_once(tmp_path: Path, monkeypatch: p
     for subject in ("01", "02"):
         touch(tmp_path, f"sub-{subject}/ses-a/anat/sub-{subject}_ses-a_T1w.nii.gz")
         write(tmp_path / f"sub-{subject}/sub-{subject}_sessions.tsv", f"session_id\tage\nses-a\t{subject}\n")
-    both, reads = threading.Barrier(2, timeout=10), Place.read
+    both, reads = threading.Barrier(2, timeout=120), Place.read
 
     def read(file: Place) -> bytes:
         if file.name.endswith("_sessions.tsv"):

@@ -26,7 +26,7 @@ class Store:
             with self._changed:
                 self.asked.append(file.name)
                 self._changed.notify_all()
-            assert self._may_go.wait(10)
+            assert self._may_go.wait(120)
             return reads(file)
 
         monkeypatch.setattr(Place, "_read", read)
@@ -37,7 +37,7 @@ class Store:
     def wait_for(self, count: int) -> list[str]:
         """The files asked for, once there are so many."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.asked) >= count, timeout=10), self.asked
+            assert self._changed.wait_for(lambda: len(self.asked) >= count, timeout=120), self.asked
             return sorted(self.asked)
 
 

@@ -61,7 +61,7 @@ class InTurn:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(300)
             assert not thread.is_alive(), "both wait"
         return outcomes[0], outcomes[1]
 

@@ -49,5 +49,21 @@ def test_a_ray_that_does_not_start_is_told_with_its_logs_and_stopped(folders, mo
     (logs,) = folders.iterdir()
     assert str(logs) in str(failed.value)
     assert "This could happen" not in str(failed.value)
-    assert stopped
+    assert len(stopped) == ray_here.STARTS
     assert not (logs / "owner").exists()  # else the next start would remove what the message names
+
+
+def test_a_ray_that_a_busy_machine_kept_from_starting_is_started_again(folders, monkeypatch):
+    import ray
+
+    starts = []
+
+    def starts_at_last(**settings: object) -> None:
+        starts.append(settings["_temp_dir"])
+        if len(starts) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", starts_at_last)
+    logs = ray_here.start_ray(cpus=1)
+    assert starts == [f"{logs}/ray"] * 2
+    assert (Path(logs) / "owner").exists()  # else the next start would take it for an orphan's

@@ -22,6 +22,7 @@ from bfp.runs.scratch import disown, owned_folder, remove_orphans
 FOLDERS = "/tmp"  # short, since sockets lie below it, whose paths may have 107 characters
 PREFIX = "bfp-ray-"
 KEPT_DAYS = 7
+STARTS = 3  # Ray gives each 30 s, and a busy machine may need more
 
 MAX_OBJECT_STORE_BYTES = 2_000_000_000
 OBJECT_STORE_SHARE = 0.2  # of the machine's memory: what passes between tasks here is small
@@ -61,22 +62,28 @@ def start_ray(*, cpus: int) -> str:
     # deaf to it: they are needed until the driver has heard it and saved what stands.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        ray.init(
-            address="local",  # never a cluster that RAY_ADDRESS happens to name
-            num_cpus=cpus,
-            object_store_memory=object_store_bytes(),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _temp_dir=f"{logs}/ray",  # which Ray opens to everybody; the folder around it is this user's alone
-        )
-    except Exception as error:  # Ray raises a bare Exception when it waits for itself in vain
-        stop_ray(logs, keep_logs=True)
-        said = str(error).strip().partition("\n")[0]
-        raise JobFailed(
-            f"Ray did not start ({type(error).__name__}: {said}): the machine may be busy, so try again; "
-            f"`bfp doctor` starts it by itself, and its own logs are in {logs}"
-        ) from error
+        for start in range(1, STARTS + 1):
+            try:
+                ray.init(
+                    address="local",  # never a cluster that RAY_ADDRESS happens to name
+                    num_cpus=cpus,
+                    object_store_memory=object_store_bytes(),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=f"{logs}/ray",  # which Ray opens to everybody; the folder around it is this user's alone
+                )
+                break
+            except Exception as error:  # Ray raises a bare Exception when it waits for itself in vain
+                if start < STARTS:
+                    ray.shutdown()
+                    continue
+                stop_ray(logs, keep_logs=True)
+                said = str(error).strip().partition("\n")[0]
+                raise JobFailed(
+                    f"Ray did not start ({type(error).__name__}: {said}): the machine may be busy, so try again; "
+                    f"`bfp doctor` starts it by itself, and its own logs are in {logs}"
+                ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     quieten()
