@@ -40,11 +40,18 @@ def asked(text: str) -> list[str]:
 
 
 def test_a_check_asks_for_one_node_for_minutes_and_does_not_come_back(tmp_path):
-    of = settings(nodes=4, gpus_per_node=8, cpus_per_node=16, time_h=36.0)
+    of = settings(nodes=4, gpus_per_node=8, cpus_per_node=16, time_h=36.0, warning_s=1800)
     letter = replace(letters.letter(spec_in(tmp_path), target="lab", settings=of, nodes=4), check=True)
     text = script(letter, of, environment="/data/env", logs="/data/logs")
     options = asked(text)
-    for option in ("--nodes=1", "--gpus-per-node=1", "--cpus-per-task=16", "--time=0-00:15:00", "--no-requeue"):
+    for option in (
+        "--nodes=1",
+        "--gpus-per-node=1",
+        "--cpus-per-task=16",
+        "--time=0-00:15:00",
+        "--no-requeue",
+        "--signal=B:USR1@60",
+    ):
         assert option in options
     assert {"nodes=1", "gpus=1", "requeue=0"} <= set(text.splitlines())
 

@@ -39,7 +39,7 @@ EXAMPLE = ("mri_synthstrip", "-i", "{scan}", "-m", "{mask}")
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 
 # What is called so is a secret, and has no place in a profile or in what is sent to a cluster.
-_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_?KEY", re.IGNORECASE)
+SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_?KEY", re.IGNORECASE)
 
 
 def _of_a_mask(command: list[str], info: ValidationInfo) -> list[str]:
@@ -87,7 +87,7 @@ def _from_here(path: str, info: ValidationInfo) -> str:
 
 def _not_secret(env: dict[str, str]) -> dict[str, str]:
     for name, value in env.items():
-        if _SECRET.search(name) or "@" in urlsplit(value).netloc:
+        if SECRET.search(name) or "@" in urlsplit(value).netloc:
             raise ValueError(
                 f"{name}: a secret, which never stands in a profile; it has to be there already where the job runs "
                 "(README, “Secrets on a cluster”)"

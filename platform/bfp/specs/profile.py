@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bfp.errors import InputError, Problem, SpecError
-from bfp.specs.clusters import CLUSTERS, Cluster, LocalTarget
+from bfp.specs.clusters import CLUSTERS, SECRET, Cluster, LocalTarget
 from bfp.specs.document import Document
 from bfp.specs.fields import NAME_PATTERN, PATTERNS_IN_WORDS, Folders
 from bfp.specs.files import read_text
@@ -121,4 +121,4 @@ def _target(name: str, table: Any, file: Path) -> tuple[Any, list[Problem]]:
 
 def _may_be_secret(path: str) -> bool:
     """Of a value at this path: of `env`, of a token, or of a field that is called like one."""
-    return path.startswith("env") or re.search(r"token|secret|password|passwd|credential|key", path.lower()) is not None
+    return path.startswith("env") or SECRET.search(path) is not None

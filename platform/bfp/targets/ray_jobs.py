@@ -109,7 +109,7 @@ class RayJobs:
                                 heard += 1
                                 yield line
             except _Broken as error:
-                why, rest = str(error), ""
+                why = str(error)
             try:
                 stage = self._stage(job)
                 silent = 0
@@ -216,9 +216,10 @@ class RayJobs:
         return found[0].stage if found else None
 
     def _rest(self, job: Job, heard: int) -> list[str]:
-        """The lines of a job that is over behind those that were heard."""
+        """The lines of a job that is over behind those that were heard, parted as these were."""
         with self._telling():
-            return str(self._jobs_api().get_job_logs(job.id)).splitlines()[heard:]
+            text = str(self._jobs_api().get_job_logs(job.id))
+        return text.removesuffix("\n").split("\n")[heard:] if text else []
 
     def _chunks(self, job: Job) -> Generator[str, None, None]:
         """The log from its beginning, as it grows. Raises _Broken where the connection does, or is silent."""

@@ -24,7 +24,7 @@ OWN_OPTIONS = (
     *("array", "comment", "dependency", "error", "export", "input", "job-name", "no-requeue", "nodes", "ntasks"),
     *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap", "wait", "test-only"),
 )
-CHECK_H = 0.25
+CHECK_H, CHECK_WARNING_S = 0.25, 60
 
 
 def script(letter: Letter, settings: SlurmTarget, *, environment: str, logs: str) -> str:
@@ -32,6 +32,7 @@ def script(letter: Letter, settings: SlurmTarget, *, environment: str, logs: str
 
     Raises InputError for an option of sbatch that bfp sets itself.
     """
+    settings = _for_a_check(settings) if letter.check else settings
     lines = [f"#SBATCH {_quoted(option)}" for option in options(letter, settings, logs=logs)]
     told = {**settings.env, **letter.environment()}
     return "\n".join(
@@ -61,9 +62,9 @@ def options(letter: Letter, settings: SlurmTarget, *, logs: str) -> list[str]:
         f"--output={_no_pattern(logs)}/{_no_pattern(name)}-%j.log",
         "--open-mode=append",
         "--dependency=singleton",  # of two jobs of one run the second waits
-        *resources(_for_a_check(settings) if letter.check else settings),
+        *resources(settings),
         f"--signal=B:USR1@{settings.warning_s}",
-        "--requeue" if settings.requeue and not letter.check else "--no-requeue",
+        "--requeue" if settings.requeue else "--no-requeue",
         "--export=HOME,USER,PATH",  # no secret of who submits is kept by SLURM
         *settings.options,
     ]
@@ -78,7 +79,13 @@ def _is_own(option: str) -> bool:
 def _for_a_check(settings: SlurmTarget) -> SlurmTarget:
     """A plan needs one node and some minutes; a partition for GPUs may take no job that asks for none."""
     return settings.model_copy(
-        update={"nodes": 1, "gpus_per_node": min(1, settings.gpus_per_node), "time_h": min(CHECK_H, settings.time_h)}
+        update={
+            "nodes": 1,
+            "gpus_per_node": min(1, settings.gpus_per_node),
+            "time_h": min(CHECK_H, settings.time_h),
+            "warning_s": min(CHECK_WARNING_S, settings.warning_s),  # one longer than the time would come at once
+            "requeue": False,
+        }
     )
 
 
@@ -122,11 +129,11 @@ def _settings(letter: Letter, settings: SlurmTarget, environment: str, logs: str
     return {
         "digest": letter.digest,
         "log": f'{log}"$SLURM_JOB_ID".log',
-        "nodes": str(1 if letter.check else settings.nodes),
+        "nodes": str(settings.nodes),
         "cpus": str(settings.cpus_per_node),
-        "gpus": str(min(1, settings.gpus_per_node) if letter.check else settings.gpus_per_node),
+        "gpus": str(settings.gpus_per_node),
         "warning_s": str(settings.warning_s),
-        "requeue": str(int(settings.requeue and not letter.check)),
+        "requeue": str(int(settings.requeue)),
         "environment": shlex.quote(environment),
         "container": shlex.quote(os.path.expanduser(settings.container or "")),
         "shared_paths": _array(settings.shared_paths),
