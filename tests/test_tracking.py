@@ -10,8 +10,8 @@ import pytest
 from bfp.errors import InputError, Interrupted
 from bfp.runs import Run, RunFolder
 from bfp.runs.tracking import Tracker
-from bfp.specs.clusters import LocalTarget
 from bfp.specs.profile import Profile
+from bfp.specs.target import LocalTarget
 from bfp.storage import Place
 from bfp.targets.checks import check_tracking
 

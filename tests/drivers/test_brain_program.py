@@ -15,9 +15,9 @@ from bfp.drivers.preparing import find_brain_program
 from bfp.errors import InputError
 from bfp.runs import Run, RunFolder
 from bfp.specs import Infer, Ingest, dump
-from bfp.specs.clusters import LocalTarget
 from bfp.specs.preprocessing import Preprocessing
 from bfp.specs.profile import NO_PROFILE, Profile, profile_for
+from bfp.specs.target import LocalTarget
 from bfp.storage import place
 from bfp.store import layout
 from bfp.store.reader import SliceStore

@@ -9,8 +9,10 @@ import pytest
 from bfp.cli.main import run
 from bfp.errors import InputError, SpecError
 from bfp.specs.clusters import CLUSTERS as CLUSTERS_BY_KIND
-from bfp.specs.clusters import EXAMPLE, KubeRayTarget, RayTarget, SlurmTarget
+from bfp.specs.clusters import RayTarget, SlurmTarget
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.profile import profile_for, read_profile
+from bfp.specs.target import EXAMPLE
 from bfp.specs.template import template
 
 COMMAND = '[local]\nbrain_program = ["{}", "-i", "{{scan}}", "-m", "{{mask}}"]\n'

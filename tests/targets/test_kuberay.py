@@ -21,10 +21,10 @@ from bfp.cli.main import run
 from bfp.drivers import Plan
 from bfp.errors import BfpError, InputError, Interrupted, JobFailed
 from bfp.specs import Spec, load
-from bfp.specs.clusters import KubeRayTarget
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.profile import read_profile
 from bfp.targets import kube_api, kuberay, kuberay_checks, kuberay_log, remote
-from bfp.targets.cluster import Job
+from bfp.targets.cluster import OVER, Job
 from bfp.targets.kube_api import Refused
 from bfp.targets.kuberay import KubeRay
 from bfp.targets.kuberay_manifest import as_yaml, first_nodes, job_name, ray_job
@@ -439,7 +439,8 @@ def test_a_run_that_goes_on_with_another_spec_is_refused(lab: Any) -> None:
     here.remote.send(here.spec)
     with pytest.raises(InputError, match="is going on on lab with another spec"):
         here.remote.send(with_seed(here.spec, 5))
-    assert here.backend.send(here.remote.letter(with_seed(here.spec, 5)), attempt=2).digest == here.job.digest
+    other = here.remote.letter(with_seed(here.spec, 5))
+    assert here.backend.send(other, attempt=2, listener=print).digest == here.job.digest
 
 
 # stopped -------------------------------------------------------------------------------------------------------------
@@ -481,10 +482,33 @@ def test_the_next_attempt_is_sent_when_the_pods_of_the_last_have_gone(lab: Any) 
     here.kube.ask("DELETE", here.operator.path, {"propagationPolicy": "Background"})
     saving = threading.Thread(target=here.operator.delete_pods, kwargs={"save_s": 4.0})
     saving.start()
-    began = time.monotonic()
-    job = here.remote.send(here.spec)
+    began, heard = time.monotonic(), []
+    job = here.remote.send(here.spec, listener=heard.append)
     assert (job.stage, here.operator.pods()) == ("waiting", []), f"sent after {time.monotonic() - began:.1f} s"
+    assert [event["message"] for event in heard] == ["waiting for the pods of the earlier attempt to save and end"]
     saving.join()
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["the operator has not seen it", "its pods save"])
+def test_what_is_sent_while_a_stopped_one_ends_is_a_new_one(lab: Any, seen: bool) -> None:
+    here = lab()
+    here.remote.send(here.spec)
+    here.operator.run()
+    uid = here.operator.job["metadata"]["uid"]
+    here.backend.stop(here.job)
+    if seen:
+        here.operator.say(jobStatus="", jobDeploymentStatus="Suspended", rayClusterName="")
+    assert (here.job.stage in OVER, here.job.ending) == (False, True)
+
+    def deleted() -> bool:
+        return bool(here.operator.collect(save_s=2.0))
+
+    collecting = threading.Thread(target=wait_until, args=(deleted,))
+    collecting.start()
+    job = here.remote.send(here.spec)
+    collecting.join()
+    assert (job.stage, job.ending, here.operator.pods()) == ("waiting", False, [])
+    assert here.operator.job["metadata"]["uid"] != uid
 
 
 def test_a_job_that_the_driver_refuses_is_not_tried_again(lab: Any) -> None:
@@ -539,7 +563,7 @@ def test_a_job_in_a_queue_is_stopped_through_kueue_which_would_wake_it_again(lab
 def test_with_the_role_alone_a_user_can_submit_watch_and_stop_and_nothing_else(lab: Any) -> None:
     stranger = lab(who="alice")
     with pytest.raises(InputError, match=r"not allowed \(403\).*User \"alice\" cannot get.*infra/kuberay/rbac.yaml"):
-        stranger.backend.send(stranger.remote.letter(stranger.spec), attempt=1)
+        stranger.backend.send(stranger.remote.letter(stranger.spec), attempt=1, listener=print)
     here = lab(who="alice")
     grant(here)
     here.remote.send(here.spec)

@@ -15,7 +15,7 @@ import yaml
 
 from bfp.errors import InputError
 from bfp.specs import Spec, dump, load
-from bfp.specs.clusters import KubeRayTarget
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.profile import read_profile
 from bfp.targets.kuberay_manifest import SPEC_DIGEST, as_yaml, first_nodes, job_name, lent, ray_job
 from bfp.targets.letter import SPEC, TARGET, Letter, letter, read_letter

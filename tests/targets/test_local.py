@@ -141,13 +141,14 @@ def test_training_that_claims_more_cpus_than_there_are_is_refused(tmp_path):
     ("spec", "claimed"),
     [
         ("kind: pretrain\nstore: s\ncompute: {workers: 2, gpus_per_worker: 1}", r"2 GPUs .*workers × gpus_per_worker"),
+        ("kind: pretrain\nstore: s\ncompute: {workers: 2}", r"2 GPUs .*by itself one each"),
         (f"{FINETUNE}compute: {{gpus: 3}}", r"3 GPUs .*\(gpus\)"),
         (
             "kind: infer\nmodel: m\ncohorts: [{name: a, bids: b}]\ncompute: {models: 4, gpus_per_model: 0.5}",
             r"2 GPUs .*models × gpus_per_model",
         ),
     ],
-    ids=["pretrain", "finetune", "infer"],
+    ids=["pretrain", "pretrain by itself", "finetune", "infer"],
 )
 def test_a_job_that_claims_more_gpus_than_there_are_is_refused_before_anything_is_written(
     spec, claimed, small_driver, monkeypatch, tmp_path

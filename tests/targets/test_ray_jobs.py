@@ -240,6 +240,8 @@ def test_doctor_plans_a_spec_from_the_nodes_side(lab: Lab) -> None:
     points = {found["point"]: found for found in json.loads(done.stdout)}
     assert points["nodes"]["text"].startswith("2, 4 CPUs")
     assert "12 subjects" in points["plan there"]["text"]
+    assert points["claims"]["text"] == "0 of 4 CPUs; 4 CPUs left for Ray Data"
+    assert (points["free there now"]["text"], points["free there now"]["verdict"]) == ("4 CPUs and 0 GPUs", "ok")
     assert not (lab.folder / "runs" / "asked").exists()
     done = lab.bfp("doctor", "--on", "no-token")
     assert (done.returncode, "asks for a token" in done.stdout) == (1, True)

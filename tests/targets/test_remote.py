@@ -13,8 +13,10 @@ import pytest
 from bfp.cli.doctor import examine_cluster
 from bfp.drivers import Capacity
 from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed
+from bfp.runs import Listener
 from bfp.specs import load
-from bfp.specs.clusters import KubeRayTarget, RayTarget
+from bfp.specs.clusters import RayTarget
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.paths import local_paths
 from bfp.targets import remote
 from bfp.targets.cluster import Check, Job
@@ -54,7 +56,7 @@ class Script:
             raise InputError("the cluster lab does not answer")
         return list(self.known)
 
-    def send(self, letter: Letter, *, attempt: int) -> Job:
+    def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
         self.sent.append((letter, attempt))
         self.known.append(Job(f"job-{attempt}", "running", digest=letter.digest))
         return self.known[-1]
@@ -236,6 +238,19 @@ def test_a_shared_folder_that_is_not_here_leaves_the_plan_to_the_nodes(tmp_path:
     assert "/nowhere is not on this machine" in dict(target.plan(spec).rows)["plan"]
     points = {found.point: found.text for found in examine_cluster(target, spec)}
     assert points["plan here"].startswith("made there")
+
+
+def test_doctor_says_what_a_spec_claims_what_that_leaves_to_ray_data_and_what_others_hold(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "kind: pretrain\nname: a\noutput: /nowhere/runs\nstore: /nowhere/store\n"
+        "compute: {workers: 2, cpus_per_worker: 3, gpus_per_worker: 0}\n"
+    )
+    answer = say("checked", rows=[], warnings=[], bfp="1", python="3", ray="2", free={"cpus": 5, "gpus": 0})
+    target = on(Script(told=[answer]), shared_paths=["/nowhere"])
+    points = {found.point: found for found in examine_cluster(target, load(file))}
+    assert points["claims"].text.startswith("6 of 8 CPUs; 2 CPUs left for Ray Data, of which pretraining needs none")
+    assert (points["free there now"].verdict, points["free there now"].text) == ("warn", "5 CPUs and 0 GPUs")
 
 
 def test_a_run_whose_spec_is_damaged_is_said_here(tmp_path: Path) -> None:

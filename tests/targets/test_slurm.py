@@ -68,7 +68,7 @@ class Trial:
         return letters.letter(spec, target="lab", settings=self.settings, nodes=NODES)
 
     def send(self) -> Job:
-        return self.slurm.send(self.letter(), attempt=1)
+        return self.slurm.send(self.letter(), attempt=1, listener=print)
 
     def job(self) -> Job:
         return self.slurm._ask(self.run)[-1]
@@ -154,7 +154,11 @@ def test_two_who_send_one_run_at_once_get_one_job(trial):
     trial.slurm = trial.of(options=["--hold"])
     letter, found = trial.letter(), []
     others = [Slurm("lab", trial.settings) for _ in range(4)]
-    threads = [threading.Thread(target=lambda of=of: found.append(of.send(letter, attempt=1))) for of in others]
+
+    def send(of: Slurm) -> None:
+        found.append(of.send(letter, attempt=1, listener=print))
+
+    threads = [threading.Thread(target=send, args=(of,)) for of in others]
     for thread in threads:
         thread.start()
     for thread in threads:

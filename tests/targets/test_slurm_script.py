@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,41 @@ def test_a_job_goes_back_into_the_queue_when_its_time_is_over_or_others_go_befor
     code_of = f'scontrol() {{ echo "{shown}"; }}; told={told!r}; goes_on {code}; echo $?'
     assert in_bash(code_of).stdout == ("0\n" if goes_on else "1\n")
     assert in_bash(f"requeue=0; {code_of}").stdout == "1\n"
+
+
+def test_a_stop_that_comes_on_the_way_back_into_the_queue_is_heard():
+    back = """
+        scontrol() { echo "JobState=RUNNING"; }
+        digest=0a told=limit
+        trap 'heard stop' USR2
+        sleep 2 & step=$!
+        (sleep 0.5; kill -USR2 $$) &
+        finish 130"""
+    shown = in_bash(back)
+    assert shown.stdout.endswith("bfp: job 7 of spec 0a ended with 130\n")
+    assert "goes on in the queue" not in shown.stdout
+    assert "goes on in the queue" in in_bash(back.replace("kill -USR2 $$", "true")).stdout
+
+
+@pytest.mark.parametrize(("told", "passed_s"), [("USR2", 700), ("USR1", 300)], ids=["stop", "limit"])
+def test_a_driver_that_does_not_end_when_it_is_told_to_is_killed(told, passed_s, tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/bash\ntrap '' TERM\nkill -" + told + " $PPID\nexec sleep 60\n")
+    python.chmod(0o755)
+    code = f"""
+        start_head() {{ sleep 60 & ray=$!; echo "Local node IP: 127.0.0.1" >"$temp/ray.txt"; first=1; }}
+        pause() {{ sleep 0.2; if [ -n "$told" ]; then SECONDS=$((SECONDS + {passed_s})); fi; }}
+        scontrol() {{ echo "JobState=RUNNING"; }}
+        log={tmp_path}/log; : >"$log"
+        digest=0a nodes=1 warning_s=300 secrets_file="" SLURM_JOB_NODELIST=n1 SLURMD_NODENAME=n1
+        environment={tmp_path}
+        main"""
+    began = time.monotonic()
+    shown = in_bash(code)
+    assert time.monotonic() - began < 40
+    assert ("goes on in the queue" in shown.stdout) == (told == "USR1"), shown.stdout + shown.stderr
+    assert shown.returncode == 137
 
 
 def test_a_container_gets_the_folders_that_it_needs(tmp_path):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bfp.cli.display import Display, event_line
 from bfp.cli.jobs import Finished, finished, plan_lines
 from bfp.cli.looking import status_text
-from bfp.cli.output import grid, shown, write
+from bfp.cli.output import grid, shown, write, write_note
 from bfp.cli.runs import Status, status_of
 from bfp.drivers.plan import Plan
 from bfp.errors import InputError, Interrupted, JobFailed
@@ -40,7 +40,7 @@ class OnCluster(NamedTuple):
 def send_run(spec: Spec, target: Remote, *, plan: Plan) -> OnCluster:
     """Show the plan and send the job, or find the one that goes on with this very spec."""
     write(plan_lines(spec, plan), stderr=True)
-    job = target.send(spec)
+    job = target.send(spec, listener=write_note)
     run = place(spec.folder)
     follow = f"bfp logs {shown(run)} --on {target.name} --follow"
     ways = [f"  job     {job.id}", f"  follow  {follow}", *_ways(run, target.name)]

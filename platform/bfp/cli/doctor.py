@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bfp import __version__
-from bfp.cli.output import write
+from bfp.cli.output import write_note
+from bfp.drivers.plan import Capacity
 from bfp.errors import InputError, Interrupted, JobFailed
-from bfp.runs import Event
 from bfp.specs import Spec
+from bfp.targets.checks import claims
 from bfp.targets.cluster import Check, Verdict
 from bfp.targets.remote import UNSEEN, Remote
 from bfp.words import counted
@@ -71,16 +72,29 @@ def examine_cluster(target: Remote, spec: Spec | None) -> list[Check]:
             rows = dict(target.plan(spec).rows)
             clear = f"nothing stands against {spec.kind} {spec.name} as seen from here"
             found.append(Check("plan here", "ok", rows.get(UNSEEN, clear)))
-            found += _from_its_side(target.ask(spec, listener=_told))
+            told = target.ask(spec, listener=write_note)
+            found += _claims(spec, target.backend.capacity(), free=told.get("free"))
+            found += _from_its_side(told)
     except (InputError, JobFailed, Interrupted) as error:
         found.append(Check("cluster", "fail", str(error)))
     return found
 
 
-def _told(event: Event) -> None:
-    """What the job of a check waits for."""
-    if event["event"] == "note":
-        write([f"  {event['message']}"], stderr=True)
+def _claims(spec: Spec, capacity: Capacity, *, free: dict[str, int] | None) -> Iterator[Check]:
+    """What the spec wants at once, and what that leaves to Ray Data; `Remote.plan` has refused what does not fit.
+
+    free: of a cluster that others use too, what they leave now.
+    """
+    cpus, gpus, _ = claims(spec, capacity)
+    of_gpus = f" and {gpus:g} of {counted(capacity.gpus, 'GPU')}" if capacity.gpus else ""
+    left = f"{counted(capacity.cpus - cpus, 'CPU')} left for Ray Data"
+    needs = ", of which pretraining needs none: it reads its store itself" if spec.kind == "pretrain" else ""
+    yield Check("claims", "ok", f"{cpus} of {counted(capacity.cpus, 'CPU')}{of_gpus}; {left}{needs}")
+    if free is not None:
+        enough = free["cpus"] >= max(1, cpus) and free["gpus"] >= gpus
+        text = f"{counted(free['cpus'], 'CPU')} and {counted(free['gpus'], 'GPU')}"
+        remedy = "" if enough else "other jobs hold the rest, and the run would wait; `ray status` there says more"
+        yield Check("free there now", "ok" if enough else "warn", text, remedy)
 
 
 def _from_its_side(told: dict[str, Any]) -> Iterator[Check]:

@@ -6,7 +6,8 @@ a line, as who follows from afar reads them. Beside a run's own events there are
     planned    rows, warnings: the plan as it was made here
     refused    message: nothing was started
     finished   status, figures, report: what `bfp submit` says at the end
-    checked    rows, warnings, bfp, python, ray: in place of a run, for `bfp doctor --on NAME`
+    checked    rows, warnings, bfp, python, ray, free: in place of a run, for `bfp doctor --on NAME`; free: CPUs and
+               GPUs that no other job holds now, null where the cluster is made for the job
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bfp.storage import place
 from bfp.targets.letter import Letter, read_letter
 from bfp.targets.local import Local
 from bfp.targets.monitoring import Monitored
-from bfp.targets.ray_there import joined_ray
+from bfp.targets.ray_there import free_there, joined_ray
 
 LEASE_WAIT_S = EXPIRES_S + 15
 
@@ -48,7 +49,8 @@ def drive() -> None:
         ):
             plan = target.plan(letter.spec)
             if letter.check:
-                say({"event": "checked", "rows": plan.rows, "warnings": plan.warnings, **_versions()})
+                free = None if letter.lent else free_there()
+                say({"event": "checked", "rows": plan.rows, "warnings": plan.warnings, "free": free, **_versions()})
                 return
             say({"event": "planned", "rows": plan.rows, "warnings": plan.warnings})
             run = target.submit(letter.spec, listener=_listener(letter))

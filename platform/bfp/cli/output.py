@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from bfp.runs import Event
     from bfp.storage import Place
 
 FILE_WIDTH = 160  # characters, where there is no terminal to ask
@@ -72,6 +73,12 @@ def write(lines: Iterable[RenderableType], *, stderr: bool = False) -> None:
                 stream.flush()
             else:
                 console(stderr=stderr).print(line)
+
+
+def write_note(event: Event) -> None:
+    """What is waited for before there is a display: a listener, on standard error."""
+    if event["event"] == "note":
+        write([f"  {event['message']}"], stderr=True)
 
 
 @contextmanager

@@ -21,21 +21,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError
-
 from bfp import __version__
 from bfp.cohorts import Session
 from bfp.cohorts.sessions import BRAIN
 from bfp.drivers import sizing
 from bfp.drivers.attempts import Lost, attempts
-from bfp.drivers.inputs import carried, recipe_of, sessions_of, wanted_modalities
+from bfp.drivers.infer_model import (
+    brain_program_of,
+    channels_of,
+    check_masks,
+    embeds,
+    learned_by,
+    model_of,
+    preprocessing_of,
+    segments,
+)
+from bfp.drivers.inputs import carried, recipe_of, sessions_of
 from bfp.drivers.plan import Capacity, Plan, capacity_here, memory_warnings
 from bfp.drivers.preparing import (
     TRIED_AGAIN,
     check_available,
     cost_of,
     estimate_warnings,
-    find_brain_program,
     minutes,
     not_done,
     too_many,
@@ -43,18 +50,14 @@ from bfp.drivers.preparing import (
 )
 from bfp.drivers.streaming import until_stopped
 from bfp.errors import InputError, Interrupted, JobFailed
-from bfp.imaging import IMAGING_VERSION, NEIGHBOURS
-from bfp.models.encoder_alone import TYPE as EMBEDDING
-from bfp.models.encoder_alone import encoder_alone, read_encoder_alone
-from bfp.models.folders import CONFIG, WEIGHTS, encoder_folder, read_config
+from bfp.models.folders import WEIGHTS, encoder_folder, read_config
 from bfp.runs import Run
 from bfp.specs.backbones import backbones
-from bfp.specs.clusters import EXAMPLE
 from bfp.specs.infer import Infer
-from bfp.specs.preprocessing import BRAIN_PROGRAM, Preprocessing, command_stored
+from bfp.specs.preprocessing import Preprocessing
 from bfp.specs.profile import NO_PROFILE, Profile
 from bfp.storage import Place, place
-from bfp.words import counted, some_of, toml_list
+from bfp.words import counted, some_of
 
 if TYPE_CHECKING:
     from bfp.inference.kept import Predictions
@@ -65,8 +68,6 @@ if TYPE_CHECKING:
 SESSIONS_PER_PART = 64
 SECONDS_PER_PART = 30.0
 SHOWN_SESSIONS = 8
-
-FACTS = ("run", "bfp", "imaging", "encoder", "weights", "figures")  # of model.json, told on the page
 
 SMALLER = "leave out the sessions whose scans are the largest"
 
@@ -79,10 +80,10 @@ def plan(spec: Infer, *, capacity: Capacity | None = None, profile: Profile = NO
 
     capacity: what the target lends; None for this machine.
     """
-    folder, told = _model(spec)
-    _check_masks(spec, told)
-    check_available(_preprocessing(told), spec.cohorts)
-    _brain_program(told, profile)
+    folder, told = model_of(spec)
+    check_masks(spec, told)
+    check_available(preprocessing_of(told), spec.cohorts)
+    brain_program_of(told, profile)
     _pseudonyms(spec, told)
     sessions = [each for each in _sessions(spec, told) if each.scans]
     scans = Counter(scan.modality for session in sessions for scan in session.scans)
@@ -98,7 +99,7 @@ def plan(spec: Infer, *, capacity: Capacity | None = None, profile: Profile = NO
         masks = []
     return Plan(
         rows=[
-            ("model", f"{folder}: {_learned(told)}"),
+            ("model", f"{folder}: {learned_by(told)}"),
             ("found", f"{counted(len(sessions), 'session')}: {found}"),
             *(("brain masks", each.text) for each in masks),
             ("to do", f"{counted(len(todo), 'session')}; {done} predicted already"),
@@ -117,7 +118,7 @@ def plan(spec: Infer, *, capacity: Capacity | None = None, profile: Profile = NO
         warnings=[f"no {name}: the model was trained with it" for name in told["shown"] if not scans[name]]
         + [each.warning for each in masks if each.warning]
         + _picture_warnings(spec, told)
-        + _estimate_warnings(_preprocessing(told))
+        + _estimate_warnings(preprocessing_of(told))
         + memory_warnings(estimate.memory_gb, capacity),
     )
 
@@ -160,7 +161,7 @@ class _Estimate(NamedTuple):
 
 
 def _estimate(spec: Infer, folder: Place, told: dict[str, Any], todo: list[Session], *, cpus: int) -> _Estimate:
-    preprocessing = _preprocessing(told)
+    preprocessing = preprocessing_of(told)
     cost = cost_of(todo, preprocessing)
     encoder = encoder_folder(folder)
     config = read_config(encoder)
@@ -185,8 +186,8 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     from bfp.drivers.infer_results import results_of, write_pictures
     from bfp.models.typical import WARNED_FROM
 
-    folder, told = _model(spec)
-    brain_program = _brain_program(told, profile)
+    folder, told = model_of(spec)
+    brain_program = brain_program_of(told, profile)
     run.phase("listing", unit="sessions")
     sessions = _sessions(spec, told)
     run.progress(len(sessions))
@@ -202,10 +203,10 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
     for warning in _picture_warnings(spec, told):
         run.warn(warning)
     if _shows_pictures(spec, told) and shown and segments(told):
-        infer_segmentation.write_pictures(run, shown, axis=_preprocessing(told).slice_axis)
+        infer_segmentation.write_pictures(run, shown, axis=preprocessing_of(told).slice_axis)
     elif _shows_pictures(spec, told) and shown:
         brief = (lambda row: "") if embeds(told) else told_by(told).brief
-        write_pictures(run, shown, brief=brief, channels=_channels(told), axis=_preprocessing(told).slice_axis)
+        write_pictures(run, shown, brief=brief, channels=channels_of(told), axis=preprocessing_of(told).slice_axis)
 
     run.phase("uniting")
     early = [row for session in sessions if not session.scans for row in session.left_out]
@@ -251,105 +252,15 @@ def execute(spec: Infer, run: Run, *, profile: Profile = NO_PROFILE) -> None:
         raise JobFailed(refused)
 
 
-def _model(spec: Infer) -> tuple[Place, dict[str, Any]]:
-    """The model's folder and its description.
-
-    Raises InputError where its files are damaged or do not belong together, or this bfp would make other stacks than
-    the model was trained on.
-    """
-    from bfp.models.segmenter import check_decoder, is_segmenter, read_segmentation
-    from bfp.models.session_model import load_model, model_folder, read_description
-
-    alone = encoder_alone(place(spec.model))
-    folder = alone or model_folder(place(spec.model))
-    file = folder / ("model.json" if alone is None else CONFIG)
-    if alone is not None:
-        told = read_encoder_alone(folder)
-        if not spec.embedding:
-            raise InputError(f"embedding: false: {folder} is an encoder without a head and gives nothing else; true")
-    elif is_segmenter(folder):
-        told = read_segmentation(folder)
-        check_decoder(folder)
-    else:
-        told = read_description(folder)
-        load_model(folder)
-    if lacking := [name for name in FACTS if name not in told["facts"]]:
-        raise InputError(f"{file}: facts: lacks {', '.join(lacking)}; fine-tune again, or bring the file back")
-    try:
-        _preprocessing(told)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, ("preprocessing", *first["loc"])))
-        raise InputError(f"{file}: {where}: {first['msg']}; fine-tune again, or bring the file back") from error
-    if told["facts"]["imaging"] != IMAGING_VERSION:
-        raise InputError(
-            f"{folder}: trained on stacks of imaging version {told['facts']['imaging']}, this bfp makes version "
-            f"{IMAGING_VERSION}: fine-tune again, or predict with bfp {told['facts']['bfp']}"
-        )
-    return folder, told
-
-
 def _sessions(spec: Infer, told: dict[str, Any]) -> list[Session]:
     """The sessions that are asked for. Raises InputError where a subject that is asked for has none."""
-    found = sessions_of(spec.cohorts, _preprocessing(told))
+    found = sessions_of(spec.cohorts, preprocessing_of(told))
     if spec.subjects is None:
         return found
     there = {session.key.subject for session in found}
     if absent := [subject for subject in spec.subjects if subject not in there]:
         raise InputError(f"subjects: {', '.join(absent)}: in no cohort; there are {some_of(sorted(there))}")
     return [session for session in found if session.key.subject in spec.subjects]
-
-
-def _learned(told: dict[str, Any]) -> str:
-    """What the model predicts, in words."""
-    from bfp.drivers.infer_outputs import told_by
-
-    if embeds(told):
-        return f"{told['facts']['encoder']}, an encoder without a head: embeddings"
-    return f"{told['target']}: {', '.join(told['classes'])}" if segments(told) else told_by(told).learned
-
-
-def embeds(told: dict[str, Any]) -> bool:
-    """Whether the model is an encoder without a head (`infer_embedding`)."""
-    return bool(told["type"] == EMBEDDING)
-
-
-def segments(told: dict[str, Any]) -> bool:
-    """Whether the model makes masks (`infer_segmentation`), and no row of what is predicted."""
-    return bool(told["type"] == "segmentation")
-
-
-def _check_masks(spec: Infer, told: dict[str, Any]) -> None:
-    """Raise InputError where the model wants brain masks, and a cohort brings none that its stacks can have."""
-    lacking = [each.name for each in spec.cohorts if BRAIN not in [mask.name for mask in each.segmentations]]
-    if told["preprocessing"]["brain"] == "given" and lacking:
-        raise InputError(
-            f"cohorts: {', '.join(lacking)}: the model was trained on brains cut out by masks (preprocessing.brain: "
-            f"given), and each cohort needs a segmentation named `{BRAIN}`"
-        )
-    wanted = wanted_modalities(_preprocessing(told))
-    for number, cohort in enumerate(spec.cohorts):
-        for mask in cohort.segmentations:
-            if mask.name == BRAIN and told["preprocessing"]["brain"] == "given" and mask.drawn_on not in wanted:
-                raise InputError(
-                    f"cohorts[{number}]: its brain mask is drawn on {mask.drawn_on}, which the model is not shown; "
-                    f"bring one that is drawn on {' or '.join(wanted)}"
-                )
-
-
-def _brain_program(told: dict[str, Any], profile: Profile) -> list[str]:
-    """The command of `brain: program` on this machine, [] where the model wants none.
-
-    Raises InputError where the profile has none, or another than the model was trained with.
-    """
-    trained = told["preprocessing"].get(BRAIN_PROGRAM, [])
-    command = find_brain_program(_preprocessing(told), profile, example=trained or EXAMPLE)
-    if command and (here := command_stored(command)) != trained:
-        raise InputError(
-            f"{profile.file}: {profile.table}.brain_program: {toml_list(here)}; the model was trained with "
-            f"{toml_list(trained)}: give the same words (where the program lies may differ), or fine-tune again"
-        )
-    return command
 
 
 class _Work(NamedTuple):
@@ -385,19 +296,10 @@ def _work(spec: Infer, folder: Place, told: dict[str, Any], sessions: list[Sessi
     return _Work(by_inputs, kept, {inputs: each for inputs, each in by_inputs.items() if inputs not in done})
 
 
-def _preprocessing(told: dict[str, Any]) -> Preprocessing:
-    return Preprocessing.of_stored(told["preprocessing"])
-
-
 def _shows_pictures(spec: Infer, told: dict[str, Any]) -> bool:
     return spec.privacy.pictures == "shown" or (
         spec.privacy.pictures == "brain" and told["preprocessing"]["brain"] != "none"
     )
-
-
-def _channels(told: dict[str, Any]) -> tuple[str, ...]:
-    stacks = told["preprocessing"]["stacks"]
-    return tuple(stacks["channels"]) if stacks["form"] == "modalities" else NEIGHBOURS
 
 
 class _Predicted(NamedTuple):
@@ -435,7 +337,7 @@ def _predict(
         return do(
             sessions,
             model=folder,
-            recipe=recipe_of(_preprocessing(told), brain_program=brain_program, scan_timeout_s=limit_s),
+            recipe=recipe_of(preprocessing_of(told), brain_program=brain_program, scan_timeout_s=limit_s),
             shown=told["shown"],
             scan_timeout_s=limit_s,
             machine=replace(machine, workers=workers),

@@ -16,10 +16,10 @@ from bfp.drivers.attempts import Lost
 from bfp.drivers.inputs import slice_spacing_mm
 from bfp.drivers.sizing import Cost, Scans, preparing
 from bfp.errors import InputError, Reason
-from bfp.specs.clusters import EXAMPLE
 from bfp.specs.cohorts import Cohort
 from bfp.specs.preprocessing import Preprocessing
 from bfp.specs.profile import Profile
+from bfp.specs.target import EXAMPLE
 from bfp.words import counted, toml_list
 
 WORKER_GB = 0.7  # the most that a worker took for heads at 1 mm, three to a session

@@ -222,13 +222,7 @@ def _gpus_per_worker(spec: Pretrain) -> int:
 
     if spec.compute.gpus_per_worker is not None:
         return spec.compute.gpus_per_worker
-    gpus, workers = int(ray.cluster_resources().get("GPU", 0)), spec.compute.workers
-    if 0 < gpus < workers:
-        raise InputError(
-            f"compute.workers: {workers}: each takes a GPU of {counted(gpus, 'GPU')} in all; lower it to {gpus} "
-            "or set compute.gpus_per_worker: 0 to train on CPUs"
-        )
-    return int(gpus > 0)
+    return int(ray.cluster_resources().get("GPU", 0) > 0)
 
 
 class _Follow:

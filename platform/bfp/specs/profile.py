@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from bfp.errors import InputError, Problem, SpecError
-from bfp.specs.clusters import CLUSTERS, SECRET, Cluster, LocalTarget
+from bfp.specs.clusters import CLUSTERS, Cluster
 from bfp.specs.document import Document
 from bfp.specs.fields import NAME_PATTERN, PATTERNS_IN_WORDS, Folders
 from bfp.specs.files import read_text
 from bfp.specs.problems import check
+from bfp.specs.target import SECRET, LocalTarget
 
 PROFILE = "bfp.toml"
 LOCAL = "local"

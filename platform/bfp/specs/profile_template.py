@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bfp.specs.clusters import CLUSTERS, LocalTarget
+from bfp.specs.clusters import CLUSTERS
+from bfp.specs.target import LocalTarget
 from bfp.specs.template import comment, meaning
 
 

@@ -22,7 +22,8 @@ A target plans a spec and submits it; both `bfp submit` and `bfp demo` go throug
 from __future__ import annotations
 
 from bfp.errors import InputError
-from bfp.specs.clusters import KubeRayTarget, RayTarget
+from bfp.specs.clusters import RayTarget
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.profile import LOCAL, NO_PROFILE, PROFILE, Profile, profile_for
 from bfp.targets.local import Local
 from bfp.targets.remote import Remote

@@ -4,12 +4,13 @@ a claim that is too large."""
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import bfp
 from bfp.drivers import Capacity
 from bfp.errors import InputError
 from bfp.runs import RunFolder
-from bfp.specs import Finetune, Infer, Pretrain, Spec, dump, loads
+from bfp.specs import Benchmark, Finetune, Infer, Pretrain, Spec, dump, loads
 from bfp.specs.profile import Profile
 from bfp.specs.submitting import differences
 from bfp.storage import Place, place
@@ -58,16 +59,16 @@ def check_idle(run: RunFolder) -> None:
 
 def check_claims(spec: Spec, capacity: Capacity) -> None:
     """Raise InputError where the run would wait for ever for CPUs or GPUs that the target does not have."""
-    if isinstance(spec, Pretrain) and claimed_cpus(spec) > capacity.cpus:
+    cpus, gpus, fields = claims(spec, capacity)
+    if isinstance(spec, Pretrain) and cpus > capacity.cpus:
         raise InputError(
             f"compute: {spec.compute.workers} × {spec.compute.cpus_per_worker} CPUs are claimed and "
             f"{capacity.where} has {capacity.cpus}; lower compute.workers or compute.cpus_per_worker"
         )
-    gpus, fields = claimed_gpus(spec)
     if gpus > capacity.gpus:
         raise InputError(
-            f"compute: {gpus:g} GPUs are claimed ({fields}) and {capacity.where} has {capacity.gpus}; claim fewer or "
-            "leave it out"
+            f"compute: {gpus:g} GPUs are claimed ({fields}) and {capacity.where} has {capacity.gpus}; claim fewer, or "
+            "0 to compute on CPUs"
         )
 
 
@@ -77,18 +78,28 @@ def check_tracking(profile: Profile) -> None:
         raise InputError(f"{profile.file}: {profile.table}.mlflow: needs MLflow's client: pip install 'bfp[mlflow]'")
 
 
-def claimed_cpus(spec: Spec) -> int:
-    """The CPUs that a spec wants all at once; what other kinds do is spread over those that there are."""
-    return spec.compute.workers * spec.compute.cpus_per_worker if isinstance(spec, Pretrain) else 0
+class Claims(NamedTuple):
+    """What a spec wants all at once; what it leaves of the CPUs is Ray Data's, which spreads over those that are there.
+
+    fields: those of `compute` that say how many GPUs.
+    """
+
+    cpus: int
+    gpus: float
+    fields: str
 
 
-def claimed_gpus(spec: Spec) -> tuple[float, str]:
-    """The GPUs that a spec asks for by number, and by which fields of `compute`; without, it takes what there is."""
+def claims(spec: Spec, capacity: Capacity) -> Claims:
+    """What a spec claims of a target; where it does not say how many GPUs, that depends on whether there are any."""
     match spec:
-        case Pretrain():
-            return spec.compute.workers * (spec.compute.gpus_per_worker or 0), "workers × gpus_per_worker"
-        case Finetune():
-            return spec.compute.gpus or 0, "gpus"
-        case Infer():
-            return spec.compute.models * (spec.compute.gpus_per_model or 0), "models × gpus_per_model"
-    return 0, ""
+        case Pretrain(compute=compute):
+            each = int(capacity.gpus > 0) if compute.gpus_per_worker is None else compute.gpus_per_worker
+            cpus = compute.workers * compute.cpus_per_worker
+            return Claims(cpus, compute.workers * each, "workers × gpus_per_worker, by itself one each")
+        case Finetune(compute=compute) | Benchmark(compute=compute):
+            return Claims(0, min(1, capacity.gpus) if compute.gpus is None else compute.gpus, "gpus")
+        case Infer(compute=compute):
+            copies, of_each = compute.models, compute.gpus_per_model
+            gpus = min(copies, capacity.gpus) if of_each is None else copies * of_each
+            return Claims(0, gpus, "models × gpus_per_model")
+    return Claims(0, 0, "")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 from bfp.drivers import Capacity
+from bfp.runs import Listener
 from bfp.targets.letter import Letter
 
 Stage = Literal["waiting", "running", "done", "failed", "stopped"]
@@ -21,7 +22,7 @@ class Job(NamedTuple):
     """One attempt at a run. id: as the cluster calls it; digest: of the spec that it was sent with.
 
     said: what it waits for, or why it ended, in words; "" where there is nothing to say. exit_code: of the driver,
-    where the cluster tells it.
+    where the cluster tells it. ending: somebody has told it to end, and it saves; where the cluster tells that.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Job(NamedTuple):
     said: str = ""
     exit_code: int | None = None
     digest: str = ""
+    ending: bool = False
 
 
 class Check(NamedTuple):
@@ -58,8 +60,11 @@ class Backend(Protocol):
     def jobs(self, run: str) -> list[Job]:
         """The attempts at a run that it knows of, the latest last."""
 
-    def send(self, letter: Letter, *, attempt: int) -> Job:
-        """Send it. Where the same attempt is there already, since somebody else has just sent it: that one."""
+    def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
+        """Send it, once nothing is left of an attempt that ends; the listener hears of such waiting.
+
+        Where the same attempt is there already, since somebody else has just sent it: that one.
+        """
 
     def lines(self, job: Job, *, follow: bool) -> Iterator[str]:
         """What the driver has written so far; with `follow`, waits for it to begin, and for more until it has ended.

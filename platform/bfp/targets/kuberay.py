@@ -25,7 +25,8 @@ from typing import Any
 
 from bfp.drivers import Capacity
 from bfp.errors import InputError
-from bfp.specs.clusters import KubeRayTarget
+from bfp.runs import Listener
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.targets.cluster import OVER, Check, Job
 from bfp.targets.kube_api import KubeApi, Refused
 from bfp.targets.kuberay_checks import checks
@@ -44,7 +45,7 @@ from bfp.targets.kuberay_manifest import (
     lent,
     ray_job,
 )
-from bfp.targets.kuberay_words import ALONE, Around, Object, is_live, job_of, stage_of, waits
+from bfp.targets.kuberay_words import ALONE, Around, Object, is_ending, is_live, job_of, stage_of, waits
 from bfp.targets.letter import Letter
 
 KUEUE = "/apis/kueue.x-k8s.io"
@@ -84,19 +85,19 @@ class KubeRay:
             found = self._api.find(self._path(job_name(run)))
             return [] if found is None else [job_of(found, self._around(found))]
 
-    def send(self, letter: Letter, *, attempt: int) -> Job:
-        """attempt says nothing here: what is over is replaced."""
+    def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
+        """attempt says nothing here: what is over, or ends, is replaced."""
         wanted = ray_job(self._settings, letter)
         name, run = wanted["metadata"]["name"], wanted["metadata"]["labels"][RUN]
         with self._telling():
             self._check_queue()
             for _ in range(TRIES):
                 there = self._api.find(self._path(name))
-                if there is not None and stage_of(there) not in OVER:
+                if there is not None and stage_of(there) not in OVER and not is_ending(there):
                     return job_of(there)
                 if there is not None:
                     self._delete(there)
-                self._await_the_end(name, run, uid=None if there is None else _uid(there))
+                self._await_the_end(name, run, uid=None if there is None else _uid(there), listener=listener)
                 try:
                     return job_of(self._api.create(self._path(), wanted))
                 except Refused as error:
@@ -149,19 +150,22 @@ class KubeRay:
         with _unless(404, 409):  # somebody else has, and may have made another
             self._api.delete(self._path(there["metadata"]["name"]), uid=_uid(there))
 
-    def _await_the_end(self, name: str, run: str, *, uid: str | None) -> None:
+    def _await_the_end(self, name: str, run: str, *, uid: str | None, listener: Listener) -> None:
         """Return when nothing of a run's earlier attempts is left, or somebody else has made another RayJob.
 
         uid: of the RayJob that was deleted. Its pods, and those of a RayJob that is gone already, still save what the
         next attempt goes on from; besides, their names would be taken.
         """
-        until = time.monotonic() + GONE_WAIT_S
+        until, told = time.monotonic() + GONE_WAIT_S, False
         while True:
             now = self._api.find(self._path(name))
             if now is not None and _uid(now) != uid:
                 return
             if now is None and not any(is_live(pod) for pod in self._pods(run)):
                 return
+            if not told:
+                listener({"event": "note", "message": "waiting for the pods of the earlier attempt to save and end"})
+                told = True
             if time.monotonic() > until:
                 namespace = self._settings.namespace
                 raise InputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from bfp.specs.clusters import KubeRayTarget
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.targets.cluster import Check
 from bfp.targets.kube_api import KubeApi, Refused
 from bfp.targets.kuberay_manifest import GROUP, KIND, PLURAL, VERSION

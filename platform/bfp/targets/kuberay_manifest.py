@@ -27,7 +27,7 @@ import yaml
 import bfp
 from bfp.drivers import Capacity
 from bfp.errors import InputError
-from bfp.specs.clusters import KubeRayTarget, Pods, Toleration, Volume, WorkerGroup
+from bfp.specs.kuberay import KubeRayTarget, Pods, Toleration, Volume, WorkerGroup
 from bfp.targets.leaving import LEAVE, LEAVE_WAIT_S
 from bfp.targets.letter import COMMAND, SPEC, Letter, run_digest
 

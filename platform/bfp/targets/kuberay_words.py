@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bfp.targets.cluster import Job, Stage
+from bfp.targets.cluster import OVER, Job, Stage
 from bfp.targets.kuberay_manifest import QUEUE, REFUSED, SPEC_DIGEST, STOPPED
 
 Object = Mapping[str, Any]
@@ -56,7 +56,8 @@ def job_of(found: Object, around: Around = ALONE) -> Job:
     """A RayJob as an attempt at a run."""
     metadata = found["metadata"]
     stage, said, code = _state(found, around)
-    return Job(metadata["name"], stage, said, code, metadata.get("annotations", {}).get(SPEC_DIGEST, ""))
+    digest = metadata.get("annotations", {}).get(SPEC_DIGEST, "")
+    return Job(metadata["name"], stage, said, code, digest, ending=stage not in OVER and is_ending(found))
 
 
 def stage_of(found: Object) -> Stage:
@@ -82,6 +83,11 @@ def stage_of(found: Object) -> Stage:
 def was_stopped(found: Object) -> bool:
     """Whether somebody has asked `bfp stop`."""
     return STOPPED in found["metadata"].get("annotations", {})
+
+
+def is_ending(found: Object) -> bool:
+    """Whether nobody wants a RayJob to go on."""
+    return bool(found["metadata"].get("deletionTimestamp")) or was_stopped(found) or refusal_of(found) is not None
 
 
 def refusal_of(found: Object) -> str | None:

@@ -18,8 +18,9 @@ from bfp import __version__
 from bfp.drivers import Capacity
 from bfp.errors import InputError
 from bfp.specs import Spec, dump, loads
-from bfp.specs.clusters import Cluster, LocalTarget
+from bfp.specs.clusters import Cluster
 from bfp.specs.profile import Profile
+from bfp.specs.target import LocalTarget
 from bfp.storage import place
 from bfp.targets.ray_here import ENVIRONMENT
 

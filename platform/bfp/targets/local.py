@@ -25,7 +25,7 @@ from bfp.targets.checks import (
     check_idle,
     check_same_spec,
     check_tracking,
-    claimed_cpus,
+    claims,
     run_folder,
     run_spec,
 )
@@ -137,7 +137,7 @@ class Local:
         """On a cluster the run says which nodes come and go."""
         if not self._joined:
             return nullcontext()
-        return nodes_watched(cpus=claimed_cpus(spec), warn=run.warn, note=run.note)
+        return nodes_watched(cpus=claims(spec, self._capacity).cpus, warn=run.warn, note=run.note)
 
     def _start_ray(self) -> None:
         set_environment()

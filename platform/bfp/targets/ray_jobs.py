@@ -23,7 +23,9 @@ from typing import Any
 import bfp
 from bfp.drivers import Capacity
 from bfp.errors import InputError
-from bfp.specs.clusters import RayTarget, Secret
+from bfp.runs import Listener
+from bfp.specs.clusters import RayTarget
+from bfp.specs.target import Secret
 from bfp.targets.cluster import OVER, Check, Job, Stage
 from bfp.targets.letter import COMMAND, Letter, run_digest
 
@@ -78,7 +80,7 @@ class RayJobs:
             found = [job for job in self._jobs_api().list_jobs() if (job.metadata or {}).get("bfp_run") == run]
         return [_job(job) for job in sorted(found, key=lambda job: job.start_time or 0)]
 
-    def send(self, letter: Letter, *, attempt: int) -> Job:
+    def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
         sent = json.loads(self.manifest(letter))
         sent["submission_id"] = self._id(letter.run, letter.spec.name, attempt)
         with self._telling():

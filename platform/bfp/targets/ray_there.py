@@ -45,6 +45,14 @@ def joined_ray(*, nodes: int, where: str, tell: Callable[[str], None]) -> Iterat
         ray.shutdown()
 
 
+def free_there() -> dict[str, int]:
+    """The CPUs and GPUs of the joined cluster that no job holds now."""
+    import ray
+
+    free = ray.available_resources()
+    return {"cpus": int(free.get("CPU", 0)), "gpus": int(free.get("GPU", 0))}
+
+
 @contextmanager
 def nodes_watched(*, cpus: int, warn: Callable[[str], None], note: Callable[[str], None]) -> Iterator[None]:
     """While it is entered, it is said which nodes the cluster loses and gains.

@@ -21,8 +21,9 @@ from bfp.drivers import Capacity, Plan
 from bfp.errors import DamagedFile, InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Event, Listener, RunFolder
 from bfp.specs import Spec
-from bfp.specs.clusters import Cluster, KubeRayTarget
+from bfp.specs.clusters import Cluster
 from bfp.specs.fields import lies_in
+from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.paths import local_paths
 from bfp.specs.profile import Profile
 from bfp.storage import place
@@ -88,7 +89,7 @@ class Remote:
     def ask(self, spec: Spec, *, listener: Listener) -> dict[str, Any]:
         """What the driver finds where it would run: its plan, and versions. Raises InputError where it would refuse."""
         asked = replace(self.letter(spec), nodes=0, check=True)
-        job = self._send(asked)
+        job = self._send(asked, listener)
         try:
             told = self.follow(asked.run, job, listener=listener)
         except KeyboardInterrupt:
@@ -100,16 +101,17 @@ class Remote:
 
     # sending, following, stopping ------------------------------------------------------------------------------------
 
-    def send(self, spec: Spec) -> Job:
+    def send(self, spec: Spec, *, listener: Listener = lambda event: None) -> Job:
         """The job of this run: the one that goes on, if it was sent with the same spec, or a new one.
 
-        Raises InputError where the run goes on with another spec.
+        listener: hears what a new one has to wait for. Raises InputError where the run goes on with another spec.
         """
-        return self._send(self.letter(spec))
+        return self._send(self.letter(spec), listener)
 
-    def _send(self, wanted: Letter) -> Job:
+    def _send(self, wanted: Letter, listener: Listener) -> Job:
         before = self.backend.jobs(wanted.run)
-        job = _going(before) or self.backend.send(wanted, attempt=len(before) + 1)
+        going_on = _going([job for job in before if not job.ending])
+        job = going_on or self.backend.send(wanted, attempt=len(before) + 1, listener=listener)
         if job.digest != wanted.digest:
             raise InputError(
                 f"{wanted.run}: this run is going on on {self.name} with another spec (job {job.id}); wait for it, or "

@@ -29,6 +29,7 @@ from typing import NamedTuple
 from bfp import __version__
 from bfp.drivers import Capacity
 from bfp.errors import InputError
+from bfp.runs import Listener
 from bfp.specs.clusters import SlurmTarget
 from bfp.targets.cluster import OVER, Check, Job
 from bfp.targets.letter import CHECKED, Letter
@@ -85,8 +86,8 @@ class Slurm:
         asked_s, found = self._asked.get(run, (float("-inf"), []))
         return found if time.monotonic() - asked_s < ASKED_EVERY_S else self._ask(run)
 
-    def send(self, letter: Letter, *, attempt: int) -> Job:
-        """attempt is not asked for: jobs have numbers."""
+    def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
+        """attempt is not asked for: jobs have numbers, and one that is to wait for another is let by SLURM."""
         text, logs = self.manifest(letter), self._logs(letter.run)
         try:
             os.makedirs(logs, exist_ok=True)  # SLURM makes no folder
