@@ -74,11 +74,16 @@ class RayCluster:
         given = {"target": '"ray"', "address": f'"{self.address}"', "token": '{env = "LAB_TOKEN"}', **fields}
         return f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in given.items())
 
+    @property
+    def metrics_port(self) -> int:
+        """Where the head tells Prometheus its metrics."""
+        return self._ports + (HEAD + 1) * (NODE_PORTS + 100) + _NAMED.index("metrics-export")
+
     def metrics(self) -> str:
         """What Prometheus would take from the head."""
         with suppress(OSError):
-            port = self._ports + (HEAD + 1) * (NODE_PORTS + 100) + _NAMED.index("metrics-export")
-            return str(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode())
+            address = f"http://127.0.0.1:{self.metrics_port}/metrics"
+            return str(urllib.request.urlopen(address, timeout=5).read().decode())
         return ""
 
     def start_head(self) -> None:
@@ -101,6 +106,10 @@ class RayCluster:
             assert time.monotonic() < until, (self.folder / f"node{node}.log").read_text()[-3000:]
             time.sleep(0.3)
         return node
+
+    def pid(self, node: int) -> int:
+        """Of `ray start`, below which all of the node's processes are."""
+        return self._pids[node]
 
     def kill(self, node: int) -> None:
         """As a machine dies: every process of the node, at once, with no chance to say so."""

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 
 import pytest
 
+from bfp.targets import leaving
+from tests.processes import below
+from tests.raycluster import HEAD
 from tests.targets.test_ray_jobs import (
     PATIENCE_S,
     STEPS,
@@ -25,6 +29,8 @@ from tests.targets.test_ray_jobs import (
 )
 
 __all__ = ["lab"]  # the cluster, as a fixture
+
+LEAVING_PORT = 31_995
 
 
 def test_a_killed_client_loses_sight_of_a_run_and_no_more(lab: Lab) -> None:
@@ -52,6 +58,31 @@ def test_a_stopped_run_saves_and_goes_on_to_the_encoder_of_one_here(lab: Lab) ->
     done = lab.bfp("submit", spec, "--on", "lab")
     assert done.returncode == 0, done.stderr
     assert_same_encoder(lab.run("one"), lab.reference())
+
+
+def test_pods_that_are_taken_away_together_let_the_driver_save(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes does to a job that is stopped: the hooks of its pods run at once, and the operator's own stop."""
+    every, head = leaving.drivers, lab.cluster.pid(HEAD)
+    monkeypatch.setattr(leaving, "drivers", lambda: [pid for pid in every() if pid in below(head)])
+    spec, left = lab.ingest("left", "store-left", compute={"workers": 1}), threading.Event()
+
+    def follow() -> None:
+        leaving.follow("127.0.0.1", wait_s=PATIENCE_S, port=LEAVING_PORT)
+        left.set()
+
+    with lab.submitting("submit", spec, "--on", "lab") as client:
+        until((lab.folder / "store-left" / "commits").exists, said=lab.said)
+        threading.Thread(target=follow, daemon=True).start()
+        operator = threading.Timer(1, lambda: lab.bfp("stop", "runs/left", "--on", "lab"))
+        operator.start()
+        leaving.lead(wait_s=PATIENCE_S, port=LEAVING_PORT)
+        assert lab.run("left").outcome() == "interrupted"
+        assert left.wait(10), "a worker waits no longer than the head"
+        assert client.wait(PATIENCE_S) == 130, lab.said()
+        operator.join()
+    assert "stopped at once" not in lab.said(), "nobody broke it off"
+    assert lab.bfp("submit", spec, "--on", "lab").returncode == 0
+    assert bytes_of(lab.folder / "store-left") == bytes_of(lab.folder / "store")
 
 
 def test_a_node_that_dies_costs_an_ingest_nothing_and_is_spoken_of(lab: Lab) -> None:

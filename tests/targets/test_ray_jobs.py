@@ -11,15 +11,17 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import safetensors.numpy
 import yaml
 
@@ -145,6 +147,46 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
 
 
+@contextmanager
+def prometheus(folder: Path, port: int) -> Iterator[Callable[[str], list[Any]]]:
+    """One that takes the metrics of a port each second, with our rules; asks it for what an expression was since."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no Prometheus here (Debian's package prometheus)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    told = {
+        "global": {"scrape_interval": "1s"},
+        "rule_files": [str(CHECKOUT / "infra/monitoring/rules.yaml")],
+        "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(told))
+    began = time.time()
+    with (folder / "prometheus.log").open("w") as log:
+        going = subprocess.Popen(
+            [
+                *(program, f"--config.file={folder}/prometheus.yml", f"--web.listen-address={address}"),
+                f"--storage.tsdb.path={folder}/prometheus",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+
+    def ask(expression: str) -> list[Any]:
+        asked = {"query": expression, "start": began, "end": time.time(), "step": "1"}
+        answer = requests.get(f"http://{address}/api/v1/query_range", params=asked, timeout=30).json()
+        assert answer["status"] == "success", answer
+        found: list[Any] = answer["data"]["result"]
+        return found
+
+    try:
+        yield ask
+    finally:
+        going.terminate()
+        going.wait()
+
+
 def until(true: Any, *, said: Any = str) -> None:
     """Wait until it is."""
     end = time.monotonic() + PATIENCE_S
@@ -245,3 +287,25 @@ def test_doctor_plans_a_spec_from_the_nodes_side(lab: Lab) -> None:
     assert not (lab.folder / "runs" / "asked").exists()
     done = lab.bfp("doctor", "--on", "no-token")
     assert (done.returncode, "asks for a token" in done.stdout) == (1, True)
+
+
+def test_every_panel_of_the_dashboard_shows_what_a_real_prometheus_took_from_runs(lab: Lab) -> None:
+    (lab.folder / "cohort/sub-odd/anat").mkdir(parents=True)
+    (lab.folder / "cohort/sub-odd/anat/sub-odd_T1w.nii.gz").write_bytes(b"no scan")
+    with prometheus(lab.folder, lab.cluster.metrics_port) as ask:
+        ingest = lab.ingest("watched", "store-watched", max_rejected=0.5)
+        assert lab.bfp("submit", ingest, "--on", "lab").returncode == 0
+        pretrain = lab.pretrain("watched-too", steps=STEPS, workers=1, cpus=1)
+        with lab.submitting("submit", pretrain, "--on", "lab") as client:
+            until(lambda: any(row["step"] >= 5 for row in lab.run("watched-too").metrics()), said=lab.said)
+            lab.cluster.kill_a_node()  # which is warned of
+            assert client.wait(PATIENCE_S) == 0, lab.said()
+        lab.cluster.start_node()
+        panels = json.loads((CHECKOUT / "infra/monitoring/grafana.json").read_text())["panels"]
+        shown = {
+            panel["title"]: ask(target["expr"].replace("$run", "watched.*"))
+            for panel in panels
+            for target in panel["targets"]
+        }
+    empty = {title for title, found in shown.items() if not found}
+    assert empty == {"Requests repeated"}, "none was: the storage is a disk"

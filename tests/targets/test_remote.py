@@ -227,6 +227,17 @@ def test_paths_that_the_nodes_do_not_share_are_all_named(tmp_path: Path) -> None
         assert part in str(caught.value)
 
 
+def test_a_folder_for_mlflow_has_to_be_one_that_the_nodes_share(tmp_path: Path) -> None:
+    spec = load(makers.write_spec(tmp_path, output="/data/runs", model="/data/m"), overrides=BELOW)
+    for mlflow, refused in (("file:///home/me/mlruns", True), ("file:///data/mlruns", False), ("https://a.org", False)):
+        target = on(Script(), shared_paths=["/data", "/nowhere"], mlflow=mlflow)
+        if refused:
+            with pytest.raises(InputError, match=r"mlflow of \[lab\]: /home/me/mlruns"):
+                target.plan(spec)
+        else:
+            assert target.plan(spec).rows
+
+
 @pytest.mark.parametrize("by", ["shared_paths", "volumes"])
 def test_a_shared_folder_that_is_not_here_leaves_the_plan_to_the_nodes(tmp_path: Path, by: str) -> None:
     spec = load(makers.write_spec(tmp_path, output="/nowhere/runs", model="/nowhere/m"), overrides=BELOW)

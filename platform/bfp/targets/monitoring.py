@@ -6,7 +6,7 @@ Ray puts `ray_` before their names. Each has the tags `run` (its name) and `kind
     bfp_stacks, bfp_rejected     ingest: stacks written, scans left out
     bfp_repeats                  requests to the storage that had to be repeated
     bfp_loss, bfp_samples_per_s, bfp_data_wait_share, bfp_flop_utilisation     pretraining
-    bfp_warnings                 how many there were: a node or worker that was lost is one
+    bfp_warnings_total           how many there were: a node or worker that was lost is one
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bfp.runs import Event
 
 FIGURES = ("done", "total", "stacks", "rejected", "repeats")
 FIGURES_OF_STEPS = ("loss", "samples_per_s", "data_wait_share", "flop_utilisation")
-NAMES = [f"bfp_{name}" for name in (*FIGURES, *FIGURES_OF_STEPS, "warnings")]
+NAMES = [f"bfp_{name}" for name in (*FIGURES, *FIGURES_OF_STEPS, "warnings_total")]
 
 
 class Monitored:
@@ -30,7 +30,7 @@ class Monitored:
         self._gauges: dict[str, Any] = {
             name: Gauge(f"bfp_{name}", tag_keys=("run", "kind")) for name in (*FIGURES, *FIGURES_OF_STEPS)
         }
-        self._warnings = Counter("bfp_warnings", tag_keys=("run", "kind"))
+        self._warnings = Counter("bfp_warnings_total", tag_keys=("run", "kind"))
         for metric in (*self._gauges.values(), self._warnings):
             metric.set_default_tags(tags)
 

@@ -223,10 +223,10 @@ class Remote:
 
     def _check_shared(self, spec: Spec) -> None:
         """Raise InputError for paths that lie on this machine alone."""
-        shared = self._shared()
-        alone = {
-            field: path for field, path in local_paths(spec).items() if not any(lies_in(path, root) for root in shared)
-        }
+        shared, named, mlflow = self._shared(), local_paths(spec), self._settings.mlflow
+        if mlflow is not None and mlflow.startswith("file://"):
+            named[f"mlflow of [{self.name}]"] = mlflow.removeprefix("file://")
+        alone = {field: path for field, path in named.items() if not any(lies_in(path, root) for root in shared)}
         if alone:
             lines = "\n".join(f"    {field}: {path}" for field, path in alone.items())
             known = ", ".join(shared) or "none so far"
