@@ -28,13 +28,16 @@ def test_the_profile_beside_the_spec_goes_before_that_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.chdir(tmp_path)
     spec, own = tmp_path / "jobs" / "ingest.yaml", tmp_path / "xdg" / "bfp" / "bfp.toml"
     without = profile_for(spec)
-    assert without.file == f"{tmp_path}/jobs/bfp.toml or {own}"
+    assert without.file == f"{tmp_path}/jobs/bfp.toml or {tmp_path}/bfp.toml or {own}"
     assert without.local.brain_program is None
     write(own, COMMAND.format("hd-bet"))
     assert profile_for(spec).file == str(own)
     assert profile_for(spec).local.brain_program == ["hd-bet", "-i", "{scan}", "-m", "{mask}"]
+    here = write(tmp_path / "bfp.toml", COMMAND.format("hd-bet"))
+    assert profile_for(spec).file == str(here), "that of the working directory goes before the user's"
     write(tmp_path / "jobs" / "bfp.toml", COMMAND.format("./bin/mask.sh"))
     command = profile_for(spec).local.brain_program
     assert command is not None

@@ -24,7 +24,7 @@ from bfp.specs import Spec, load
 from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.profile import read_profile
 from bfp.targets import kube_api, kuberay, kuberay_checks, kuberay_log, remote
-from bfp.targets.cluster import OVER, Job
+from bfp.targets.cluster import Job
 from bfp.targets.kube_api import Refused
 from bfp.targets.kuberay import KubeRay
 from bfp.targets.kuberay_manifest import as_yaml, first_nodes, job_name, ray_job
@@ -489,26 +489,23 @@ def test_the_next_attempt_is_sent_when_the_pods_of_the_last_have_gone(lab: Any) 
     saving.join()
 
 
-@pytest.mark.parametrize("seen", [False, True], ids=["the operator has not seen it", "its pods save"])
-def test_what_is_sent_while_a_stopped_one_ends_is_a_new_one(lab: Any, seen: bool) -> None:
+def test_what_is_sent_while_a_stopped_one_saves_is_a_new_one(lab: Any) -> None:
     here = lab()
     here.remote.send(here.spec)
     here.operator.run()
-    uid = here.operator.job["metadata"]["uid"]
+    uid, heard = here.operator.job["metadata"]["uid"], []
     here.backend.stop(here.job)
-    if seen:
-        here.operator.say(jobStatus="", jobDeploymentStatus="Suspended", rayClusterName="")
-    assert (here.job.stage in OVER, here.job.ending) == (False, True)
+    assert here.job[1:3] == ("running", "its pods save and end"), "before the operator has seen it"
 
-    def deleted() -> bool:
-        return bool(here.operator.collect(save_s=2.0))
-
-    collecting = threading.Thread(target=wait_until, args=(deleted,))
-    collecting.start()
-    job = here.remote.send(here.spec)
-    collecting.join()
-    assert (job.stage, job.ending, here.operator.pods()) == ("waiting", False, [])
+    with looking_after(
+        here.operator,
+        (lambda job: job["spec"].get("suspend"), lambda: here.operator.suspend(save_s=2.0)),
+        (lambda job: job["metadata"].get("deletionTimestamp"), here.operator.collect),
+    ):
+        job = here.remote.send(here.spec, listener=heard.append)
+    assert (job.stage, here.operator.pods()) == ("waiting", [])
     assert here.operator.job["metadata"]["uid"] != uid
+    assert heard[0]["message"] == f"job {job.id} was told to stop: waiting until it has saved"
 
 
 def test_a_job_that_the_driver_refuses_is_not_tried_again(lab: Any) -> None:

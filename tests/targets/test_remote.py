@@ -37,6 +37,7 @@ class Script:
     after: Job | None = None
     sent: list[tuple[Letter, int]] = field(default_factory=list)
     silent: int = 0  # times that it does not answer first
+    told_to_stop: bool = False
 
     def capacity(self) -> Capacity:
         return Capacity(8, 0, 64.0, "the cluster lab")
@@ -65,6 +66,9 @@ class Script:
         yield from self.told
         if self.after is not None:
             self.known = [self.after]
+
+    def ends(self, job: Job) -> bool:
+        return self.told_to_stop
 
     def stop(self, job: Job) -> None:
         self.known = [job._replace(stage="stopped")]
@@ -181,7 +185,7 @@ def test_a_cluster_that_does_not_answer_for_a_while_is_asked_again() -> None:
     script = Script([Job("job-1", "running")], [say("finished")], silent=5)
     assert follow(script)[0] == {"event": "finished"}
     script = Script([Job("job-1", "running")], [say("finished")], silent=remote.PATIENCE)
-    with pytest.raises(InputError, match="does not answer"):
+    with pytest.raises(JobFailed, match="does not answer"):  # nothing was wrong with what was sent
         follow(script)
 
 
@@ -197,6 +201,59 @@ def test_the_same_spec_is_sent_once_and_another_one_not_beside_it(tmp_path: Path
         target.send(other)
     script.known = [first._replace(stage="failed")]
     assert target.send(other).id == "job-2"
+
+
+def test_what_is_sent_while_one_that_was_told_to_stop_saves_begins_after_it(tmp_path: Path) -> None:
+    script, heard = Script(told_to_stop=True), []
+    target = on(script, shared_paths=[str(tmp_path)])
+    spec = load(makers.write_spec(tmp_path))
+    first = target.send(spec)
+    looks = iter(range(3))
+
+    def jobs(run: str) -> list[Job]:
+        if next(looks, None) is None:
+            script.known[0] = first._replace(stage="stopped")
+        return list(script.known)
+
+    script.jobs = jobs  # type: ignore[method-assign]
+    assert target.send(spec, listener=heard.append).id == "job-2"
+    assert [event["message"] for event in heard] == ["job job-1 was told to stop: waiting until it has saved"]
+
+
+DONE, FAILED, INTERRUPTED = (
+    say("end", outcome=outcome, message="odd") for outcome in ("done", "failed", "interrupted")
+)
+
+
+@pytest.mark.parametrize(
+    ("job", "lines", "told"),
+    [
+        (Job("job-1", "running"), [], ("running", "it was told to stop, and saves what stands")),
+        (Job("job-1", "failed", "code 2"), [say("refused", message="no such bucket")], ("failed", "no such bucket")),
+        (Job("job-1", "failed", "code 1"), [FAILED], ("failed", "odd")),
+        (Job("job-1", "failed", "killed"), [FAILED, say("begins")], ("failed", "killed")),
+        (Job("job-1", "failed", "its time is over"), [INTERRUPTED], ("failed", "its time is over")),
+        (Job("job-1", "stopped"), [DONE], ("done", "")),
+        (Job("job-1", "stopped"), [INTERRUPTED], ("stopped", "")),
+    ],
+)
+def test_a_job_is_told_in_its_driver_s_own_words_where_they_say_more(job: Job, lines: list[str], told: Any) -> None:
+    assert on(Script([job], lines, told_to_stop=True)).state(RUN)[1:3] == told
+
+
+def test_a_stop_says_that_it_was_asked_and_whoever_waits_no_longer_stops_it_nevertheless() -> None:
+    script, heard = Script([Job("job-1", "running")]), []
+    script.stop = lambda job: None  # type: ignore[method-assign, assignment]
+
+    def tired(run: str) -> list[Job]:
+        if heard:
+            raise KeyboardInterrupt
+        return list(script.known)
+
+    script.jobs = tired  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match=f"job job-1 was told to stop, and does.*bfp status {RUN} --on lab"):
+        on(script).stop(RUN, listener=heard.append)
+    assert heard[0]["message"].startswith("job job-1 was told to stop")
 
 
 def test_a_driver_reads_the_letter_that_was_sent(tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def test_a_controller_that_does_not_answer_for_a_while_ends_no_following(
     assert target.jobs(RUN)[0].stage == "done"
 
 
+def test_a_job_that_was_told_to_stop_ends_until_it_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, log = on(tmp_path, monkeypatch, silent=1)
+    (job,) = target.jobs(RUN)
+    begins, told = log.read_text(), '{"event": "note", "message": "told to stop: what stands is kept"}\n'
+    for text, ends in ((begins, False), (begins + told + "three\n", True), (begins + told + begins, False)):
+        log.write_text(text)
+        assert target.ends(job) == ends
+
+
 def test_one_that_stays_silent_is_given_up_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, _ = on(tmp_path, monkeypatch, silent=1000)
     (job,) = target.jobs(RUN)

@@ -17,6 +17,8 @@ from bfp.errors import InputError
 from bfp.specs import Spec, load
 from bfp.specs.clusters import SlurmTarget
 from bfp.targets import letter as letters
+from bfp.targets.events import is_note
+from bfp.targets.slurm import TOLD_TO_STOP
 from bfp.targets.slurm_script import BODY, job_name, script, time_text
 from tests.targets.makers import write_spec
 
@@ -316,6 +318,7 @@ def test_a_driver_that_does_not_end_when_it_is_told_to_is_killed(told, passed_s,
     shown = in_bash(code)
     assert time.monotonic() - began < 40
     assert ("goes on in the queue" in shown.stdout) == (told == "USR1"), shown.stdout + shown.stderr
+    assert any(is_note(line, TOLD_TO_STOP) for line in shown.stdout.splitlines()) == (told == "USR2")
     assert shown.returncode == 137
 
 

@@ -210,7 +210,7 @@ def logs(
 @app.command()
 def stop(run: RunArgument, on: On = None) -> None:
     """Ask a run on this machine, or with --on on a cluster, to stop; submitted again, it goes on."""
-    from bfp.cli.output import write
+    from bfp.cli.output import write, write_note
     from bfp.cli.runs import find_run, stop_run
     from bfp.storage import place
     from bfp.targets import here_or_on
@@ -218,7 +218,7 @@ def stop(run: RunArgument, on: On = None) -> None:
     if (target := here_or_on(on)) is None:
         write([stop_run(find_run(run))])
     else:
-        write([target.stop(str(place(run))).stage])
+        write([target.stop(str(place(run)), listener=write_note).stage])
 
 
 @app.command()

@@ -22,7 +22,8 @@ from bfp.runs import RunFolder
 from bfp.specs import Spec
 from bfp.storage import Place, place
 from bfp.targets.cluster import OVER, Job
-from bfp.targets.remote import Remote, event_in
+from bfp.targets.events import event_in
+from bfp.targets.remote import Remote
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,7 +70,7 @@ def follow_run(sent: OnCluster, target: Remote) -> Finished:
 def run_on(target: Remote, run: str) -> OnCluster:
     """What a run on a cluster is at."""
     folder = place(run)
-    job = target.job(str(folder))
+    job = target.state(str(folder))
     with suppress(InputError):
         found = RunFolder(folder)
         if found.spec_text() is not None:
@@ -82,7 +83,7 @@ def on_cluster_text(found: OnCluster) -> Iterator[RenderableType]:
     yield f"{found.run.name} on {found.on}: {found.job.stage}"
     yield grid([("job", found.job.id), *([("because", found.job.said)] if found.job.said else [])])
     if found.status is not None:
-        yield from status_text(found.status)
+        yield from status_text(found.status, on=found.on)
     if found.job.stage not in OVER:
         yield from _ways(found.run, found.on)
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 FOLLOW_EVERY_S = 1.0
 
 
-def status_text(status: Status) -> Iterator[RenderableType]:
-    """The status of a run, and the command that comes next."""
+def status_text(status: Status, *, on: str = "") -> Iterator[RenderableType]:
+    """The status of a run, and the command that comes next. on: the cluster that it is on."""
     yield f"{title(status.kind, status.name)}: {status.outcome}" + (f" ({status.headline})" if status.headline else "")
     rows = [("started", local_time(status.started)), ("ran for", duration_text(status.seconds))]
     if status.at and status.outcome == "running":
@@ -40,12 +40,13 @@ def status_text(status: Status) -> Iterator[RenderableType]:
     if status.holder:
         rows.append(("process", f"{status.holder['pid']} on {status.holder['host']}"))
     yield grid(rows)
-    if status.outcome == "running":
+    if status.outcome == "running" and not on:
         yield f"  follow  bfp logs {shown(status.run)} --follow\n  stop    bfp stop {shown(status.run)}"
     elif status.outcome == "done":
         yield f"  bfp show {shown(status.run)}"
-    else:
-        yield f"  submit its spec again to go on: bfp submit {shown(status.run / 'spec.yaml')}"
+    elif status.outcome != "running":
+        there = f" --on {on}" if on else ""
+        yield f"  submit its spec again to go on: bfp submit {shown(status.run / 'spec.yaml')}{there}"
 
 
 def runs_text(runs: list[Status]) -> Iterator[RenderableType]:

@@ -125,7 +125,7 @@ class Preprocessing(Strict):
         "(unless that is skull-stripped already) by the program of this name, an extra: pip install 'bfp[deepbet]'. "
         "program: found in a session's reference, in form neighbours in each scan (unless that is skull-stripped "
         "already) by a program of your own, whose command stands in the profile: local.brain_program in bfp.toml, "
-        "beside the spec or in the user's config folder.",
+        "beside the spec, in the working directory or in the user's config folder.",
     )
     bias_field: Literal["none", "n4"] = Field(
         "none",

@@ -1,6 +1,6 @@
 """The profile, `bfp.toml`: the targets that a group has, and what stands there that a spec never names.
 
-It stands beside the spec or in the user's config folder, and the first of the two that is there is the profile. A table
+It stands beside the spec, in the working directory or in the user's config folder: the first that is there. A table
 is a target, picked by its name with `--on`: `local` is this machine, and every other one says what it is.
 
     [local]
@@ -57,7 +57,7 @@ class Profile:
         near = difflib.get_close_matches(name, [LOCAL, *self.clusters], n=1)
         known = f"{self.file} has {', '.join([LOCAL, *self.clusters])}" if self.clusters else f"none in {self.file}"
         hint = f"the nearest is {near[0]}" if near else "`bfp init profile` writes one to begin with"
-        hint += "; a command on a spec reads the profile beside that, one on a run that of the working directory"
+        hint += "; the profile beside a spec is read, else that of the working directory"
         raise InputError(f"--on {name}: no target has this name ({known}); {hint}")
 
 
@@ -71,7 +71,8 @@ def profile_for(spec_file: str | Path) -> Profile:
     """
     own = os.environ.get("XDG_CONFIG_HOME", "")
     config = own if os.path.isabs(own) else os.path.expanduser("~/.config")  # relative ones do not count, says XDG
-    places = [Path(os.path.abspath(spec_file)).parent / PROFILE, Path(config) / "bfp" / PROFILE]
+    places = [Path(os.path.abspath(spec_file)).parent / PROFILE, Path.cwd() / PROFILE, Path(config) / "bfp" / PROFILE]
+    places = list(dict.fromkeys(places))
     for file in places:
         if os.path.isfile(file):
             return read_profile(file)

@@ -22,7 +22,7 @@ class Job(NamedTuple):
     """One attempt at a run. id: as the cluster calls it; digest: of the spec that it was sent with.
 
     said: what it waits for, or why it ended, in words; "" where there is nothing to say. exit_code: of the driver,
-    where the cluster tells it. ending: somebody has told it to end, and it saves; where the cluster tells that.
+    where the cluster tells it.
     """
 
     id: str
@@ -30,7 +30,6 @@ class Job(NamedTuple):
     said: str = ""
     exit_code: int | None = None
     digest: str = ""
-    ending: bool = False
 
 
 class Check(NamedTuple):
@@ -61,7 +60,7 @@ class Backend(Protocol):
         """The attempts at a run that it knows of, the latest last."""
 
     def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
-        """Send it, once nothing is left of an attempt that ends; the listener hears of such waiting.
+        """Send it, once nothing is left of an earlier attempt; the listener hears of such waiting.
 
         Where the same attempt is there already, since somebody else has just sent it: that one.
         """
@@ -71,6 +70,9 @@ class Backend(Protocol):
 
         Where a job that its cluster took up again starts anew, there is an event `begins`.
         """
+
+    def ends(self, job: Job) -> bool:
+        """Whether a job that goes on was told to stop, and does not come back by itself."""
 
     def stop(self, job: Job) -> None:
         """Ask the driver to stop, and see to it that nothing of the job is left."""

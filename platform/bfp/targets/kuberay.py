@@ -86,14 +86,14 @@ class KubeRay:
             return [] if found is None else [job_of(found, self._around(found))]
 
     def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
-        """attempt says nothing here: what is over, or ends, is replaced."""
+        """attempt says nothing here: what is over is replaced."""
         wanted = ray_job(self._settings, letter)
         name, run = wanted["metadata"]["name"], wanted["metadata"]["labels"][RUN]
         with self._telling():
             self._check_queue()
             for _ in range(TRIES):
                 there = self._api.find(self._path(name))
-                if there is not None and stage_of(there) not in OVER and not is_ending(there):
+                if there is not None and stage_of(there) not in OVER:
                     return job_of(there)
                 if there is not None:
                     self._delete(there)
@@ -129,6 +129,11 @@ class KubeRay:
                 version = found["metadata"]["resourceVersion"]
                 self._api.await_change(self._path(), name=job.id, version=version, wait_s=LOOK_S)
                 found = self._api.find(self._path(job.id))
+
+    def ends(self, job: Job) -> bool:
+        with self._telling():
+            found = self._api.find(self._path(job.id))
+            return found is not None and is_ending(found)
 
     def stop(self, job: Job) -> None:
         with self._telling():
@@ -198,10 +203,10 @@ class KubeRay:
     def _around(self, found: Object) -> Around:
         """What surrounds a job, where it is needed to say what it is at."""
         stage = stage_of(found)
-        if stage in ("running", "done"):
+        if stage == "done":
             return ALONE
         pods = self._pods(found["metadata"]["labels"][RUN])
-        if stage == "stopped":
+        if stage in ("running", "stopped"):
             return Around(pods, None, [])
         cluster = _cluster(found)
         names = [found["metadata"]["name"], *([cluster] if cluster else [])]

@@ -7,11 +7,11 @@ beginning: what was heard of that cluster is passed over.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 
+from bfp.targets.events import event_in
 from bfp.targets.kube_api import PATIENCE_S, Broken, KubeApi, Refused, as_second
 from bfp.targets.kuberay_manifest import SUBMITTER
 from bfp.targets.kuberay_words import Object
@@ -114,9 +114,5 @@ class _PodLog:
 
 def refusal(text: str) -> str | None:
     """What the driver says where it has started nothing, if this line says so."""
-    if not text.startswith('{"event": "refused"'):
-        return None
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError):
-        return None
+    event = event_in(text)
+    return str(event.get("message")) if event is not None and event["event"] == "refused" else None

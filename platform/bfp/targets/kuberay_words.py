@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bfp.targets.cluster import OVER, Job, Stage
+from bfp.targets.cluster import Job, Stage
 from bfp.targets.kuberay_manifest import QUEUE, REFUSED, SPEC_DIGEST, STOPPED
 
 Object = Mapping[str, Any]
@@ -56,8 +56,7 @@ def job_of(found: Object, around: Around = ALONE) -> Job:
     """A RayJob as an attempt at a run."""
     metadata = found["metadata"]
     stage, said, code = _state(found, around)
-    digest = metadata.get("annotations", {}).get(SPEC_DIGEST, "")
-    return Job(metadata["name"], stage, said, code, digest, ending=stage not in OVER and is_ending(found))
+    return Job(metadata["name"], stage, said, code, metadata.get("annotations", {}).get(SPEC_DIGEST, ""))
 
 
 def stage_of(found: Object) -> Stage:
@@ -110,7 +109,8 @@ def _state(found: Object, around: Around) -> tuple[Stage, str, int | None]:
     status, stage = found.get("status") or {}, stage_of(found)
     refused = refusal_of(found)
     ended = status.get("jobDeploymentStatus") in ENDED and not found["metadata"].get("deletionTimestamp")
-    if stage in ("stopped", "failed") and not ended and any(is_live(pod) for pod in around.pods):
+    saves = stage in ("stopped", "failed") and not ended and any(is_live(pod) for pod in around.pods)
+    if saves or (stage == "running" and is_ending(found)):
         return "running", SAVING, None
     if stage == "failed" and refused is not None:
         return stage, f"the driver refused it: {refused}", REFUSED_CODE

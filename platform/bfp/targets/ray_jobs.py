@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import closing, contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -27,7 +27,9 @@ from bfp.runs import Listener
 from bfp.specs.clusters import RayTarget
 from bfp.specs.target import Secret
 from bfp.targets.cluster import OVER, Check, Job, Stage
+from bfp.targets.events import is_note
 from bfp.targets.letter import COMMAND, Letter, run_digest
+from bfp.targets.stopping import STOPPING
 
 STOP_GRACE_S = 600  # Ray gives a driver 3 s to end; a step of pretraining and its checkpoint take longer
 TIMEOUT_S = 10.0
@@ -131,6 +133,10 @@ class RayJobs:
                 return
             time.sleep(1.0)
 
+    def ends(self, job: Job) -> bool:
+        """By its log: Ray's Jobs API does not tell that a job was told to stop."""
+        return any(is_note(line, STOPPING) for line in self.lines(job, follow=False))
+
     def stop(self, job: Job) -> None:
         with self._telling():
             self._jobs_api().stop_job(job.id)
@@ -227,20 +233,19 @@ class RayJobs:
         """The log from its beginning, as it grows. Raises _Broken where the connection does, or is silent."""
         import aiohttp
 
-        loop = asyncio.new_event_loop()
-        try:
+        async def following(tail: AsyncIterator[str]) -> str:  # in the loop, which then closes what is left open
+            return await asyncio.wait_for(anext(tail), QUIET_S)
+
+        with asyncio.Runner() as loop:
             with self._telling():
                 tail = self._jobs_api().tail_job_logs(job.id)
             while True:
                 try:
-                    yield loop.run_until_complete(asyncio.wait_for(anext(tail), QUIET_S))
+                    yield loop.run(following(tail))
                 except StopAsyncIteration:
                     return
                 except (RuntimeError, OSError, aiohttp.ClientError) as error:
                     raise _Broken(str(error)) from error
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -255,12 +260,20 @@ class RayJobs:
             self._tell_silence(error)
         except ConnectionError as error:
             self._tell_silence(error)
-        except RuntimeError as error:  # Ray's AuthenticationError too
+        except Exception as error:  # the Jobs client's own, which are RuntimeError, and Ray's AuthenticationError
+            of_a_token = type(error).__name__ == "AuthenticationError"
+            if not (of_a_token or isinstance(error, RuntimeError)):
+                raise
             said = str(error)
             status = 401 if "Authentication required" in said else 403 if "Authentication failed" in said else 0
             self._tell_status(status, error)
 
     def _tell_silence(self, error: Exception) -> None:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise InputError(
+                f"{self._settings.address}: the certificate of the cluster {self._name} is not trusted here: name the "
+                "file of who has signed it in REQUESTS_CA_BUNDLE"
+            ) from error
         raise InputError(
             f"{self._settings.address}: the cluster {self._name} does not answer ({type(error).__name__}); is the "
             "address right, is the cluster up, and is a tunnel or VPN needed?"

@@ -7,11 +7,10 @@ this machine. What it says besides (Ray's own words, a traceback) is kept for th
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +28,7 @@ from bfp.specs.profile import Profile
 from bfp.storage import place
 from bfp.targets.checks import check_claims, check_same_spec
 from bfp.targets.cluster import OVER, Backend, Job
+from bfp.targets.events import event_in
 from bfp.targets.letter import Letter, letter
 
 STATE_EVERY_S = 2.0
@@ -109,9 +109,12 @@ class Remote:
         return self._send(self.letter(spec), listener)
 
     def _send(self, wanted: Letter, listener: Listener) -> Job:
-        before = self.backend.jobs(wanted.run)
-        going_on = _going([job for job in before if not job.ending])
-        job = going_on or self.backend.send(wanted, attempt=len(before) + 1, listener=listener)
+        going = _going(before := self.backend.jobs(wanted.run))
+        if going is not None and self.backend.ends(going):
+            listener({"event": "note", "message": f"job {going.id} was told to stop: waiting until it has saved"})
+            self._await_the_end(wanted.run, going)
+            going = _going(before := self.backend.jobs(wanted.run))
+        job = going or self.backend.send(wanted, attempt=len(before) + 1, listener=listener)
         if job.digest != wanted.digest:
             raise InputError(
                 f"{wanted.run}: this run is going on on {self.name} with another spec (job {job.id}); wait for it, or "
@@ -138,7 +141,7 @@ class Remote:
         finished: dict[str, Any] | None = None
         ended: Event = {}
         besides: deque[str] = deque(maxlen=KEPT_LINES)
-        for text in self._lines(run, job, listener):
+        for text in self._heard(run, job, listener):
             event = event_in(text)
             if event is None:
                 besides.append(text)
@@ -153,21 +156,46 @@ class Remote:
                 listener(event)
         if finished is not None:
             return finished
-        self._say_the_end(self._now(run, job), ended, besides)
+        with _out_of_sight():
+            now = self._now(run, job)
+        self._say_the_end(now, ended, besides)
         return {}
 
     def lines(self, run: str, *, follow: bool) -> Iterator[str]:
         """What the driver of the latest attempt has written; with `follow`, to its end."""
         return self.backend.lines(self.job(run), follow=follow)
 
-    def stop(self, run: str) -> Job:
-        """Ask the run to stop, wait until nothing of it is left, and say what became of the job."""
+    def state(self, run: str) -> Job:
+        """As `job`, with what its driver said of its end, or that it was told to stop."""
+        return self._in_its_words(self.job(run))
+
+    def stop(self, run: str, *, listener: Listener = lambda event: None) -> Job:
+        """Ask the run to stop, wait until nothing of it is left, and say what became of the job.
+
+        listener: hears that it was asked. Raises Interrupted where somebody no longer waits.
+        """
         job = self.job(run)
         if job.stage in OVER:
             raise InputError(f"{run}: nobody runs it on {self.name} now (job {job.id} is {job.stage})")
         others = [other for other in self.backend.jobs(run) if other.stage not in OVER and other.id != job.id]
         for each in (*others, job):  # first those that would begin when it ends
             self.backend.stop(each)
+        listener({"event": "note", "message": f"job {job.id} was told to stop: waiting until it has saved what stands"})
+        try:
+            now = self._await_the_end(run, job)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"no longer waited for; job {job.id} was told to stop, and does. When it has: "
+                f"bfp status {run} --on {self.name}"
+            ) from None
+        if now.said == FORGOTTEN:  # it never began, and is deleted
+            return now._replace(stage="stopped")
+        return self._in_its_words(now)
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    def _await_the_end(self, run: str, job: Job) -> Job:
+        """A job that was told to stop, once nothing of it is left."""
         until, was = time.monotonic() + STOP_WAIT_S, job.stage
         while (now := self._now(run, job)).stage not in OVER:
             if now.stage == "waiting" and was == "running":  # it was on its way back into the queue when it was told
@@ -179,9 +207,30 @@ class Remote:
                     f"`bfp logs {run} --on {self.name}`, and end it by the cluster's own means"
                 )
             time.sleep(STATE_EVERY_S)
-        return now._replace(stage="stopped") if now.said == FORGOTTEN else now  # it never began, and is deleted
+        return now
 
-    # inside ----------------------------------------------------------------------------------------------------------
+    def _in_its_words(self, job: Job) -> Job:
+        """A job as its driver's log tells of it, where that is still there and says more than the cluster does."""
+        if job.stage == "running" and not job.said and self.backend.ends(job):
+            return job._replace(said="it was told to stop, and saves what stands")
+        if job.stage not in ("stopped", "failed"):
+            return job
+        last: Event = {}
+        with suppress(InputError):
+            for text in self.backend.lines(job, follow=False):
+                event = event_in(text)
+                if event is not None and event["event"] in ("begins", "end", "refused"):
+                    last = event
+        if last.get("outcome") == "done":  # it had just finished
+            return job._replace(stage="done", said="")
+        if job.stage == "failed" and (last.get("outcome") == "failed" or last.get("event") == "refused"):
+            return job._replace(said=str(last["message"]))
+        return job
+
+    def _heard(self, run: str, job: Job, listener: Listener) -> Iterator[str]:
+        """The lines of a run that was sent."""
+        with _out_of_sight():
+            yield from self._lines(run, job, listener)
 
     def _now(self, run: str, job: Job) -> Job:
         """The job as it is now; failed where the cluster has forgotten it."""
@@ -255,15 +304,13 @@ def _going(jobs: list[Job]) -> Job | None:
     return going[0] if going else None
 
 
-def event_in(line: str) -> Event | None:
-    """The event of a run that a line of a driver's log holds, if it holds one."""
-    if not line.startswith('{"'):
-        return None
-    with suppress(ValueError):
-        found = json.loads(line)
-        if isinstance(found, dict) and isinstance(found.get("event"), str):
-            return found
-    return None
+@contextmanager
+def _out_of_sight() -> Iterator[None]:
+    """A cluster that no longer answers is nothing wrong with what was sent, and a run there goes on."""
+    try:
+        yield
+    except InputError as error:
+        raise JobFailed(str(error)) from error
 
 
 def _of(capacity: Capacity) -> str:

@@ -32,6 +32,7 @@ from bfp.errors import InputError
 from bfp.runs import Listener
 from bfp.specs.clusters import SlurmTarget
 from bfp.targets.cluster import OVER, Check, Job
+from bfp.targets.events import is_note
 from bfp.targets.letter import CHECKED, Letter
 from bfp.targets.slurm_script import BY, STOP, job_name, log_file, resources, script
 from bfp.targets.slurm_words import AGAIN, ENDS, GOING, WAITING, WAITS, End, waits_for, why_refused
@@ -42,6 +43,7 @@ PATIENCE = 60  # times on end that a controller which does not answer is asked a
 TIMEOUT_S = 60.0
 LAST_LINE_WAIT_S = 10.0  # a network file system shows what another node wrote after a few seconds
 LAST_BYTES = 65_536
+TOLD_TO_STOP = "told to stop"  # how the word of `slurm_job.sh` begins
 SEPARATOR = "|"
 
 # What would change what is sent or asked behind our back; where the cluster is stands in the others.
@@ -138,6 +140,14 @@ class Slurm:
                     return
             if not whole:
                 time.sleep(LOOKED_EVERY_S)
+
+    def ends(self, job: Job) -> bool:
+        """By its log, in which the job's shell says that it has heard of it, in its latest start."""
+        log, _ = self._log_of[job.id]
+        told = False
+        for line in _from(log, 0).decode(errors="replace").splitlines():
+            told = is_note(line, TOLD_TO_STOP) or (told and not _begins(line))
+        return told
 
     def stop(self, job: Job) -> None:
         """What waits is taken out of the queue; what runs is told to save and to end, for which it has ten minutes."""
@@ -345,6 +355,11 @@ def _remembered(number: str, log: Path) -> Job:
     code = int(last["code"])
     end = End("done", "") if code == 0 else _by_code(code)
     return Job(number, end.stage, end.said, code, digest)
+
+
+def _begins(line: str) -> bool:
+    found = LAST_LINE.match(line)
+    return found is not None and found["way"] == "begins"
 
 
 def _has_ended(log: Path) -> bool:

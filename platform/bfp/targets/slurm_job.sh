@@ -31,7 +31,10 @@ refuse() {
 }
 
 heard() { # what has been asked for; a wish of the user's is above all else
-    if [ -z "$told" ] || { [ "$1" = stop ] && [ "$told" != stop ]; }; then told=$1 told_at=$SECONDS; fi
+    if [ -z "$told" ] || { [ "$1" = stop ] && [ "$told" != stop ]; }; then
+        told=$1 told_at=$SECONDS
+        if [ "$1" = stop ]; then say "told to stop: what stands is kept"; fi
+    fi
     to "$driver" TERM
 }
 trap 'heard limit' USR1

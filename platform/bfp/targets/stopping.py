@@ -20,6 +20,7 @@ from bfp.runs import Run
 GRACE_S = 30.0
 SAME_S = 0.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = "stopping; what stands is kept"
 
 
 class StopOnSignal:
@@ -72,7 +73,7 @@ class StopOnSignal:
             self._break_off(number, frame)
         self._first_s = time.monotonic()
         self._run.ask_to_stop()
-        self._tell("stopping; what stands is kept" + ("" if self._once else ". Ctrl-C again stops at once"))
+        self._tell(STOPPING + ("" if self._once else ". Ctrl-C again stops at once"))
         signal.setitimer(signal.ITIMER_REAL, self._grace_s or 0)
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:
