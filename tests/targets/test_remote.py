@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from bfp.targets import remote
 from bfp.targets.cluster import Check, Job
 from bfp.targets.letter import Letter, read_letter
 from bfp.targets.remote import Remote
+from tests.cohorts.makers import write_bids
 from tests.targets import makers
 
 RUN = "/data/runs/small"
@@ -293,6 +295,34 @@ def test_a_folder_for_mlflow_has_to_be_one_that_the_nodes_share(tmp_path: Path) 
                 target.plan(spec)
         else:
             assert target.plan(spec).rows
+
+
+def test_gpus_that_a_job_would_hold_and_not_use_are_warned_of(tmp_path: Path) -> None:
+    ingest = tmp_path / "ingest.yaml"
+    ingest.write_text(
+        f"kind: ingest\nname: a\noutput: {tmp_path}/runs\nstore: {tmp_path}/store\n"
+        f"cohorts: [{{name: a, bids: {tmp_path}/cohort}}]\n"
+    )
+    write_bids(tmp_path / "cohort", subjects=2)
+    script = Script()
+    script.capacity = lambda: Capacity(8, 2, 64.0, "a job on lab")  # type: ignore[method-assign]
+    target = on(script, shared_paths=[str(tmp_path), "/nowhere"])
+    (warning,) = [text for text in target.plan(load(ingest)).warnings if "GPU" in text]
+    assert warning == "a job on lab has 2 GPUs, and this ingest uses none: a target without leaves them to others"
+    infer = load(makers.write_spec(tmp_path, output="/nowhere/runs", model="/nowhere/m"), overrides=BELOW)
+    assert remote._idle_gpus(infer, script.capacity()) == []
+
+
+def test_where_the_profile_says_that_storage_is_counts_from_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "here")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with on(Script(), env={"AWS_ENDPOINT_URL": "https://s3.lab", "AWS_REGION": "there", "OTHER": "x"}):
+        assert [os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "OTHER")] == [
+            "https://s3.lab",
+            "here",
+            None,
+        ]
+    assert "AWS_ENDPOINT_URL" not in os.environ
 
 
 @pytest.mark.parametrize("by", ["shared_paths", "volumes"])

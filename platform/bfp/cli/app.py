@@ -160,7 +160,8 @@ def status(run: RunArgument, on: On = None, as_json: Json = False) -> None:
     if (target := here_or_on(on)) is None:
         show(status_of(find_run(run)), as_json=as_json, text=status_text)
     else:
-        show(run_on(target, run), as_json=as_json, text=on_cluster_text)
+        with target:
+            show(run_on(target, run), as_json=as_json, text=on_cluster_text)
 
 
 @app.command()
@@ -393,8 +394,8 @@ def doctor(
 
     if on is None and spec_file is not None:
         raise InputError("bfp doctor: a spec goes with --on NAME; on this machine `bfp submit --dry-run` plans it")
-    target = targets.resolve(on, profile=profile_for(spec_file or PROFILE))
     spec = specs.load(spec_file) if spec_file is not None else None
-    findings = examine() if isinstance(target, targets.Local) else examine_cluster(target, spec)
+    with targets.resolve(on, profile=profile_for(spec_file or PROFILE)) as target:
+        findings = examine() if isinstance(target, targets.Local) else examine_cluster(target, spec)
     show(findings, as_json=as_json, text=findings_text)
     raise typer.Exit(1 if any(found.verdict == "fail" for found in findings) else 0)

@@ -7,6 +7,7 @@ this machine. What it says besides (Ray's own words, a traceback) is kept for th
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -26,10 +27,11 @@ from bfp.specs.kuberay import KubeRayTarget
 from bfp.specs.paths import local_paths
 from bfp.specs.profile import Profile
 from bfp.storage import place
-from bfp.targets.checks import check_claims, check_same_spec
+from bfp.targets.checks import check_claims, check_same_spec, claims
 from bfp.targets.cluster import OVER, Backend, Job
 from bfp.targets.events import event_in
 from bfp.targets.letter import Letter, letter
+from bfp.words import counted
 
 STATE_EVERY_S = 2.0
 STOP_WAIT_S = 900.0  # a step of pretraining and its checkpoint
@@ -49,12 +51,17 @@ class Remote:
         self._profile = Profile(file, name, settings, here=False)
 
     def __enter__(self) -> Self:
+        """From here, too, its storage is where the profile says under `env`, unless this machine says otherwise."""
+        of_storage = {name: value for name, value in self._settings.env.items() if name.startswith("AWS_")}
+        self._set = {name: value for name, value in of_storage.items() if name not in os.environ}
+        os.environ.update(self._set)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held here."""
+        for name in self._set:
+            os.environ.pop(name, None)
 
     def plan(self, spec: Spec) -> Plan:
         """What the run will do, as far as it can be told from here. Raises InputError for what is wrong.
@@ -76,7 +83,7 @@ class Remote:
         except StorageError as error:
             unseen = f"made there, before anything is written: what it reads cannot be looked at from here ({error})"
             return Plan([place_there, (UNSEEN, unseen)], {})
-        return Plan([place_there, *found.rows], found.figures, found.warnings)
+        return Plan([place_there, *found.rows], found.figures, [*found.warnings, *_idle_gpus(spec, capacity)])
 
     def manifest(self, spec: Spec) -> str:
         """Exactly what `submit` would send, as text."""
@@ -311,6 +318,14 @@ def _out_of_sight() -> Iterator[None]:
         yield
     except InputError as error:
         raise JobFailed(str(error)) from error
+
+
+def _idle_gpus(spec: Spec, capacity: Capacity) -> list[str]:
+    """What to say where a job takes GPUs, and nothing of it computes on them."""
+    if not capacity.gpus or claims(spec, capacity).gpus:
+        return []
+    gpus = counted(capacity.gpus, "GPU")
+    return [f"{capacity.where} has {gpus}, and this {spec.kind} uses none: a target without leaves them to others"]
 
 
 def _of(capacity: Capacity) -> str:

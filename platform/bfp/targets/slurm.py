@@ -68,8 +68,7 @@ class Slurm:
 
     def capacity(self) -> Capacity:
         settings, lent = self._settings, self.lent()
-        memory_gb = settings.memory_gb or min(node.memory_gb for node in self._nodes())
-        return replace(lent, memory_gb=settings.nodes * memory_gb)
+        return replace(lent, memory_gb=settings.nodes * (settings.memory_gb or self._memory_gb()))
 
     def nodes(self) -> int:
         return self._settings.nodes
@@ -225,6 +224,13 @@ class Slurm:
 
     def _now(self, run: str, job: Job) -> Job:
         return next((found for found in self.jobs(run) if found.id == job.id), job._replace(stage="failed"))
+
+    def _memory_gb(self) -> float:
+        """Of the smallest node of the partition."""
+        try:
+            return min(node.memory_gb for node in self._nodes())
+        except InputError as error:
+            raise InputError(f"{error}; with `memory_gb` in [{self._name}] a dry run asks SLURM for nothing") from error
 
     def _check_partition(self) -> Iterator[Check]:
         settings, nodes = self._settings, self._nodes()
