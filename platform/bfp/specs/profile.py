@@ -112,7 +112,7 @@ def _target(name: str, table: Any, file: Path) -> tuple[Any, list[Problem]]:
         near = "; this machine's table is called local" if difflib.get_close_matches(name, [LOCAL], n=1) else ""
         return None, [Problem(None, f"{name}.target", None, f"missing; {kinds}{near}")]
     folders = Folders(spec=str(file.absolute().parent), working=os.getcwd())
-    found, problems = check(Document(str(file), table), model, folders)
+    found, problems = check(Document(str(file), table, toml=True), model, folders)
     return found, [
         # A value that is refused here may be a secret: it is not shown.
         Problem(None, f"{name}.{entry.path}", None if _may_be_secret(entry.path) else entry.found, entry.expected)
