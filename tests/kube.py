@@ -1,6 +1,6 @@
 """A real Kubernetes API server for tests, with KubeRay's CRDs, and those who are missing there, played by a test.
 
-    python -m tests.kube        starts one, prints its kubeconfig, and serves until Ctrl-C
+    python -m tests.kube        starts one, prints its kubeconfig, and serves until Ctrl-C or SIGTERM
 
 `shared/kube-api/kube-up` starts the server and its etcd; needs Debian's etcd-server. Nothing runs pods there: `Kubelet`
 answers for their logs, as the API server asks it; `Operator` does what KubeRay does to a RayJob's status and pods, and
@@ -146,14 +146,14 @@ def kube(folder: Path, *, shared: Path) -> Iterator[Kube]:
     folder.mkdir(parents=True, exist_ok=True)
     if kept.exists():
         (folder / "kube-apiserver").symlink_to(kept)
-    made = subprocess.run(
-        [str(starter), str(folder), str(port)],
-        capture_output=True,
-        text=True,
-        timeout=STARTS_WITHIN_S,
-        env={**os.environ, "PYTHON": sys.executable},
-    )
     try:
+        made = subprocess.run(
+            [str(starter), str(folder), str(port)],
+            capture_output=True,
+            text=True,
+            timeout=STARTS_WITHIN_S,
+            env={**os.environ, "PYTHON": sys.executable},
+        )
         if made.returncode:
             raise NoKubernetes(f"{starter} ended with {made.returncode}: {made.stderr[-500:]}")
         if not kept.exists():
@@ -167,6 +167,8 @@ def kube(folder: Path, *, shared: Path) -> Iterator[Kube]:
             yield found
     finally:
         subprocess.run([str(shared / "kube-api" / "kube-down"), str(folder)], timeout=60)
+        with suppress(OSError, ValueError):  # without its etcd it would take up to a minute to end
+            os.kill(int((folder / "state" / "api.pid").read_text()), signal.SIGKILL)
 
 
 def path_of(document: dict[str, Any]) -> str:
@@ -499,10 +501,14 @@ def _free_port() -> int:
 
 def main() -> None:
     shared = Path(os.environ.get("BFP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    with tempfile.TemporaryDirectory(prefix="kube-") as folder, kube(Path(folder), shared=shared) as made:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, while it starts too
+    with (
+        suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory(prefix="kube-", ignore_cleanup_errors=True) as folder,
+        kube(Path(folder), shared=shared) as made,
+    ):
         print(f"export KUBECONFIG={made.kubeconfig}", flush=True)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

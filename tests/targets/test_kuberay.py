@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -690,6 +692,25 @@ def test_a_cluster_without_kuberay_is_told(lab: Any, monkeypatch: pytest.MonkeyP
     here = lab()
     assert "does not know of RayJobs (404): who runs the cluster installs KubeRay 1.5.1 or newer" in told(here)
     assert [check.verdict for check in here.backend.checks()][-1] == "fail"
+
+
+def test_an_api_server_that_a_person_has_started_ends_with_what_started_it(kubernetes: Kube) -> None:
+    command = [sys.executable, "-m", "tests.kube"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as started:
+        assert started.stdout is not None
+        state = Path(started.stdout.readline().partition("=")[2].strip()).parent
+        pids = [int((state / name).read_text()) for name in ("api.pid", "etcd.pid")]
+        assert all(is_there(pid) for pid in pids)
+        started.terminate()
+    wait_until(lambda: not any(is_there(pid) for pid in pids))
+    assert started.returncode == 0
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 # bfp doctor ----------------------------------------------------------------------------------------------------------
