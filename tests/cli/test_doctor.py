@@ -8,7 +8,7 @@ from pathlib import Path
 from bfp.cli.doctor import examine_cluster
 from bfp.errors import InputError
 from bfp.specs import load
-from bfp.targets.cluster import Check
+from bfp.targets.cluster import Check, Job
 from tests.targets import makers
 from tests.targets.test_remote import Script, on
 
@@ -24,7 +24,7 @@ class Away(Script):
 class Shy(Script):
     """One that has answered, and takes no job."""
 
-    def jobs(self, run: str) -> list[object]:  # type: ignore[override]
+    def jobs(self, run: str) -> list[Job]:
         raise InputError("no partition")
 
 

@@ -207,15 +207,17 @@ def test_a_secret_in_a_profile_is_refused_and_not_shown(tmp_path: Path, name: st
 def test_every_variable_that_is_wrong_is_named(tmp_path: Path) -> None:
     write(
         tmp_path / "bfp.toml",
-        '[a]\ntarget = "slurm"\nenv = {HF_TOKEN = "x", OK = "1", BFP_A = "2", MY_KEY_TOKEN = "y"}\n',
+        '[a]\ntarget = "slurm"\nenv = {HF_TOKEN = "x", OK = "1", BFP_A = "2", my-name = "x", B = 3, MY_TOKEN = "y"}\n',
     )
     with pytest.raises(SpecError) as caught:
         profile_for(tmp_path / "ingest.yaml")
-    assert [problem.path for problem in caught.value.problems] == [
+    assert {problem.path for problem in caught.value.problems} == {
         "a.env.HF_TOKEN",
         "a.env.BFP_A",
-        "a.env.MY_KEY_TOKEN",
-    ]
+        "a.env.my-name",
+        "a.env.B",
+        "a.env.MY_TOKEN",
+    }
 
 
 @pytest.mark.parametrize(
@@ -236,6 +238,9 @@ def test_a_token_is_known_by_its_look_whatever_it_is_called(tmp_path: Path, valu
         profile_for(tmp_path / "ingest.yaml")
     assert str(caught.value).count("a secret") == str(caught.value).count("a.env.MINE\n    a secret") == 1
     assert value not in str(caught.value)
+    write(tmp_path / "bfp.toml", f'[a]\ntarget = "slurm"\nacount = "{value}"\n')
+    with pytest.raises(SpecError, match="acount\n    no such field; the nearest is account"):
+        profile_for(tmp_path / "ingest.yaml")
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def _set_aside(value: Any, path: Path, model: type[BaseModel]) -> set[Path]:
     field = fields.get(str(name))
     if field is None:
         holder.pop(name, None)
-        if not fields:
+        if not fields and not holder:
             return _set_aside(value, tuple(above), model) | {path}
         return {path}
     if field.is_required() and field.examples:
