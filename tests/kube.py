@@ -125,6 +125,11 @@ class Kube:
             return self.ask("GET", "/readyz").text == "ok"
         return False
 
+    def tells_of_rayjobs(self) -> bool:
+        """Whether it says already what it serves, which it does some seconds after it is ready."""
+        served = self.ask("GET", "/apis/ray.io/v1")
+        return served.ok and '"rayjobs"' in served.text and "authOptions" in self.ask("GET", "/openapi/v2").text
+
     def forget_history(self) -> None:
         """etcd drops every version but the present: an older watch has expired (410)."""
         etcd = f"http://127.0.0.1:{self.port - ETCD_BELOW}/v3/kv"
@@ -164,6 +169,7 @@ def kube(folder: Path, *, shared: Path) -> Iterator[Kube]:
             found = Kube(folder, port, answering)
             _add_kueue(found)
             _add_node(found)
+            wait_until(found.tells_of_rayjobs)
             yield found
     finally:
         subprocess.run([str(shared / "kube-api" / "kube-down"), str(folder)], timeout=60)
