@@ -1,6 +1,6 @@
 """A real Kubernetes API server for tests, with KubeRay's CRDs, and those who are missing there, played by a test.
 
-    python -m tests.kube        starts one, prints its kubeconfig, and serves until Ctrl-C
+    python -m tests.kube        starts one, prints its kubeconfig, and serves until Ctrl-C or SIGTERM
 
 `shared/kube-api/kube-up` starts the server and its etcd; needs Debian's etcd-server. Nothing runs pods there: `Kubelet`
 answers for their logs, as the API server asks it; `Operator` does what KubeRay does to a RayJob's status and pods, and
@@ -125,6 +125,11 @@ class Kube:
             return self.ask("GET", "/readyz").text == "ok"
         return False
 
+    def tells_of_rayjobs(self) -> bool:
+        """Whether it says already what it serves, which it does some seconds after it is ready."""
+        served = self.ask("GET", "/apis/ray.io/v1")
+        return served.ok and '"rayjobs"' in served.text and "authOptions" in self.ask("GET", "/openapi/v2").text
+
     def forget_history(self) -> None:
         """etcd drops every version but the present: an older watch has expired (410)."""
         etcd = f"http://127.0.0.1:{self.port - ETCD_BELOW}/v3/kv"
@@ -146,14 +151,14 @@ def kube(folder: Path, *, shared: Path) -> Iterator[Kube]:
     folder.mkdir(parents=True, exist_ok=True)
     if kept.exists():
         (folder / "kube-apiserver").symlink_to(kept)
-    made = subprocess.run(
-        [str(starter), str(folder), str(port)],
-        capture_output=True,
-        text=True,
-        timeout=STARTS_WITHIN_S,
-        env={**os.environ, "PYTHON": sys.executable},
-    )
     try:
+        made = subprocess.run(
+            [str(starter), str(folder), str(port)],
+            capture_output=True,
+            text=True,
+            timeout=STARTS_WITHIN_S,
+            env={**os.environ, "PYTHON": sys.executable},
+        )
         if made.returncode:
             raise NoKubernetes(f"{starter} ended with {made.returncode}: {made.stderr[-500:]}")
         if not kept.exists():
@@ -164,9 +169,12 @@ def kube(folder: Path, *, shared: Path) -> Iterator[Kube]:
             found = Kube(folder, port, answering)
             _add_kueue(found)
             _add_node(found)
+            wait_until(found.tells_of_rayjobs)
             yield found
     finally:
         subprocess.run([str(shared / "kube-api" / "kube-down"), str(folder)], timeout=60)
+        with suppress(OSError, ValueError):  # without its etcd it would take up to a minute to end
+            os.kill(int((folder / "state" / "api.pid").read_text()), signal.SIGKILL)
 
 
 def path_of(document: dict[str, Any]) -> str:
@@ -499,10 +507,14 @@ def _free_port() -> int:
 
 def main() -> None:
     shared = Path(os.environ.get("BFP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    with tempfile.TemporaryDirectory(prefix="kube-") as folder, kube(Path(folder), shared=shared) as made:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, while it starts too
+    with (
+        suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory(prefix="kube-", ignore_cleanup_errors=True) as folder,
+        kube(Path(folder), shared=shared) as made,
+    ):
         print(f"export KUBECONFIG={made.kubeconfig}", flush=True)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

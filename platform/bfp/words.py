@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 SOME = 5
@@ -25,5 +26,19 @@ def bytes_text(size: float) -> str:
 
 
 def toml_list(words: Sequence[str]) -> str:
-    """Words as a list in TOML, which is one in JSON."""
-    return json.dumps(list(words), ensure_ascii=False)
+    """Words as a list in TOML."""
+    return toml(list(words))
+
+
+def toml(value: object) -> str:
+    """A value as TOML: text, numbers, booleans and lists are as in JSON, groups are inline tables."""
+    if isinstance(value, dict):
+        inside = ", ".join(f"{_toml_key(key)} = {toml(inner)}" for key, inner in value.items())
+        return f"{{{inside}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)

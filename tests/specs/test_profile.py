@@ -156,7 +156,23 @@ def test_every_other_table_is_a_cluster_of_its_kind(tmp_path: Path) -> None:
             '[a]\ntarget = "slurm"\nshared_paths = ["data"]',
             "  a.shared_paths[0]: data\n    an absolute folder other than /",
         ),
-        ('[a]\ntarget = "slurm"\nenv = {RAY_ADDRESS = "x"}', "RAY_ADDRESS: bfp sets what begins with RAY_ and BFP_"),
+        (
+            '[a]\ntarget = "slurm"\nenv = {RAY_ADDRESS = "x"}',
+            "a.env.RAY_ADDRESS\n    bfp sets what begins with RAY_ and",
+        ),
+        (
+            '[lab]\ntarget = "ray"\naddress = "http://head"\ntoken = "abc"',
+            '  lab.token\n    a group of fields: {env = "RAY_AUTH_TOKEN"}',
+        ),
+        (
+            '[k]\ntarget = "kuberay"\nimage = "i"\nhead = 3',
+            "  k.head: 3\n    a group of fields: {name = value}",
+        ),
+        ('[lab]\ntarget = "ray"\naddress = 8265', "  lab.address: 8265\n    text; put it in quotes: '8265'"),
+        (
+            '[a]\ntarget = "slurm"\nsecrets_file = "s3.env"',
+            "  a.secrets_file\n    a path on the cluster, from / or your home: ~/.config/bfp/secrets.env",
+        ),
         (
             '[k]\ntarget = "kuberay"\nimage = "i"\nworkers = {gpu = {cpu = 3}}',
             "  k.workers.gpu.cpu: 3\n    no such field; the",
@@ -187,8 +203,70 @@ def test_a_secret_in_a_profile_is_refused_and_not_shown(tmp_path: Path, name: st
     write(tmp_path / "bfp.toml", f'[a]\ntarget = "slurm"\nenv = {{{name} = "{value}"}}\n')
     with pytest.raises(SpecError) as caught:
         profile_for(tmp_path / "ingest.yaml")
-    assert f"a.env\n    {name}: a secret" in str(caught.value)
+    assert f"a.env.{name}\n    a secret" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_every_variable_that_is_wrong_is_named(tmp_path: Path) -> None:
+    write(
+        tmp_path / "bfp.toml",
+        '[a]\ntarget = "slurm"\nenv = {HF_TOKEN = "x", OK = "1", BFP_A = "2", my-name = "x", B = 3, MY_TOKEN = "y"}\n',
+    )
+    with pytest.raises(SpecError) as caught:
+        profile_for(tmp_path / "ingest.yaml")
+    assert {problem.path for problem in caught.value.problems} == {
+        "a.env.HF_TOKEN",
+        "a.env.BFP_A",
+        "a.env.my-name",
+        "a.env.B",
+        "a.env.MY_TOKEN",
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "ghp_" + "a1B2" * 9,
+        "github_pat_" + "11ABCDEFG0" * 2,
+        "glpat-" + "xY-3" * 5,
+        "hf_" + "abCD" * 8,
+        "AKIA" + "IOSFODNN7" * 2,
+        "https://git.example.org/?key=ghp_" + "a1B2" * 9,
+        "-----BEGIN RSA PRIVATE KEY-----",
+    ],
+)
+def test_a_token_is_known_by_its_look_whatever_it_is_called(tmp_path: Path, value: str) -> None:
+    write(tmp_path / "bfp.toml", f'[a]\ntarget = "slurm"\nenv = {{MINE = "{value}", HF = "hf_mirror", A = "AKIA"}}\n')
+    with pytest.raises(SpecError) as caught:
+        profile_for(tmp_path / "ingest.yaml")
+    assert str(caught.value).count("a secret") == str(caught.value).count("a.env.MINE\n    a secret") == 1
+    assert value not in str(caught.value)
+    write(tmp_path / "bfp.toml", f'[a]\ntarget = "slurm"\nacount = "{value}"\n')
+    with pytest.raises(SpecError, match="acount\n    no such field; the nearest is account"):
+        profile_for(tmp_path / "ingest.yaml")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--output=/tmp/x", "--export=ALL", "--signal=B:TERM@5", "--requeue", "--arr=1-3", "--job=x", "--dep=", "--wait"],
+)
+def test_an_option_of_sbatch_that_bfp_sets_itself_is_refused_under_a_short_name_too(
+    tmp_path: Path, option: str
+) -> None:
+    write(tmp_path / "bfp.toml", f'[a]\ntarget = "slurm"\noptions = ["--constraint=a100", "{option}"]\n')
+    with pytest.raises(SpecError) as caught:
+        profile_for(tmp_path / "ingest.yaml")
+    assert f"a.options[1]: '{option}'\n    bfp sets this itself; leave it out" in str(caught.value)
+    assert "options[0]" not in str(caught.value)
+
+
+def test_where_an_image_and_secrets_are_does_not_hang_on_the_working_directory(tmp_path: Path) -> None:
+    for text, expected in (("bfp.sif", f"{tmp_path}/bfp.sif"), ("/d/b.sif", "/d/b.sif"), ("docker://b", "docker://b")):
+        for secrets in ("/data/s3.env", "~/s3.env"):
+            write(tmp_path / "bfp.toml", f'[a]\ntarget = "slurm"\ncontainer = "{text}"\nsecrets_file = "{secrets}"\n')
+            found = profile_for(tmp_path / "ingest.yaml").cluster("a")
+            assert isinstance(found, SlurmTarget)
+            assert (found.container, found.secrets_file) == (expected, secrets)
 
 
 def test_the_profile_that_init_writes_has_every_field_and_is_valid(

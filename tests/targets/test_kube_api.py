@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +96,41 @@ def test_a_kubelet_s_time_is_an_instant(written: str, second: str, ns: int) -> N
 def test_the_kubelet_s_own_words_have_no_time() -> None:
     assert instant_ns("unable") is None
     assert instant_ns("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            b"clusters: [",
+            r"no kubeconfig \(line 1: expected the node content, but found '<stream end>'\): put it right",
+        ),
+        (b"my token", "no kubeconfig: put it right"),
+        (b"\xff\xfe\x00", "no kubeconfig: put it right"),
+        (b"apiVersion: v1\ncurrent-context: a\ncontexts: 3\n", "no kubeconfig: put it right"),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_a_kubeconfig_that_is_none_is_told_with_its_file(
+    text: bytes | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    if text is None:
+        file.mkdir()
+    else:
+        file.write_bytes(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(InputError, match=rf"--on lab: {file}: {told}; KUBECONFIG names another file") as caught:
+        KubeApi(None, where="--on lab").get("/version")
+    assert "my token" not in str(caught.value)
+
+
+def test_nothing_is_on_the_screen_of_a_program_for_credentials_that_fails(server: list[int], tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    kubeconfig = yaml.safe_load(file.read_text())
+    program = {"apiVersion": "client.authentication.k8s.io/v1", "command": "false", "interactiveMode": "Never"}
+    kubeconfig["users"] = [{"name": "u", "user": {"exec": program}}]
+    file.write_text(yaml.safe_dump(kubeconfig))
+    code = "from bfp.targets.kube_api import KubeApi; print(KubeApi('careless', where='x').get('/version'))"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (asked.stdout, asked.stderr) == ("{'gitVersion': 'x'}\n", "")

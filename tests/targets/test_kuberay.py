@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -689,6 +691,25 @@ def test_a_cluster_without_kuberay_is_told(lab: Any, monkeypatch: pytest.MonkeyP
     assert [check.verdict for check in here.backend.checks()][-1] == "fail"
 
 
+def test_an_api_server_that_a_person_has_started_ends_with_what_started_it(kubernetes: Kube) -> None:
+    command = [sys.executable, "-m", "tests.kube"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as started:
+        assert started.stdout is not None
+        state = Path(started.stdout.readline().partition("=")[2].strip()).parent
+        pids = [int((state / name).read_text()) for name in ("api.pid", "etcd.pid")]
+        assert all(is_there(pid) for pid in pids)
+        started.terminate()
+    wait_until(lambda: not any(is_there(pid) for pid in pids))
+    assert started.returncode == 0
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 # bfp doctor ----------------------------------------------------------------------------------------------------------
 
 
@@ -726,6 +747,43 @@ def test_doctor_finds_what_is_there_and_what_is_missing(lab: Any) -> None:
     claims = f"/api/v1/namespaces/{here.namespace}/persistentvolumeclaims"
     here.kube.make(claims, {"metadata": {"name": "brains"}, "spec": claim})
     assert {check.verdict for check in here.backend.checks()} == {"ok"}
+
+
+def test_doctor_does_not_call_nobody_somebody(
+    lab: Any, kubernetes: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    file.write_text(kubernetes.kubeconfig.read_text().replace("{token: tok-alice}", "{}"))
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    reachable, who = lab(who="alice").backend.checks()
+    assert (reachable.verdict, who.point, who.verdict) == ("ok", "who we are", "fail")
+    assert "lets us in" not in reachable.text
+    assert who.text.startswith("nobody: the credentials of the kubeconfig have expired")
+
+
+def test_doctor_names_a_namespace_that_is_not_there(lab: Any) -> None:
+    *_, last = lab(namespace="nowhere").backend.checks()
+    assert (last.point, last.verdict) == ("namespace", "fail")
+    assert last.text.startswith("nowhere: ")
+    assert ("namespace", "ok") in [(check.point, check.verdict) for check in lab().backend.checks()]
+
+
+def test_doctor_looks_for_the_priority_class_where_it_belongs(lab: Any) -> None:
+    def looked_for(**fields: Any) -> tuple[str, str]:
+        checks = {check.point: check for check in lab(priority_class="training", **fields).backend.checks()}
+        return checks["priority_class"].verdict, checks["priority_class"].text
+
+    queued: dict[str, Any] = {"queue": "team"}
+    assert looked_for() == ("fail", "training: the cluster has no PriorityClass of this name")
+    assert looked_for(**queued) == ("fail", "training: the cluster has no WorkloadPriorityClass of this name")
+    kube = lab().kube
+    kube.make("/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": "training"}, "value": 3})
+    assert looked_for()[0] == "ok"
+    assert looked_for(**queued)[0] == "fail"
+    of_kueue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "WorkloadPriorityClass", "value": 3}
+    kube.make("/apis/kueue.x-k8s.io/v1beta2/workloadpriorityclasses", {**of_kueue, "metadata": {"name": "training"}})
+    assert looked_for(**queued)[0] == "ok"
+    assert looked_for(who="alice")[1].startswith("training: cannot be seen from here")
 
 
 def test_doctor_compares_gpus_where_nodes_can_be_seen(lab: Any, kubernetes: Kube) -> None:

@@ -81,6 +81,21 @@ def test_a_job_runs_until_its_pods_are_gone_whatever_the_operator_says() -> None
     assert job_of(complete, Around([saving], None, [])).stage == "stopped", "`keep_min` keeps its cluster"
 
 
+def test_a_job_whose_workers_are_killed_for_memory_says_so_while_it_runs() -> None:
+    running = job(status={"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "rayClusterName": "c"})
+    killed = container({"running": {}}, {"terminated": {"reason": "OOMKilled", "exitCode": 137}})
+    killed[0]["restartCount"] = 3
+    well, ill = pod("h", containerStatuses=container({"running": {}})), pod("w", "gpu", containerStatuses=killed)
+    found = job_of(running, Around([well, ill], None, []))
+    assert (found.stage, found.said) == (
+        "running",
+        "w was killed for want of memory: raise workers.gpu.memory_gb",
+    )
+    assert job_of(running, Around([well], None, [])).said == ""
+    ill["metadata"]["labels"]["ray.io/cluster"] = "the-attempt-before"
+    assert job_of(running, Around([well, ill], None, [])).said == ""
+
+
 def test_a_refused_job_says_why() -> None:
     asked = {"bfp/refused": "no site has labels"}
     ending = job_of(job(status={"jobDeploymentStatus": "Suspending"}, suspend=True, annotations=asked))

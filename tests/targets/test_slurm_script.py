@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from bfp.errors import InputError
 from bfp.specs import Spec, load
 from bfp.specs.clusters import SlurmTarget
 from bfp.targets import letter as letters
@@ -57,12 +56,6 @@ def test_a_check_asks_for_one_node_for_minutes_and_does_not_come_back(tmp_path):
     ):
         assert option in options
     assert {"nodes=1", "gpus=1", "requeue=0"} <= set(text.splitlines())
-
-
-@pytest.mark.parametrize("option", ["--arr=1-3", "--job=x", "--dep=", "--out=/x", "--sig=B:USR1@9", "--wait"])
-def test_what_bfp_sets_itself_is_refused_under_a_short_name_too(tmp_path, option):
-    with pytest.raises(InputError, match=f"options: {option}: bfp sets this itself"):
-        script_of(spec_in(tmp_path), settings(options=[option]))
 
 
 def in_bash(code: str, *, prelude: str = PRELUDE, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -153,12 +146,6 @@ def test_a_driver_is_told_the_spec_word_for_word_whatever_stands_in_it(tmp_path)
         f"{folder}/logs/{name}-7.log",
     ]
     assert f"{str(folder).replace('%', '%%')}/logs".replace('"', '\\"') in text.splitlines()[3]
-
-
-@pytest.mark.parametrize("option", ["--output=/tmp/x", "--export=ALL", "--signal=B:TERM@5", "--requeue"])
-def test_an_option_that_bfp_sets_itself_is_refused(option, tmp_path):
-    with pytest.raises(InputError, match=rf"\[lab\] options: {option}: bfp sets this itself"):
-        script_of(spec_in(tmp_path), settings(options=[option]))
 
 
 def test_a_shell_takes_it_and_shellcheck_too(tmp_path):

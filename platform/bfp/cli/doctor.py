@@ -66,17 +66,22 @@ def examine_cluster(target: Remote, spec: Spec | None) -> list[Check]:
     can be written.
     """
     found: list[Check] = []
+    point = "cluster"
     try:
         found += target.backend.checks()
-        if spec is not None:
-            rows = dict(target.plan(spec).rows)
-            clear = f"nothing stands against {spec.kind} {spec.name} as seen from here"
-            found.append(Check("plan here", "ok", rows.get(UNSEEN, clear)))
-            told = target.ask(spec, listener=write_note)
-            found += _claims(spec, target.backend.capacity(), free=told.get("free"))
-            found += _from_its_side(told)
+        if spec is None:
+            more = "looks at versions there, at what SPEC claims and at its paths too"
+            return [*found, Check("plan there", "ok", f"not asked for: `bfp doctor SPEC --on {target.name}` {more}")]
+        point = "plan here"
+        rows = dict(target.plan(spec).rows)
+        point = "cluster"
+        clear = f"nothing stands against {spec.kind} {spec.name} as seen from here"
+        found.append(Check("plan here", "ok", rows.get(UNSEEN, clear)))
+        told = target.ask(spec, listener=write_note)
+        found += _claims(spec, target.backend.capacity(), free=told.get("free"))
+        found += _from_its_side(told)
     except (InputError, JobFailed, Interrupted) as error:
-        found.append(Check("cluster", "fail", str(error)))
+        found.append(Check(point, "fail", str(error)))
     return found
 
 

@@ -31,6 +31,29 @@ def _of_the_dashboard(address: str) -> str:
     return address.rstrip("/")
 
 
+# What a job on SLURM and the ways to find it again rest on (`targets.slurm_script`).
+_OWN_OPTIONS = (
+    *("array", "comment", "dependency", "error", "export", "input", "job-name", "no-requeue", "nodes", "ntasks"),
+    *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap", "wait", "test-only"),
+)
+
+
+def _not_our_own(option: str) -> str:
+    name = option.removeprefix("--").partition("=")[0]
+    if any(own.startswith(name) for own in _OWN_OPTIONS):  # sbatch takes them abbreviated too
+        raise ValueError("bfp sets this itself; leave it out")
+    return option
+
+
+SbatchOption = Annotated[str, StringConstraints(pattern=SBATCH_OPTION_PATTERN), AfterValidator(_not_our_own)]
+
+
+def _from_home_or_root(path: str) -> str:
+    if not path.startswith(("/", "~/")):
+        raise ValueError("a path on the cluster, from / or your home: ~/.config/bfp/secrets.env")
+    return path
+
+
 class RayTarget(ClusterTarget):
     """A Ray cluster that is up, by its Jobs API."""
 
@@ -74,10 +97,10 @@ class SlurmTarget(ClusterTarget):
         description="The virtual environment on the cluster with bfp in it; null: the one that submits.",
         examples=["/data/envs/bfp"],
     )
-    container: Text | None = Field(
+    container: Annotated[Text, AfterValidator(from_here)] | None = Field(
         None, description="An Apptainer image with bfp in it, in place of an environment.", examples=["/data/bfp.sif"]
     )
-    secrets_file: Text | None = Field(
+    secrets_file: Annotated[Text, AfterValidator(_from_home_or_root)] | None = Field(
         None,
         description="A file on the cluster of NAME=value lines that the job reads: the credentials of the storage. It "
         "has to be yours alone (chmod 600).",
@@ -86,9 +109,7 @@ class SlurmTarget(ClusterTarget):
     logs: SharedFolder | None = Field(
         None, description="Where the job's own log goes; null: into the run's folder, where that is a shared path."
     )
-    options: list[Annotated[str, StringConstraints(pattern=SBATCH_OPTION_PATTERN)]] = Field(
-        [], description="More lines for sbatch.", examples=[["--constraint=a100"]]
-    )
+    options: list[SbatchOption] = Field([], description="More lines for sbatch.", examples=[["--constraint=a100"]])
 
     @model_validator(mode="after")
     def _one_place_and_time(self) -> SlurmTarget:

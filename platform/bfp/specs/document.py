@@ -50,7 +50,7 @@ class Document:
 
     marks: where each path begins; written: each single value as the user wrote it; assigned: the paths that `--set`
     gave; problems: what is wrong with it as a document, which hides nothing else: `unread` are the paths whose value
-    could not be taken.
+    could not be taken. toml: whether people write it as TOML, and read so what is said of it.
     """
 
     file: str
@@ -60,6 +60,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     unread: set[Path] = field(default_factory=set)
     assigned: frozenset[Path] = frozenset()
+    toml: bool = False
 
     def shown(self, path: Path) -> str | None:
         """The value at a path, as the user wrote it, cut short; None where nothing stands."""

@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from bfp import words
 from bfp.errors import Problem
-from bfp.specs.document import Document, Path, dotted_path, holds, resolve, value_at
+from bfp.specs.document import Document, Path, dotted_path, flow, holds, resolve, value_at
 from bfp.specs.fields import PATTERNS_IN_WORDS, Misfit
 
 ROUNDS = 6
@@ -55,7 +56,7 @@ def check(document: Document, model: type[BaseModel], context: object) -> Checke
         try:
             spec = model.model_validate(value, context=context)
         except ValidationError as error:
-            found = list(_findings(error, value, model))
+            found = list(_findings(error, value, model, toml=document.toml))
         else:
             return Checked(None if findings or document.problems else spec, _in_order(findings, document))
         fresh = [
@@ -95,24 +96,24 @@ def document_problem(document: Document, finding: Finding) -> Problem:
 # from pydantic's errors to findings ----------------------------------------------------------------------------------
 
 
-def _findings(error: ValidationError, value: Any, model: type[BaseModel]) -> Iterator[Finding]:
+def _findings(error: ValidationError, value: Any, model: type[BaseModel], *, toml: bool) -> Iterator[Finding]:
     found: dict[Path, list[Finding]] = {}
     empty: set[Path] = set()
     for entry in error.errors(include_url=False):
-        for finding in _translate(dict(entry), value, model):
+        for finding in _translate(dict(entry), value, model, toml=toml):
             found.setdefault(finding.path, []).append(finding)
             if entry["input"] is None and entry["type"] != "extra_forbidden":
                 empty.add(finding.path)
     for path, findings in found.items():
         # Each member of a union complains on its own: what fails deeper inside fitted the container, and tells more.
         deeper = any(other[: len(path)] == path and len(other) > len(path) for other in found)
-        if deeper and all(finding.expected in _CONTAINERS for finding in findings):
+        if deeper and all(_is_container(finding.expected) for finding in findings):
             continue
-        words = ", or ".join(dict.fromkeys(finding.expected for finding in findings))
-        yield findings[0]._replace(expected=f"no value (null); expected {words}" if path in empty else words)
+        expected = ", or ".join(dict.fromkeys(finding.expected for finding in findings))
+        yield findings[0]._replace(expected=f"no value (null); expected {expected}" if path in empty else expected)
 
 
-def _translate(entry: dict[str, Any], value: Any, model: type[BaseModel]) -> Iterator[Finding]:
+def _translate(entry: dict[str, Any], value: Any, model: type[BaseModel], *, toml: bool) -> Iterator[Finding]:
     kind, context = entry["type"], entry.get("ctx", {})
     path = _path_in_document(entry["loc"], value, kind)
     if kind == "value_error" and isinstance(context["error"], Misfit):
@@ -130,20 +131,36 @@ def _translate(entry: dict[str, Any], value: Any, model: type[BaseModel]) -> Ite
         missing = kind == "union_tag_not_found"
         expected = f"missing; one of {', '.join(names)}" if missing else f"one of {', '.join(names)}{near}"
         yield Finding((*path, tag), expected, missing=missing, meant=path)
+    elif kind in ("dict_type", "model_type", "model_attributes_type"):
+        yield Finding(path, f"{_GROUP}{_group_shown(path, value, model, toml=toml)}")
     else:
-        yield Finding(path, _in_words(kind, context, entry["input"], entry["msg"]))
+        yield Finding(path, _in_words(kind, context, entry["input"], entry["msg"], toml=toml))
 
 
-_CONTAINERS = ("a list: [a, b]", "a group of fields: {name: value}", "text")
+_LIST, _GROUP, _TEXT = "a list: [a, b]", "a group of fields: ", "text"
 
 
-def _in_words(kind: str, context: dict[str, Any], found: Any, message: str) -> str:
-    """What pydantic expected, in the words of somebody who writes YAML."""
+def _is_container(expected: str) -> bool:
+    return expected in (_LIST, _TEXT) or expected.startswith(_GROUP)
+
+
+def _group_shown(path: Path, value: Any, model: type[BaseModel], *, toml: bool) -> str:
+    """How a group is written there: the field's own example where it has one."""
+    field = _fields_at(path[:-1], value, model).get(str(path[-1])) if path else None
+    example = next((shown for shown in (field.examples or [] if field else []) if isinstance(shown, dict)), None)
+    if toml:
+        return words.toml(example) if example else "{name = value}"
+    return flow(example) if example else "{name: value}"
+
+
+def _in_words(kind: str, context: dict[str, Any], found: Any, message: str, *, toml: bool) -> str:
+    """What pydantic expected, in the words of somebody who writes YAML or TOML."""
     match kind:
         case "string_type":
             if isinstance(found, dict | list) or found is None:
-                return "text"
-            zeros = ", with its leading zeros, which a number has lost" if type(found) is int else ""
+                return _TEXT
+            # TOML has no number with leading zeros
+            zeros = ", with its leading zeros, which a number has lost" if type(found) is int and not toml else ""
             return f"text; put it in quotes{zeros}: '{_plain(found)}'"
         case "int_type" | "int_from_float" | "int_parsing":
             return "a whole number" + _number_hint(found)
@@ -154,9 +171,7 @@ def _in_words(kind: str, context: dict[str, Any], found: Any, message: str) -> s
         case "bool_type" | "bool_parsing":
             return "true or false"
         case "list_type" | "tuple_type":
-            return "a list: [a, b]"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return "a group of fields: {name: value}"
+            return _LIST
         case "greater_than":
             return f"greater than {_plain(context['gt'])}"
         case "greater_than_equal":
@@ -249,7 +264,7 @@ def _set_aside(value: Any, path: Path, model: type[BaseModel]) -> set[Path]:
     field = fields.get(str(name))
     if field is None:
         holder.pop(name, None)
-        if not fields:
+        if not fields and not holder:
             return _set_aside(value, tuple(above), model) | {path}
         return {path}
     if field.is_required() and field.examples:

@@ -30,7 +30,7 @@ from bfp.specs.document import Document
 from bfp.specs.fields import NAME_PATTERN, PATTERNS_IN_WORDS, Folders
 from bfp.specs.files import read_text
 from bfp.specs.problems import check
-from bfp.specs.target import SECRET, LocalTarget
+from bfp.specs.target import SECRET, SECRET_VALUE, LocalTarget
 
 PROFILE = "bfp.toml"
 LOCAL = "local"
@@ -113,14 +113,15 @@ def _target(name: str, table: Any, file: Path) -> tuple[Any, list[Problem]]:
         near = "; this machine's table is called local" if difflib.get_close_matches(name, [LOCAL], n=1) else ""
         return None, [Problem(None, f"{name}.target", None, f"missing; {kinds}{near}")]
     folders = Folders(spec=str(file.absolute().parent), working=os.getcwd())
-    found, problems = check(Document(str(file), table), model, folders)
+    found, problems = check(Document(str(file), table, toml=True), model, folders)
     return found, [
         # A value that is refused here may be a secret: it is not shown.
-        Problem(None, f"{name}.{entry.path}", None if _may_be_secret(entry.path) else entry.found, entry.expected)
+        Problem(None, f"{name}.{entry.path}", None if _may_be_secret(entry) else entry.found, entry.expected)
         for entry in problems
     ]
 
 
-def _may_be_secret(path: str) -> bool:
-    """Of a value at this path: of `env`, of a token, or of a field that is called like one."""
-    return path.startswith("env") or SECRET.search(path) is not None
+def _may_be_secret(entry: Problem) -> bool:
+    """Whether the value is one of `env`, of a token or a field that is called like one, or looks like one."""
+    path, value = entry.path, entry.found or ""
+    return path.startswith("env") or SECRET.search(path) is not None or SECRET_VALUE.search(value) is not None

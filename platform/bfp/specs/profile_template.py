@@ -7,7 +7,6 @@ example; what is null by default stands as a comment, since TOML has no null.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 from bfp.specs.clusters import CLUSTERS
 from bfp.specs.target import LocalTarget
 from bfp.specs.template import comment, meaning
+from bfp.words import toml
 
 
 def profile_template() -> str:
@@ -53,9 +53,9 @@ def _toml_fields(model: BaseModel, table: str) -> Iterator[str]:
             continue
         yield from comment(meaning(field), "")
         if value is None:
-            yield f"# {name} = {_toml(field.examples[0]) if field.examples else '…'}"
+            yield f"# {name} = {toml(field.examples[0]) if field.examples else '…'}"
         else:
-            yield f"{name} = {_toml(value)}"
+            yield f"{name} = {toml(value)}"
     for name, field, value in below:
         groups = {name: value} if isinstance(value, BaseModel) else {f"{name}.{key}": v for key, v in value.items()}
         for number, (path, group) in enumerate(groups.items()):
@@ -67,17 +67,3 @@ def _toml_fields(model: BaseModel, table: str) -> Iterator[str]:
 
 def _is_group(value: Any) -> bool:
     return isinstance(value, BaseModel)
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML: text, numbers, booleans and lists are as in JSON, groups are inline tables."""
-    if isinstance(value, dict):
-        inside = ", ".join(f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items())
-        return f"{{{inside}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)

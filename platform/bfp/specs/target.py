@@ -22,6 +22,17 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 # What is called so is a secret, and has no place in a profile or in what is sent to a cluster.
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_?KEY", re.IGNORECASE)
 
+# What is a secret by its look, whatever it is called: tokens of GitHub, GitLab and Hugging Face, key ids of AWS, and a
+# private key. Each begins as its maker has it begin; the lengths keep words such as hf_mirror out.
+SECRET_VALUE = re.compile(
+    r"(?<![A-Za-z0-9])(gh[a-z]_[A-Za-z0-9]{8,}|github_pat_[A-Za-z0-9]{8,}|glpat-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{16,}"
+    r"|(AKIA|ASIA)[A-Z0-9]{12,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+A_SECRET = (
+    "a secret, which never stands in a profile; it has to be there already where the job runs (README, “Secrets on a "
+    "cluster”)"
+)
+
 
 def _of_a_mask(command: list[str], info: ValidationInfo) -> list[str]:
     lacking = [word for word in ("{scan}", "{mask}") if not any(word in other for other in command[1:])]
@@ -56,14 +67,14 @@ def from_here(path: str, info: ValidationInfo) -> str:
 
 
 def _not_secret(env: dict[str, str]) -> dict[str, str]:
+    clashes = []
     for name, value in env.items():
-        if SECRET.search(name) or "@" in urlsplit(value).netloc:
-            raise ValueError(
-                f"{name}: a secret, which never stands in a profile; it has to be there already where the job runs "
-                "(README, “Secrets on a cluster”)"
-            )
-        if name.startswith(("RAY_", "BFP_")):
-            raise ValueError(f"{name}: bfp sets what begins with RAY_ and BFP_ itself")
+        if SECRET.search(name) or SECRET_VALUE.search(value) or "@" in urlsplit(value).netloc:
+            clashes.append(Clash(name, A_SECRET))
+        elif name.startswith(("RAY_", "BFP_")):
+            clashes.append(Clash(name, "bfp sets what begins with RAY_ and BFP_ itself"))
+    if clashes:
+        raise Misfit(*clashes)
     return env
 
 

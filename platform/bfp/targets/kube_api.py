@@ -11,6 +11,7 @@ What it refuses for good raises Refused, for whoever knows what was wanted; what
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -32,6 +33,7 @@ CONNECT_S, READ_S = 5.0, 30.0
 QUIET_S = 300.0  # a log may be silent; a connection that has died silently is found after so long
 
 TOO_MANY, SERVER_ERRORS = 429, (500, 502, 503, 504)
+KUBECONFIG_NAMES = "KUBECONFIG names another file"
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 # As a kubelet writes it: to the nanosecond, without zeros at the end, in the time zone of its node.
@@ -234,17 +236,18 @@ class KubeApi:
 
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:
-            return self._client.call_api(
-                path,
-                method,
-                query_params=list((query or {}).items()),
-                header_params={"Accept": "application/json", "Content-Type": kind},
-                body=body,
-                auth_settings=["BearerToken"],
-                _return_http_data_only=True,
-                _preload_content=False,
-                _request_timeout=timeouts_s,
-            )
+            with _hushed():
+                return self._client.call_api(
+                    path,
+                    method,
+                    query_params=list((query or {}).items()),
+                    header_params={"Accept": "application/json", "Content-Type": kind},
+                    body=body,
+                    auth_settings=["BearerToken"],
+                    _return_http_data_only=True,
+                    _preload_content=False,
+                    _request_timeout=timeouts_s,
+                )
         except ApiException as error:
             if error.status:
                 raise _refused(error) from error
@@ -266,7 +269,8 @@ class KubeApi:
         if self._made is None:
             if find_spec("kubernetes") is None:
                 raise InputError(f"{self._where}: needs the client of Kubernetes: pip install 'bfp[cluster]'")
-            self._made = _client_of(self._context, where=self._where)
+            with _hushed():
+                self._made = _client_of(self._context, where=self._where)
         return self._made
 
 
@@ -284,8 +288,23 @@ def _refused(error: Any) -> Refused:
     return Refused(error.status, str(said.get("reason", "")), str(said.get("message", "")))
 
 
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing is logged on the screen by the client, which runs the program of a kubeconfig that gives credentials.
+
+    It logs on the root logger that the program has failed, and asks as nobody; what the server says to that is told.
+    """
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # without one, logging sets up one that writes to the screen
+    try:
+        yield
+    finally:
+        root.removeHandler(silent)
+
+
 def _client_of(context: str | None, *, where: str) -> Any:
     import urllib3
+    import yaml
     from kubernetes import client, config
     from kubernetes.config.config_exception import ConfigException
 
@@ -300,9 +319,14 @@ def _client_of(context: str | None, *, where: str) -> Any:
     except ConfigException as error:
         chosen = f"context {context} of {file}" if context else file
         raise InputError(
-            f"{where}: {chosen}: {error}; `kubectl config get-contexts` lists what there is, and KUBECONFIG names "
-            "another file"
+            f"{where}: {chosen}: {error}; `kubectl config get-contexts` lists what there is, and {KUBECONFIG_NAMES}"
         ) from error
+    except OSError as error:
+        raise InputError(f"{where}: {file}: cannot be read: {error.strerror}; {KUBECONFIG_NAMES}") from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # it looks into whatever it has read
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1}: {getattr(error, 'problem', '')})" if mark else ""
+        raise InputError(f"{where}: {file}: no kubeconfig{line}: put it right; {KUBECONFIG_NAMES}") from error
     settings.retries = False  # they are ours
     if not settings.verify_ssl:  # the kubeconfig says so, and kubectl does not warn either
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)

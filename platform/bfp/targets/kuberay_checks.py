@@ -25,6 +25,7 @@ RIGHTS = (
     ("", "pods/log", "get", "logs"),
     ("", "events", "list", "status"),
 )
+ANONYMOUS = "system:anonymous"  # who the server takes those for who show no credentials
 QUEUE_RIGHTS = (
     ("kueue.x-k8s.io", "localqueues", "get", "submit"),
     ("kueue.x-k8s.io", "workloads", "list", "status"),
@@ -34,12 +35,19 @@ QUEUE_RIGHTS = (
 
 def checks(api: KubeApi, settings: KubeRayTarget, *, kueue: Callable[[], str | None]) -> Iterator[Check]:
     """Every point. kueue: finds the path of Kueue's API. Raises Refused where not even this may be asked."""
-    version = api.get("/version")
-    yield Check("reachable", "ok", f"{api.server} lets us in: Kubernetes {version['gitVersion']}")
-    yield _who(api)
+    version = api.get("/version")  # which it tells anybody
+    yield Check("reachable", "ok", f"{api.server} answers: Kubernetes {version['gitVersion']}")
+    who = _who(api)
+    yield who
+    if who.verdict == "fail":
+        return
     operator = _operator(api)
     yield operator
     if operator.verdict == "fail":
+        return
+    namespace = list(_namespace(api, settings.namespace))
+    yield from namespace
+    if any(found.verdict == "fail" for found in namespace):
         return
     rights = (*RIGHTS, *(QUEUE_RIGHTS if settings.queue else ()))
     lacking = [f"{verb} {resource} ({use})" for group, resource, verb, use in rights
@@ -58,9 +66,31 @@ def _who(api: KubeApi) -> Check:
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     try:
         found = api.create("/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
-    except Refused:  # since Kubernetes 1.28
-        return Check("who we are", "ok", "the API server takes our credentials; it does not say for whom")
-    return Check("who we are", "ok", str(found["status"]["userInfo"]["username"]))
+    except Refused as error:  # since Kubernetes 1.28
+        if error.status != 401 and ANONYMOUS not in error.message:
+            return Check("who we are", "ok", "the API server takes our credentials; it does not say for whom")
+        name = ANONYMOUS
+    else:
+        name = str(found["status"]["userInfo"]["username"])
+    if name == ANONYMOUS:
+        lacking = "nobody: the credentials of the kubeconfig have expired, are another cluster's, or are none"
+        return Check("who we are", "fail", lacking, "log in again (`kubectl get rayjobs` says the same)")
+    return Check("who we are", "ok", name)
+
+
+def _namespace(api: KubeApi, name: str) -> Iterator[Check]:
+    """Whether it is there, where we may look."""
+    try:
+        found = api.find(f"/api/v1/namespaces/{name}")
+    except Refused as error:
+        if error.status != 403:
+            raise
+        return
+    if found is None:
+        remedy = "set `namespace`, or who runs the cluster makes it (infra/kuberay/namespace.yaml)"
+        yield Check("namespace", "fail", f"{name}: the cluster has none of this name", remedy)
+    else:
+        yield Check("namespace", "ok", name)
 
 
 def _operator(api: KubeApi) -> Check:
@@ -98,6 +128,8 @@ def _references(api: KubeApi, settings: KubeRayTarget, kueue: Callable[[], str |
     ]
     if settings.queue:
         named.append(("queue", kueue() or "", "localqueues", [settings.queue]))
+    if settings.priority_class:
+        yield _priority(api, settings.priority_class, kueue=kueue if settings.queue else None)
     for field, group, resource, names in named:
         for name in names:
             yield _reference(api, settings.namespace, field, group, resource, name)
@@ -118,6 +150,25 @@ def _reference(api: KubeApi, namespace: str, field: str, group: str, resource: s
         return Check(field, "warn", f"{name}: cannot be seen: {error.message}")
     if found is None:
         return Check(field, "fail", f"{name}: not in the namespace {namespace}", f"make it there, or set `{field}`")
+    return Check(field, "ok", name)
+
+
+def _priority(api: KubeApi, name: str, *, kueue: Callable[[], str | None] | None) -> Check:
+    """The priority class, which is of no namespace. kueue: where it is one of Kueue's."""
+    field, group = "priority_class", kueue() if kueue else "/apis/scheduling.k8s.io/v1"
+    resource, kind = (
+        ("workloadpriorityclasses", "WorkloadPriorityClass") if kueue else ("priorityclasses", "PriorityClass")
+    )
+    if group is None:
+        return Check(field, "fail", f"{name}: Kueue is not there", "install Kueue, or leave `queue` out")
+    try:
+        found = api.find(f"{group}/{resource}/{name}")
+    except Refused as error:
+        if error.status != 403:
+            raise
+        return Check(field, "ok", f"{name}: cannot be seen from here: the whole cluster's are for who runs it")
+    if found is None:
+        return Check(field, "fail", f"{name}: the cluster has no {kind} of this name", f"make it, or set `{field}`")
     return Check(field, "ok", name)
 
 

@@ -129,7 +129,7 @@ def _state(found: Object, around: Around) -> tuple[Stage, str, int | None]:
         return stage, "; ".join(filter(None, [said, killed])), int(exit_code[1]) if exit_code else None
     if stage == "waiting":
         return stage, _waits_for(found, around), None
-    return stage, "", None
+    return stage, next(_killed(pods), ""), None  # Ray goes on with the rest, and the same may end the run
 
 
 def _waits_for(found: Object, around: Around) -> str:

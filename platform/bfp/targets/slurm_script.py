@@ -5,12 +5,10 @@ Pure: from the target's settings and the letter to text. Nothing secret stands i
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 from bfp import __version__
-from bfp.errors import InputError
 from bfp.specs.clusters import SlurmTarget
 from bfp.targets.letter import Letter, run_digest
 from bfp.targets.ray_here import MAX_OBJECT_STORE_BYTES, MIN_OBJECT_STORE_BYTES, OBJECT_STORE_SHARE
@@ -18,20 +16,11 @@ from bfp.targets.ray_here import MAX_OBJECT_STORE_BYTES, MIN_OBJECT_STORE_BYTES,
 BODY = Path(__file__).with_name("slurm_job.sh")
 BY = "bfp"  # how the comment of a job begins; then the spec's digest
 STOP = "USR2"  # the signal of `bfp stop` to the job's shell
-
-# What a job and the ways to find it again rest on; bfp says it itself.
-OWN_OPTIONS = (
-    *("array", "comment", "dependency", "error", "export", "input", "job-name", "no-requeue", "nodes", "ntasks"),
-    *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap", "wait", "test-only"),
-)
 CHECK_H, CHECK_WARNING_S = 0.25, 60
 
 
 def script(letter: Letter, settings: SlurmTarget, *, environment: str, logs: str) -> str:
-    """The script of a job. environment: the virtual environment there; logs: the folder of the job's log.
-
-    Raises InputError for an option of sbatch that bfp sets itself.
-    """
+    """The script of a job. environment: the virtual environment there; logs: the folder of the job's log."""
     settings = _for_a_check(settings) if letter.check else settings
     lines = [f"#SBATCH {_quoted(option)}" for option in options(letter, settings, logs=logs)]
     told = {**settings.env, **letter.environment()}
@@ -51,10 +40,7 @@ def script(letter: Letter, settings: SlurmTarget, *, environment: str, logs: str
 
 
 def options(letter: Letter, settings: SlurmTarget, *, logs: str) -> list[str]:
-    """What a job asks for, as options of sbatch."""
-    clash = [option for option in settings.options if _is_own(option)]
-    if clash:
-        raise InputError(f"[{letter.target}] options: {', '.join(clash)}: bfp sets this itself; leave it out")
+    """What a job asks for, as options of sbatch; the profile takes none that bfp sets itself."""
     name = job_name(letter.run)
     return [
         f"--job-name={name}",
@@ -68,12 +54,6 @@ def options(letter: Letter, settings: SlurmTarget, *, logs: str) -> list[str]:
         "--export=HOME,USER,PATH",  # no secret of who submits is kept by SLURM
         *settings.options,
     ]
-
-
-def _is_own(option: str) -> bool:
-    """Whether it is one of OWN_OPTIONS, which sbatch takes abbreviated too."""
-    name = option.removeprefix("--").partition("=")[0]
-    return any(own.startswith(name) for own in OWN_OPTIONS)
 
 
 def _for_a_check(settings: SlurmTarget) -> SlurmTarget:
@@ -135,7 +115,7 @@ def _settings(letter: Letter, settings: SlurmTarget, environment: str, logs: str
         "warning_s": str(settings.warning_s),
         "requeue": str(int(settings.requeue)),
         "environment": shlex.quote(environment),
-        "container": shlex.quote(os.path.expanduser(settings.container or "")),
+        "container": shlex.quote(settings.container or ""),
         "shared_paths": _array(settings.shared_paths),
         "modules": _array(settings.modules),
         "secrets_file": shown_secrets,
