@@ -29,7 +29,7 @@ from bfp.runs import Listener
 from bfp.specs.kuberay import KubeRayTarget
 from bfp.targets.cluster import OVER, Check, Job
 from bfp.targets.kube_api import KubeApi, Refused
-from bfp.targets.kuberay_checks import checks
+from bfp.targets.kuberay_checks import ANONYMOUS, checks
 from bfp.targets.kuberay_log import DriverLog, refusal
 from bfp.targets.kuberay_manifest import (
     GROUP,
@@ -55,7 +55,6 @@ GONE_WAIT_S = 900.0  # the pods of what is replaced let their driver save
 WORKLOAD_WAIT_S = 30.0  # Kueue makes one of a job that it has not seen yet
 POLL_S = 1.0
 REFUSAL_LENGTH = 1000
-ANONYMOUS = '"system:anonymous"'  # who the server takes us for where the kubeconfig's program gave no credentials
 TRIES = 20  # at sending, against others who send, stop and delete the same
 
 
@@ -286,7 +285,7 @@ class KubeRay:
 
     def _in_words(self, error: Refused) -> str:
         namespace, table = self._settings.namespace, f"[{self._name}] in {self._file}"
-        if error.status == 401 or ANONYMOUS in error.message:
+        if error.status == 401 or f'"{ANONYMOUS}"' in error.message:
             return (
                 f"{self._api.server} does not know who we are ({error.status}): the credentials of the kubeconfig have "
                 "expired or are another cluster's; log in again (`kubectl get rayjobs` says the same)"
