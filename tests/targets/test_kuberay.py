@@ -431,7 +431,9 @@ def test_what_has_replaced_a_job_meanwhile_is_left_alone(lab: Any) -> None:
     here.remote.send(here.spec)
     new = here.operator.job["metadata"]
     here.backend._delete(old)
-    here.backend._await_the_end(here.operator.name, old["metadata"]["labels"]["bfp/run"], uid=old["metadata"]["uid"])
+    here.backend._await_the_end(
+        here.operator.name, old["metadata"]["labels"]["bfp/run"], uid=old["metadata"]["uid"], listener=print
+    )
     assert here.operator.job["metadata"]["uid"] == new["uid"]
     assert "deletionTimestamp" not in here.operator.job["metadata"]
 
