@@ -175,7 +175,7 @@ def limit(campaign: Campaign) -> Outcome:
         line.partition(" after ")[2].split(" of")[0] for line in log.splitlines() if line.startswith("bfp: stopped")
     ]
     found = campaign.compared("limit", said=f"exit code {done.returncode}, back in the queue {again} times ({steps})")
-    return found._replace(wrong=found.wrong + ["never ended by its time limit"] * (again == 0))
+    return found._replace(wrong=found.wrong + ["never ended by its time limit (give more --steps)"] * (again == 0))
 
 
 def driver(campaign: Campaign) -> Outcome:

@@ -9,6 +9,7 @@
                  the API server, leaving how its pods end
     slurm        a SLURM cluster: slurm_script is what is sent, slurm_job.sh what it does, slurm_words what SLURM says
     letter       all that a driver there is told
+    events       what it says, among Ray's own words
     ray_there    the Ray that it joins
     checks     what keeps a run from starting
     ray_here   starting Ray on this machine quietly, and ending it
