@@ -62,6 +62,7 @@ def test_the_commands_take_the_profile_beside_the_spec_and_validate_needs_none(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.chdir(tmp_path)
     spec = tmp_path / "ingest.yaml"
     spec.write_text(dump(an_ingest(tmp_path)))
     assert run_command(["validate", str(spec)]) == 0

@@ -207,6 +207,27 @@ def test_a_secret_in_a_profile_is_refused_and_not_shown(tmp_path: Path, name: st
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'lab_token = "ghp_hunter2hunter2"',
+        'AWS_SECRET_ACCESS_KEY = "hunter2"',
+        '["My Lab"]\nenv = {AWS_SECRET_ACCESS_KEY = "hunter2"}',
+        '[a]\ntarget = "ghp_hunter2hunter2"',
+        '[a]\ntarget = "slurm"\nvars = {AWS_SECRET_ACCESS_KEY = "hunter2"}',
+        '[a]\ntarget = "ray"\naddress = "eyJhunter2hunter2.eyJhunter2.x"',
+        '[a]\ntarget = "ray"\naddress = "http://head"\ntoken = {env = "ghp_hunter2hunter2"}',
+        f'[a]\ntarget = "ray"\naddress = "http://head"\ntoken = {{env = "{"deadbeef" * 8}"}}',
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "bfp.toml", f"{text}\n")
+    with pytest.raises(SpecError) as caught:
+        profile_for(tmp_path / "ingest.yaml")
+    assert "hunter2" not in str(caught.value)
+    assert "deadbeef" not in str(caught.value)
+
+
 def test_every_variable_that_is_wrong_is_named(tmp_path: Path) -> None:
     write(
         tmp_path / "bfp.toml",

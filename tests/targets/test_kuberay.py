@@ -751,6 +751,27 @@ def test_doctor_finds_what_is_there_and_what_is_missing(lab: Any) -> None:
     assert {check.verdict for check in here.backend.checks()} == {"ok"}
 
 
+def test_a_job_that_a_quota_never_lets_fit_is_refused_and_one_that_has_to_wait_is_warned_of(lab: Any) -> None:
+    here = lab(who="alice", head={"cpus": 2, "memory_gb": 16}, workers={"gpu": {"cpus": 8, "gpus": 4, "count": 2}})
+    grant(here)
+    quotas = f"/api/v1/namespaces/{here.namespace}/resourcequotas"
+    hard = {"requests.cpu": "20", "requests.nvidia.com/gpu": "8", "limits.memory": "100Gi", "pods": "2"}
+    here.kube.make(quotas, {"metadata": {"name": "team"}, "spec": {"hard": hard}})
+    wait_until(lambda: {check.point: check for check in here.backend.checks()}["rights"].verdict == "ok")
+    (quota,) = [check for check in here.backend.checks() if check.point == "quota"]
+    assert (quota.verdict, quota.text) == ("fail", "quota team: 3 of pods are needed at once, it has 2 and 2 left")
+    assert "may never have so much: quota team: 3 of pods" in told(here)
+    here.kube.patch(f"{quotas}/team", {"spec": {"hard": {"pods": "10"}}})
+    used = {"requests.cpu": "2", "requests.nvidia.com/gpu": "4"}
+    here.kube.patch(f"{quotas}/team/status", {"status": {"hard": hard, "used": used}})
+    (quota,) = [check for check in here.backend.checks() if check.point == "quota"]
+    assert (quota.verdict, quota.text) == (
+        "warn",
+        "quota team: 8 of requests.nvidia.com/gpu are needed at once, it has 8 and 4 left",
+    )
+    assert here.remote.send(here.spec).stage == "waiting"
+
+
 def test_doctor_does_not_call_nobody_somebody(
     lab: Any, kubernetes: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

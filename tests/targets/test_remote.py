@@ -227,12 +227,39 @@ DONE, FAILED, INTERRUPTED = (
 )
 
 
+def test_who_waits_for_an_attempt_to_end_leaves_alone_what_another_has_sent_meanwhile(tmp_path: Path) -> None:
+    """On Kubernetes every attempt at a run has the same name."""
+    script = Script(told_to_stop=True)
+    target = on(script, shared_paths=[str(tmp_path)])
+    spec = load(makers.write_spec(tmp_path))
+    digest = target.letter(spec).digest
+    old, new = (Job("rayjob", stage, digest=digest, attempt=uid) for stage, uid in (("running", "1"), ("waiting", "2")))
+    looks = iter([[old], [old]])
+    stopped: list[Job] = []
+    script.jobs = lambda run: next(looks, [new])  # type: ignore[method-assign]
+    script.stop = stopped.append  # type: ignore[method-assign]
+    assert target.send(spec) == new
+    assert (stopped, script.sent) == ([], [])
+
+
+def test_a_log_that_cannot_be_read_keeps_nobody_from_status_and_sending(tmp_path: Path) -> None:
+    script = Script()
+
+    def ends(job: Job) -> bool:
+        raise InputError("500")
+
+    script.ends = ends  # type: ignore[method-assign]
+    target = on(script, shared_paths=[str(tmp_path)])
+    spec = load(makers.write_spec(tmp_path))
+    assert target.send(spec) == target.send(spec) == target.state(RUN)
+
+
 @pytest.mark.parametrize(
     ("job", "lines", "told"),
     [
         (Job("job-1", "running"), [], ("running", "it was told to stop, and saves what stands")),
-        (Job("job-1", "failed", "code 2"), [say("refused", message="no such bucket")], ("failed", "no such bucket")),
-        (Job("job-1", "failed", "code 1"), [FAILED], ("failed", "odd")),
+        (Job("job-1", "failed"), [say("refused", message="no such bucket")], ("failed", "no such bucket")),
+        (Job("job-1", "failed", "killed for memory"), [FAILED], ("failed", "odd (killed for memory)")),
         (Job("job-1", "failed", "killed"), [FAILED, say("begins")], ("failed", "killed")),
         (Job("job-1", "failed", "its time is over"), [INTERRUPTED], ("failed", "its time is over")),
         (Job("job-1", "stopped"), [DONE], ("done", "")),
@@ -305,23 +332,24 @@ def test_gpus_that_a_job_would_hold_and_not_use_are_warned_of(tmp_path: Path) ->
     )
     write_bids(tmp_path / "cohort", subjects=2)
     script = Script()
-    script.capacity = lambda: Capacity(8, 2, 64.0, "a job on lab")  # type: ignore[method-assign]
+    script.lent = lambda: Capacity(8, 2, 64.0, "a job on lab")  # type: ignore[method-assign]
     target = on(script, shared_paths=[str(tmp_path), "/nowhere"])
     (warning,) = [text for text in target.plan(load(ingest)).warnings if "GPU" in text]
     assert warning == "a job on lab has 2 GPUs, and this ingest uses none: a target without leaves them to others"
     infer = load(makers.write_spec(tmp_path, output="/nowhere/runs", model="/nowhere/m"), overrides=BELOW)
-    assert remote._idle_gpus(infer, script.capacity()) == []
+    assert target._idle_gpus(infer) == []
+    script.lent = lambda: None  # type: ignore[method-assign]
+    assert not target.plan(load(ingest)).warnings, "where a job takes only what it asks for"
 
 
 def test_where_the_profile_says_that_storage_is_counts_from_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "here")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with on(Script(), env={"AWS_ENDPOINT_URL": "https://s3.lab", "AWS_REGION": "there", "OTHER": "x"}):
-        assert [os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "OTHER")] == [
-            "https://s3.lab",
-            "here",
-            None,
-        ]
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    env = {"AWS_ENDPOINT_URL": "https://s3.lab", "AWS_REGION": "there", "AWS_CA_BUNDLE": "/of/the/nodes", "OTHER": "x"}
+    with on(Script(), env=env):
+        assert [os.environ.get(name) for name in env] == ["https://s3.lab", "here", None, None]
     assert "AWS_ENDPOINT_URL" not in os.environ
 
 

@@ -83,7 +83,8 @@ def on_cluster_text(found: OnCluster) -> Iterator[RenderableType]:
     yield f"{found.run.name} on {found.on}: {found.job.stage}"
     yield grid([("job", found.job.id), *([("because", found.job.said)] if found.job.said else [])])
     if found.status is not None:
-        yield from status_text(found.status, on=found.on)
+        told = found.status.said in found.job.said  # the same words of the driver's
+        yield from status_text(found.status._replace(said="") if told else found.status, on=found.on)
     if found.job.stage not in OVER:
         yield from _ways(found.run, found.on)
 

@@ -20,7 +20,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,11 @@ def read_profile(file: Path) -> Profile:
         line = re.search(r"at line ([0-9]+)", str(error))
         problem = Problem(int(line[1]) if line else None, "", None, f"not TOML: {error}")
         raise SpecError(str(file), [problem]) from error
-    targets, problems = {}, []
+    targets: dict[str, Any] = {}
+    problems: list[Problem] = []
     for name, table in tables.items():
         targets[name], found = _target(name, table, file)
-        problems += found
+        problems += map(_hidden, found)
     if problems:
         raise SpecError(str(file), problems)
     return Profile(str(file), LOCAL, targets.pop(LOCAL, LocalTarget()), targets)
@@ -114,14 +115,11 @@ def _target(name: str, table: Any, file: Path) -> tuple[Any, list[Problem]]:
         return None, [Problem(None, f"{name}.target", None, f"missing; {kinds}{near}")]
     folders = Folders(spec=str(file.absolute().parent), working=os.getcwd())
     found, problems = check(Document(str(file), table, toml=True), model, folders)
-    return found, [
-        # A value that is refused here may be a secret: it is not shown.
-        Problem(None, f"{name}.{entry.path}", None if _may_be_secret(entry) else entry.found, entry.expected)
-        for entry in problems
-    ]
+    return found, [Problem(None, f"{name}.{entry.path}", entry.found, entry.expected) for entry in problems]
 
 
-def _may_be_secret(entry: Problem) -> bool:
-    """Whether the value is one of `env`, of a token or a field that is called like one, or looks like one."""
-    path, value = entry.path, entry.found or ""
-    return path.startswith("env") or SECRET.search(path) is not None or SECRET_VALUE.search(value) is not None
+def _hidden(entry: Problem) -> Problem:
+    """Without a value that may be a secret: one of `env` or a token, or that is called like one or looks like one."""
+    shown = f"{entry.path} {entry.found or ''}"
+    secret = ".env" in entry.path or SECRET.search(shown) or SECRET_VALUE.search(shown)
+    return replace(entry, found=None) if secret else entry

@@ -26,7 +26,7 @@ SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY
 # private key. Each begins as its maker has it begin; the lengths keep words such as hf_mirror out.
 SECRET_VALUE = re.compile(
     r"(?<![A-Za-z0-9])(gh[a-z]_[A-Za-z0-9]{8,}|github_pat_[A-Za-z0-9]{8,}|glpat-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{16,}"
-    r"|(AKIA|ASIA)[A-Z0-9]{12,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|(AKIA|ASIA)[A-Z0-9]{12,}|eyJ[A-Za-z0-9_-]{8,}\.)|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 A_SECRET = (
     "a secret, which never stands in a profile; it has to be there already where the job runs (README, “Secrets on a "
@@ -82,10 +82,18 @@ EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
 SharedFolder = Annotated[Text, AfterValidator(_a_folder)]
 
 
+def _a_name(name: str) -> str:
+    if SECRET_VALUE.search(name) or re.fullmatch(r"[0-9A-Fa-f]{32,}", name):
+        raise ValueError("the name of the variable, and not the secret itself")
+    return name
+
+
 class Secret(Strict):
     """Where a secret is found on the machine that submits."""
 
-    env: EnvName | None = Field(None, description="The environment variable that holds it.", examples=["LAB_TOKEN"])
+    env: Annotated[EnvName, AfterValidator(_a_name)] | None = Field(
+        None, description="The environment variable that holds it.", examples=["LAB_TOKEN"]
+    )
     file: Annotated[Text, AfterValidator(from_here)] | None = Field(
         None, description="The file that holds it, and nothing else.", examples=["~/.ray/auth_token"]
     )

@@ -22,7 +22,7 @@ class Job(NamedTuple):
     """One attempt at a run. id: as the cluster calls it; digest: of the spec that it was sent with.
 
     said: what it waits for, or why it ended, in words; "" where there is nothing to say. exit_code: of the driver,
-    where the cluster tells it.
+    where the cluster tells it. attempt: what tells two attempts apart whose id is the same.
     """
 
     id: str
@@ -30,6 +30,7 @@ class Job(NamedTuple):
     said: str = ""
     exit_code: int | None = None
     digest: str = ""
+    attempt: str = ""
 
 
 class Check(NamedTuple):

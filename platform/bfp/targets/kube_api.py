@@ -318,8 +318,9 @@ def _client_of(context: str | None, *, where: str) -> Any:
             config.load_kube_config(config_file=file, context=context, client_configuration=settings)
     except ConfigException as error:
         chosen = f"context {context} of {file}" if context else file
+        said = str(error).partition("{")[0]  # behind it stands the entry itself, which may hold a token
         raise InputError(
-            f"{where}: {chosen}: {error}; `kubectl config get-contexts` lists what there is, and {KUBECONFIG_NAMES}"
+            f"{where}: {chosen}: {said}; `kubectl config get-contexts` lists what there is, and {KUBECONFIG_NAMES}"
         ) from error
     except OSError as error:
         raise InputError(f"{where}: {file}: cannot be read: {error.strerror}; {KUBECONFIG_NAMES}") from error

@@ -29,7 +29,7 @@ from bfp.runs import Listener
 from bfp.specs.kuberay import KubeRayTarget
 from bfp.targets.cluster import OVER, Check, Job
 from bfp.targets.kube_api import KubeApi, Refused
-from bfp.targets.kuberay_checks import ANONYMOUS, checks
+from bfp.targets.kuberay_checks import ANONYMOUS, checks, lacks
 from bfp.targets.kuberay_log import DriverLog, refusal
 from bfp.targets.kuberay_manifest import (
     GROUP,
@@ -90,6 +90,7 @@ class KubeRay:
         name, run = wanted["metadata"]["name"], wanted["metadata"]["labels"][RUN]
         with self._telling():
             self._check_queue()
+            self._check_quota()
             for _ in range(TRIES):
                 there = self._api.find(self._path(name))
                 if there is not None and stage_of(there) not in OVER:
@@ -132,12 +133,12 @@ class KubeRay:
     def ends(self, job: Job) -> bool:
         with self._telling():
             found = self._api.find(self._path(job.id))
-            return found is not None and is_ending(found)
+            return found is not None and _uid(found) == job.attempt and is_ending(found)
 
     def stop(self, job: Job) -> None:
         with self._telling():
             found = self._api.find(self._path(job.id))
-            if found is not None:
+            if found is not None and _uid(found) == job.attempt:
                 self._suspend(found, {STOPPED: "true"})
 
     def checks(self) -> Iterator[Check]:
@@ -273,6 +274,15 @@ class KubeRay:
             raise InputError(
                 f"--on {self._name}: queue {queue}: no LocalQueue of the namespace {namespace} has this name; "
                 f"`kubectl get localqueues -n {namespace}` lists them, infra/kuberay/kueue.yaml makes one"
+            )
+
+    def _check_quota(self) -> None:
+        """Raise InputError where a job asks for more than the namespace may ever have."""
+        never = [lack.text for lack in lacks(self._api, self._settings) if lack.needs > lack.most]
+        if never:
+            raise InputError(
+                f"--on {self._name}: the namespace {self._settings.namespace} may never have so much: "
+                f"{'; '.join(never)}; ask for less in [{self._name}] of {self._file}, or for a larger quota"
             )
 
     @contextmanager

@@ -6,7 +6,9 @@ Nothing is made there but questions about ourselves (reviews, which are not kept
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from bfp.specs.kuberay import KubeRayTarget
 from bfp.targets.cluster import Check
@@ -59,6 +61,7 @@ def checks(api: KubeApi, settings: KubeRayTarget, *, kueue: Callable[[], str | N
     else:
         yield Check("rights", "ok", f"all that submit, status, logs and stop need, in {where}")
     yield from _references(api, settings, kueue)
+    yield from _quotas(api, settings)
     yield from _gpus(api, settings)
 
 
@@ -170,6 +173,59 @@ def _priority(api: KubeApi, name: str, *, kueue: Callable[[], str | None] | None
     if found is None:
         return Check(field, "fail", f"{name}: the cluster has no {kind} of this name", f"make it, or set `{field}`")
     return Check(field, "ok", name)
+
+
+class Lack(NamedTuple):
+    """What a job needs of a resource and a quota does not leave. most: of the quota, left: of it now."""
+
+    quota: str
+    resource: str
+    needs: float
+    most: float
+    left: float
+
+    @property
+    def text(self) -> str:
+        needs, most, left = (f"{value:,.10g}" for value in (self.needs, self.most, self.left))
+        return f"quota {self.quota}: {needs} of {self.resource} are needed at once, it has {most} and {left} left"
+
+
+def lacks(api: KubeApi, settings: KubeRayTarget) -> list[Lack]:
+    """What the quotas of the namespace, where we may see them, do not leave for the head and the first workers."""
+    from kubernetes.utils.quantity import parse_quantity
+
+    try:
+        quotas = api.items(f"/api/v1/namespaces/{settings.namespace}/resourcequotas")
+    except Refused as error:
+        if error.status != 403:
+            raise
+        return []
+    pods = [settings.head, *(group for group in settings.workers.values() for _ in range(group.count))]
+    needed: Counter[str] = Counter(pods=len(pods))
+    for pod in pods:
+        for prefix in ("", "requests.", "limits."):
+            needed[f"{prefix}cpu"] += pod.cpus
+            needed[f"{prefix}memory"] += int(pod.memory_gb * 1e9)
+    for group in settings.workers.values():
+        if group.gpus:
+            needed[f"requests.{group.gpu_resource}"] += group.gpus * group.count
+    found = []
+    for quota in quotas:
+        used = quota.get("status", {}).get("used", {})
+        for resource, written in quota["spec"].get("hard", {}).items():
+            most = float(parse_quantity(written))
+            left = most - float(parse_quantity(used.get(resource, "0")))
+            if needed[resource] > left:
+                found.append(Lack(quota["metadata"]["name"], resource, needed[resource], most, left))
+    return found
+
+
+def _quotas(api: KubeApi, settings: KubeRayTarget) -> Iterator[Check]:
+    for lack in lacks(api, settings):
+        if lack.needs > lack.most:
+            yield Check("quota", "fail", lack.text, "ask for less in the profile, or for a larger quota")
+        else:
+            yield Check("quota", "warn", lack.text, "a job waits until others have ended; with Kueue it waits in order")
 
 
 def _gpus(api: KubeApi, settings: KubeRayTarget) -> Iterator[Check]:

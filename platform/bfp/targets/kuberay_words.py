@@ -56,7 +56,8 @@ def job_of(found: Object, around: Around = ALONE) -> Job:
     """A RayJob as an attempt at a run."""
     metadata = found["metadata"]
     stage, said, code = _state(found, around)
-    return Job(metadata["name"], stage, said, code, metadata.get("annotations", {}).get(SPEC_DIGEST, ""))
+    digest = metadata.get("annotations", {}).get(SPEC_DIGEST, "")
+    return Job(metadata["name"], stage, said, code, digest, attempt=str(metadata.get("uid", "")))
 
 
 def stage_of(found: Object) -> Stage:

@@ -38,6 +38,7 @@ STOP_WAIT_S = 900.0  # a step of pretraining and its checkpoint
 PATIENCE = 15  # times that a cluster which did not answer is asked again, STATE_EVERY_S apart
 FORGOTTEN = "the cluster does not know of it any more: it was made anew, or somebody has deleted the job"
 UNSEEN = "plan"  # the row of a plan that is left to the nodes
+OF_STORAGE = ("AWS_ENDPOINT_URL", "AWS_REGION")  # of `env`: where it is; the rest, such as paths, is of the nodes
 KEPT_LINES = 30  # of what a driver says besides its events, shown where it ends without a word
 
 
@@ -52,8 +53,9 @@ class Remote:
 
     def __enter__(self) -> Self:
         """From here, too, its storage is where the profile says under `env`, unless this machine says otherwise."""
-        of_storage = {name: value for name, value in self._settings.env.items() if name.startswith("AWS_")}
-        self._set = {name: value for name, value in of_storage.items() if name not in os.environ}
+        own = os.path.exists(os.path.expanduser(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")))
+        where = {} if own else {name: self._settings.env[name] for name in OF_STORAGE if name in self._settings.env}
+        self._set = {name: value for name, value in where.items() if name not in os.environ}
         os.environ.update(self._set)
         return self
 
@@ -83,7 +85,7 @@ class Remote:
         except StorageError as error:
             unseen = f"made there, before anything is written: what it reads cannot be looked at from here ({error})"
             return Plan([place_there, (UNSEEN, unseen)], {})
-        return Plan([place_there, *found.rows], found.figures, [*found.warnings, *_idle_gpus(spec, capacity)])
+        return Plan([place_there, *found.rows], found.figures, [*found.warnings, *self._idle_gpus(spec)])
 
     def manifest(self, spec: Spec) -> str:
         """Exactly what `submit` would send, as text."""
@@ -117,7 +119,7 @@ class Remote:
 
     def _send(self, wanted: Letter, listener: Listener) -> Job:
         going = _going(before := self.backend.jobs(wanted.run))
-        if going is not None and self.backend.ends(going):
+        if going is not None and self._ends(going):
             listener({"event": "note", "message": f"job {going.id} was told to stop: waiting until it has saved"})
             self._await_the_end(wanted.run, going)
             going = _going(before := self.backend.jobs(wanted.run))
@@ -187,9 +189,11 @@ class Remote:
         others = [other for other in self.backend.jobs(run) if other.stage not in OVER and other.id != job.id]
         for each in (*others, job):  # first those that would begin when it ends
             self.backend.stop(each)
-        listener({"event": "note", "message": f"job {job.id} was told to stop: waiting until it has saved what stands"})
+        saves = "waiting until it has saved what stands" if job.stage == "running" else "it has not begun"
+        listener({"event": "note", "message": f"job {job.id} was told to stop: {saves}"})
         try:
-            now = self._await_the_end(run, job)
+            with _out_of_sight():
+                now = self._await_the_end(run, job)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"no longer waited for; job {job.id} was told to stop, and does. When it has: "
@@ -218,7 +222,7 @@ class Remote:
 
     def _in_its_words(self, job: Job) -> Job:
         """A job as its driver's log tells of it, where that is still there and says more than the cluster does."""
-        if job.stage == "running" and not job.said and self.backend.ends(job):
+        if job.stage == "running" and not job.said and self._ends(job):
             return job._replace(said="it was told to stop, and saves what stands")
         if job.stage not in ("stopped", "failed"):
             return job
@@ -231,8 +235,14 @@ class Remote:
         if last.get("outcome") == "done":  # it had just finished
             return job._replace(stage="done", said="")
         if job.stage == "failed" and (last.get("outcome") == "failed" or last.get("event") == "refused"):
-            return job._replace(said=str(last["message"]))
+            return job._replace(said=f"{last['message']} ({job.said})" if job.said else str(last["message"]))
         return job
+
+    def _ends(self, job: Job) -> bool:
+        """Whether it was told to stop; where that cannot be seen it goes on, as far as anybody knows."""
+        with suppress(InputError):
+            return self.backend.ends(job)
+        return False
 
     def _heard(self, run: str, job: Job, listener: Listener) -> Iterator[str]:
         """The lines of a run that was sent."""
@@ -244,7 +254,8 @@ class Remote:
         forgotten = job._replace(stage="failed", said=FORGOTTEN)
         for attempt in range(PATIENCE):
             try:
-                return next((found for found in self.backend.jobs(run) if found.id == job.id), forgotten)
+                known = self.backend.jobs(run)
+                return next((found for found in known if (found.id, found.attempt) == (job.id, job.attempt)), forgotten)
             except InputError:  # a cluster that is busy, or restarts its own services, answers again soon
                 if attempt == PATIENCE - 1:
                     raise
@@ -292,6 +303,14 @@ class Remote:
                 f"`shared_paths` of [{self.name}] in {self._profile.file} ({known})"
             )
 
+    def _idle_gpus(self, spec: Spec) -> list[str]:
+        """What to say where a job takes GPUs by its profile, and nothing of it computes on them."""
+        lent = self.backend.lent()
+        if lent is None or not lent.gpus or claims(spec, lent).gpus:
+            return []
+        gpus = counted(lent.gpus, "GPU")
+        return [f"{lent.where} has {gpus}, and this {spec.kind} uses none: a target without leaves them to others"]
+
     def _check_here(self, spec: Spec) -> None:
         """Raise StorageError where a shared folder is not there on this machine: nothing is wrong with that."""
         paths = local_paths(spec).values()
@@ -318,14 +337,6 @@ def _out_of_sight() -> Iterator[None]:
         yield
     except InputError as error:
         raise JobFailed(str(error)) from error
-
-
-def _idle_gpus(spec: Spec, capacity: Capacity) -> list[str]:
-    """What to say where a job takes GPUs, and nothing of it computes on them."""
-    if not capacity.gpus or claims(spec, capacity).gpus:
-        return []
-    gpus = counted(capacity.gpus, "GPU")
-    return [f"{capacity.where} has {gpus}, and this {spec.kind} uses none: a target without leaves them to others"]
 
 
 def _of(capacity: Capacity) -> str:

@@ -235,9 +235,9 @@ goes_on() { # whether a job whose driver ended with $1 goes back into the queue
 }
 
 finish() { # end whatever is left of this start, and the job with $1
-    trap '' USR1 TERM
-    trap 'told=stop' USR2
+    trap '' USR1 TERM # `bfp stop` is heard until the end
     to "$driver" KILL
+    driver=""
     exec 9>&-
     end_ray
     local until=$((SECONDS + 20))
