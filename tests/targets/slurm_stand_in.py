@@ -2,7 +2,7 @@
 
 Ray's start takes 20 s on two busy cores and a driver's 10 more; that a job is stopped, signalled, killed and put back
 in the queue does not hang on what they do. The driver counts to UNITS, keeps how far it came, and ends as a real one
-does: with 130 when it is told to, having kept what stands.
+does: with 130 when it is told to, having kept what stands, which takes as long as the file saves_s says.
 
     python -m tests.targets.slurm_stand_in         the driver
 """
@@ -59,6 +59,7 @@ def main() -> None:
         time.sleep(UNIT_S)
         say(event="progress", phase="counting", total=UNITS, unit="units", done=done)
         if told:
+            time.sleep(float((folder / "saves_s").read_text()) if (folder / "saves_s").exists() else 0)
             kept.write_text(str(done))
             say(event="end", outcome="interrupted", message=f"{done} units stand")
             sys.exit(130)

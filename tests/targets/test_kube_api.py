@@ -125,6 +125,23 @@ def test_a_kubeconfig_that_is_none_is_told_with_its_file(
     assert "my token" not in str(caught.value)
 
 
+def test_a_token_in_the_wrong_place_of_a_kubeconfig_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    written = {
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "https://k"}}],
+        "users": [{"name": "u", "token": "hunter2"}],  # which belongs below `user`
+    }
+    file.write_text(yaml.safe_dump(written))
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(InputError, match="Expected key user in") as caught:
+        KubeApi(None, where="--on lab").get("/version")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_nothing_is_on_the_screen_of_a_program_for_credentials_that_fails(server: list[int], tmp_path: Path) -> None:
     file = tmp_path / "config"
     kubeconfig = yaml.safe_load(file.read_text())

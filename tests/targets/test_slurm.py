@@ -197,6 +197,24 @@ def test_a_run_that_is_stopped_saves_and_does_not_come_back(trial):
     trial.until(lambda: not trial.left())
 
 
+def test_what_is_sent_while_a_stopped_run_saves_begins_after_it_and_goes_on(trial):
+    (trial.environment / "saves_s").write_text("4")
+    remotes = [Remote("lab", trial.settings, Slurm("lab", trial.settings), file="bfp.toml") for _ in range(2)]
+    spec, heard = load(write_spec(trial.folder)), []
+    first = remotes[0].send(spec)
+    trial.until(trial.counts)
+    stopping = threading.Thread(target=remotes[1].stop, args=(spec.folder,))
+    stopping.start()
+    trial.until(lambda: trial.slurm.ends(trial.job()))
+    second = remotes[0].send(spec, listener=heard.append)
+    stopping.join()
+    assert int(second.id) > int(first.id)
+    assert heard[0]["message"] == f"job {first.id} was told to stop: waiting until it has saved"
+    assert trial.over()[:2] == (second.id, "done")
+    done = [json.loads(line)["done"] for line in trial.log().splitlines() if '"progress"' in line]
+    assert done == list(range(1, UNITS + 1)), "each once, over both jobs"
+
+
 def test_a_job_that_is_cancelled_past_us_saves_if_it_can_and_does_not_come_back(trial):
     job = trial.send()
     trial.until(trial.counts)
