@@ -13,13 +13,14 @@ import pytest
 
 import bfp
 from bfp import drivers
+from bfp.drivers import Capacity
 from bfp.drivers.gpus import gpus_here
 from bfp.errors import InputError, Interrupted, JobFailed, StorageError
 from bfp.runs import Run, RunFolder
 from bfp.specs import dump, load
 from bfp.storage import Place
 from bfp.targets import Local, resolve
-from bfp.targets.checks import run_spec
+from bfp.targets.checks import run_spec, with_claims
 from tests.processes import below
 from tests.targets import makers
 
@@ -163,6 +164,28 @@ def test_a_job_that_claims_more_gpus_than_there_are_is_refused_before_anything_i
     monkeypatch.setattr(sys.modules["bfp.drivers.plan"], "gpus_here", lambda: 3)
     with Local(cpus=8) as target:
         assert target.plan(load(file)).rows
+
+
+@pytest.mark.parametrize(
+    ("spec", "gpus", "takes"),
+    [
+        ("kind: pretrain\nstore: s\ncompute: {workers: 2}", 0, ("gpus_per_worker", 0)),
+        ("kind: pretrain\nstore: s\ncompute: {workers: 2}", 4, ("gpus_per_worker", 1)),
+        ("kind: pretrain\nstore: s\ncompute: {workers: 2, gpus_per_worker: 0}", 4, ("gpus_per_worker", 0)),
+        (FINETUNE, 4, ("gpus", 1)),
+        ("kind: infer\nmodel: m\ncohorts: [{name: a, bids: b}]\ncompute: {models: 4}", 2, ("gpus_per_model", 0.5)),
+    ],
+)
+def test_on_a_cluster_a_job_takes_the_gpus_that_its_profile_lends_also_where_they_are_yet_to_come(
+    spec, gpus, takes, tmp_path
+):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"{spec}\nname: a\noutput: {tmp_path}/runs\n")
+    before = load(file)
+    told = with_claims(before, Capacity(0, 0, 0.0).up_to(Capacity(8, gpus, 64.0)))
+    field, count = takes
+    assert getattr(told.compute, field) == count
+    assert told.model_copy(update={"compute": before.compute}) == before
 
 
 def test_hidden_gpus_do_not_count(monkeypatch):

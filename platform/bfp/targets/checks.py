@@ -103,3 +103,16 @@ def claims(spec: Spec, capacity: Capacity) -> Claims:
             gpus = min(copies, capacity.gpus) if of_each is None else copies * of_each
             return Claims(0, gpus, "models × gpus_per_model")
     return Claims(0, 0, "")
+
+
+def with_claims(spec: Spec, capacity: Capacity) -> Spec:
+    """The spec with the GPUs that it takes, where it leaves them to the target: some may be yet to come there."""
+    changes: dict[str, float] = {}
+    match spec:
+        case Pretrain() if spec.compute.gpus_per_worker is None:
+            changes = {"gpus_per_worker": int(capacity.gpus > 0)}
+        case Finetune() | Benchmark() if spec.compute.gpus is None:
+            changes = {"gpus": claims(spec, capacity).gpus}
+        case Infer() if spec.compute.gpus_per_model is None:
+            changes = {"gpus_per_model": claims(spec, capacity).gpus / spec.compute.models}
+    return spec.model_copy(update={"compute": spec.compute.model_copy(update=changes)}) if changes else spec

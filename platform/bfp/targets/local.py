@@ -28,6 +28,7 @@ from bfp.targets.checks import (
     claims,
     run_folder,
     run_spec,
+    with_claims,
 )
 from bfp.targets.failures import in_plain_words
 from bfp.targets.hush import Hush
@@ -123,7 +124,8 @@ class Local:
                 self._start_ray()
                 signals.arm()
                 with self._watched(spec, run):
-                    drivers.execute(spec, run, profile=self._profile)
+                    told = with_claims(spec, self._capacity) if self._joined else spec
+                    drivers.execute(told, run, profile=self._profile)
             except KeyboardInterrupt as error:
                 raise Interrupted("stopped at once, what was saved stays; submit the same again to go on") from error
             except Exception as error:  # whatever a driver or Ray raises ends here, told in plain words
