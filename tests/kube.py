@@ -197,6 +197,9 @@ def wait_until(true: Any, within_s: float = 60) -> None:
 # KubeRay's operator --------------------------------------------------------------------------------------------------
 
 
+NEXT_POD_S = 1.1  # pods are told apart by the second in which they were made; KubeRay and a Job take longer
+
+
 class Operator:
     """What KubeRay's operator does to one RayJob, a step for each call."""
 
@@ -229,6 +232,8 @@ class Operator:
         self._kube.patch(f"{self.path}/status", {"status": written})
 
     def take_up(self) -> None:
+        if self.attempt:
+            time.sleep(NEXT_POD_S)
         self.attempt += 1
         self.say(jobDeploymentStatus="Initializing", jobStatus="", rayClusterName=self.cluster, jobId=self.name)
 
@@ -251,6 +256,7 @@ class Operator:
     def replace_submitter(self) -> str:
         """The Kubernetes Job's part where the submitter's node is gone; the name of the one that is new."""
         self.replaced += 1
+        time.sleep(NEXT_POD_S)
         self._make_pod(self.submitter, self.job["spec"]["submitterPodTemplate"], {"job-name": self.name})
         self.tell(self.submitter, {"running": {}})
         return self.submitter

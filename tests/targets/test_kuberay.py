@@ -273,6 +273,7 @@ def test_what_pods_wait_for_is_told(lab: Any) -> None:
         f"the image of {head} cannot be had (ImagePullBackOff): not found; see `image` and `image_pull_secrets`",
         None,
         here.remote.letter(here.spec).digest,
+        here.operator.job["metadata"]["uid"],
     )
     here.operator.tell(head, {"waiting": {"reason": "ContainerCreating"}})
     here.operator.warn("FailedMount", 'claim "brains" not found', pod=head)
@@ -318,13 +319,15 @@ def test_a_pod_on_a_dead_node_is_given_up_for_the_one_in_its_place(lab: Any, mon
     heard: list[str] = []
 
     def dies() -> None:
-        wait_until(lambda: len(heard) == 3)
-        kubelet.dead.add(first)
-        kubelet.breaks_after += [0] * 3
-        kubelet.end(first)
-        kubelet.write(here.operator.replace_submitter(), "begun", "step 1", "step 1", "step 1", "step 2")
-        wait_until(lambda: len(heard) == 5)
-        here.operator.end("SUCCEEDED", "Complete")
+        try:
+            wait_until(lambda: len(heard) == 3)
+            kubelet.dead.add(first)
+            kubelet.breaks_after += [0] * 3
+            kubelet.end(first)
+            kubelet.write(here.operator.replace_submitter(), "begun", "step 1", "step 1", "step 1", "step 2")
+            wait_until(lambda: len(heard) == 5)
+        finally:
+            here.operator.end("SUCCEEDED", "Complete")
 
     thread = threading.Thread(target=dies)
     thread.start()
@@ -757,6 +760,8 @@ def test_a_job_that_a_quota_never_lets_fit_is_refused_and_one_that_has_to_wait_i
     quotas = f"/api/v1/namespaces/{here.namespace}/resourcequotas"
     hard = {"requests.cpu": "20", "requests.nvidia.com/gpu": "8", "limits.memory": "100Gi", "pods": "2"}
     here.kube.make(quotas, {"metadata": {"name": "team"}, "spec": {"hard": hard}})
+    of_others = {"hard": {"pods": "0"}, "scopes": ["BestEffort"]}  # which pods that ask for something never are
+    here.kube.make(quotas, {"metadata": {"name": "others"}, "spec": of_others})
     wait_until(lambda: {check.point: check for check in here.backend.checks()}["rights"].verdict == "ok")
     (quota,) = [check for check in here.backend.checks() if check.point == "quota"]
     assert (quota.verdict, quota.text) == ("fail", "quota team: 3 of pods are needed at once, it has 2 and 2 left")

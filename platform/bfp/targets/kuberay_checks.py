@@ -211,6 +211,8 @@ def lacks(api: KubeApi, settings: KubeRayTarget) -> list[Lack]:
             needed[f"requests.{group.gpu_resource}"] += group.gpus * group.count
     found = []
     for quota in quotas:
+        if quota["spec"].get("scopes") or quota["spec"].get("scopeSelector"):
+            continue  # it counts some pods only, and which of ours is not for us to say
         used = quota.get("status", {}).get("used", {})
         for resource, written in quota["spec"].get("hard", {}).items():
             most = float(parse_quantity(written))

@@ -88,7 +88,7 @@ class Slurm:
         return found if time.monotonic() - asked_s < ASKED_EVERY_S else self._ask(run)
 
     def send(self, letter: Letter, *, attempt: int, listener: Listener) -> Job:
-        """attempt is not asked for: jobs have numbers, and one that is to wait for another is let by SLURM."""
+        """attempt is not asked for: jobs have numbers, and SLURM has those of one run wait for one another."""
         text, logs = self.manifest(letter), self._logs(letter.run)
         try:
             os.makedirs(logs, exist_ok=True)  # SLURM makes no folder
