@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bfp.specs.kuberay import KubeRayTarget
-from bfp.targets.cluster import Check
+from bfp.targets.cluster import Check, Verdict
 from bfp.targets.kube_api import KubeApi, Refused
 from bfp.targets.kuberay_manifest import GROUP, KIND, PLURAL, VERSION
 
@@ -143,35 +143,37 @@ def _references(api: KubeApi, settings: KubeRayTarget, kueue: Callable[[], str |
 
 
 def _reference(api: KubeApi, namespace: str, field: str, group: str, resource: str, name: str) -> Check:
-    if not group:
-        return Check(field, "fail", f"{name}: Kueue is not there", "install Kueue, or leave `queue` out")
-    try:
-        found = api.find(f"{group}/namespaces/{namespace}/{resource}/{name}")
-    except Refused as error:
-        if error.status != 403:
-            raise
-        return Check(field, "warn", f"{name}: cannot be seen: {error.message}")
-    if found is None:
-        return Check(field, "fail", f"{name}: not in the namespace {namespace}", f"make it there, or set `{field}`")
-    return Check(field, "ok", name)
+    path = f"{group}/namespaces/{namespace}/{resource}" if group else None
+    return _named(
+        api, field, name, path, absent=f"not in the namespace {namespace}", remedy="make it there", unseen="warn"
+    )
 
 
 def _priority(api: KubeApi, name: str, *, kueue: Callable[[], str | None] | None) -> Check:
     """The priority class, which is of no namespace. kueue: where it is one of Kueue's."""
-    field, group = "priority_class", kueue() if kueue else "/apis/scheduling.k8s.io/v1"
-    resource, kind = (
-        ("workloadpriorityclasses", "WorkloadPriorityClass") if kueue else ("priorityclasses", "PriorityClass")
-    )
-    if group is None:
+    group, kind = (kueue(), "WorkloadPriorityClass") if kueue else ("/apis/scheduling.k8s.io/v1", "PriorityClass")
+    path = f"{group}/{kind.lower()}es" if group else None
+    absent = f"the cluster has no {kind} of this name"
+    return _named(api, "priority_class", name, path, absent=absent, remedy="make it", unseen="ok")
+
+
+def _named(
+    api: KubeApi, field: str, name: str, path: str | None, *, absent: str, remedy: str, unseen: Verdict
+) -> Check:
+    """Whether what a field names is there. path: of all of its kind, None where there is no Kueue to know of them.
+
+    unseen: how it is that we may not look: what belongs to the whole cluster is not for everybody to see.
+    """
+    if path is None:
         return Check(field, "fail", f"{name}: Kueue is not there", "install Kueue, or leave `queue` out")
     try:
-        found = api.find(f"{group}/{resource}/{name}")
+        found = api.find(f"{path}/{name}")
     except Refused as error:
         if error.status != 403:
             raise
-        return Check(field, "ok", f"{name}: cannot be seen from here: the whole cluster's are for who runs it")
+        return Check(field, unseen, f"{name}: cannot be seen from here: {error.message}")
     if found is None:
-        return Check(field, "fail", f"{name}: the cluster has no {kind} of this name", f"make it, or set `{field}`")
+        return Check(field, "fail", f"{name}: {absent}", f"{remedy}, or set `{field}`")
     return Check(field, "ok", name)
 
 
